@@ -1,0 +1,1 @@
+"""Video to rows: decode, find faces, ask the server, write results."""

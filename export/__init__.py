@@ -1,0 +1,1 @@
+"""Checkpoint to running server: ONNX, parity, the model repository, Triton."""

@@ -1,0 +1,145 @@
+"""The contract between export, server and client: every model name, tensor, shape, type and parameter, written once.
+
+Shapes use -1 for an axis of any length. B is a batch that the server may form from several requests, T a time axis that
+belongs to one request. All tensors are C-contiguous; frames are RGB.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from affserve.train.errors import RepositoryError
+from affserve.train.labels import ACTION_UNITS, EXPRESSION, TASKS, VALENCE_AROUSAL, Task
+from affserve.train.windows import STRIDE_FRAMES, WINDOW_FRAMES
+
+IMAGE_SIZE_PX = 224
+FEATURE_WIDTH = 512
+CHUNK_FRAMES = 32  # frames a client sends in one message: 4.8 MB, where gRPC is fastest
+
+ONNX_FILE = "model.onnx"
+PLAN_FILE = "model.plan"
+ONNX_CONFIG_NAME = "onnx"  # for tritonserver --model-config-name
+MANIFEST_FILE = "manifest.json"
+ONNX_OPSET = 20  # LayerNormalization is one node from 17 on; both ONNX Runtime and TensorRT 11 read 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorSpec:
+    """Name, type and shape of one model input or output, as the caller sees it (without the server's batch axis)."""
+
+    name: str
+    datatype: str  # as in the KServe protocol
+    shape: tuple[int, ...]
+
+    @property
+    def numpy_dtype(self) -> np.dtype[np.generic]:
+        """The NumPy type that travels as `datatype`."""
+        return np.dtype({"UINT8": np.uint8, "FP32": np.float32}[self.datatype])
+
+    def matches(self, shape: tuple[int, ...]) -> bool:
+        """Say whether an array of this shape fits."""
+        return len(shape) == len(self.shape) and all(w in (-1, s) for w, s in zip(self.shape, shape, strict=True))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """One model of the repository; `max_batch_size` 0 means that a request is never batched with another."""
+
+    name: str
+    max_batch_size: int
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+FRAMES = TensorSpec(name="frames", datatype="UINT8", shape=(IMAGE_SIZE_PX, IMAGE_SIZE_PX, 3))
+FEATURES = TensorSpec(name="features", datatype="FP32", shape=(FEATURE_WIDTH,))
+
+
+def _per_frame(spec: TensorSpec) -> TensorSpec:
+    return TensorSpec(name=spec.name, datatype=spec.datatype, shape=(-1, *spec.shape))
+
+
+TASK_OUTPUTS: dict[str, TensorSpec] = {
+    task.key: TensorSpec(name=task.key, datatype="FP32", shape=(-1, task.outputs)) for task in TASKS.values()
+}
+"""valence_arousal (T, 2) in [-1, 1]; expression (T, 8) probabilities that sum to 1; action_units (T, 12) probabilities."""
+
+CLIP_ENCODER = ModelSpec(name="clip_encoder", max_batch_size=WINDOW_FRAMES, inputs=(FRAMES,), outputs=(FEATURES,))
+TEMPORAL_HEAD = ModelSpec(
+    name="temporal_head",
+    max_batch_size=0,
+    inputs=(_per_frame(FEATURES),),
+    outputs=tuple(TASK_OUTPUTS.values()),
+)
+AFFECT = ModelSpec(
+    name="affect",
+    max_batch_size=0,
+    inputs=(_per_frame(FRAMES),),
+    outputs=TEMPORAL_HEAD.outputs,
+)
+MODELS: dict[str, ModelSpec] = {model.name: model for model in (CLIP_ENCODER, TEMPORAL_HEAD, AFFECT)}
+
+
+SYNTHETIC = "synthetic"  # value of `trained_on` for a model that has seen generated faces only
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadDescription:
+    """What a served head can do, as it travels in the `parameters` of the configs of `temporal_head` and `affect`.
+
+    A head may be trained for any subset of the tasks: the model has those outputs and one `labels.<task>` parameter for
+    each. A client asks the server for the config and needs no copy of the labels.
+    """
+
+    labels: Mapping[str, tuple[str, ...]]  # task key -> label names in output order
+    window_frames: int = WINDOW_FRAMES
+    stride_frames: int = STRIDE_FRAMES
+    trained_on: str = "unknown"  # corpus name; SYNTHETIC means generated faces
+    encoder: str = "unknown"  # fingerprint of the encoder whose features the head was trained on
+
+    def to_parameters(self) -> dict[str, str]:
+        """Return the description as string parameters of a Triton model config."""
+        labels = {f"labels.{task}": ",".join(names) for task, names in self.labels.items()}
+        return {
+            **labels,
+            "window_frames": str(self.window_frames),
+            "stride_frames": str(self.stride_frames),
+            "trained_on": self.trained_on,
+            "encoder": self.encoder,
+        }
+
+    @classmethod
+    def from_parameters(cls, parameters: Mapping[str, str], source: str) -> HeadDescription:
+        """Read the description back; `source` names the model for the RepositoryError when something is missing."""
+        labels = {
+            key.removeprefix("labels."): tuple(value.split(","))
+            for key, value in parameters.items()
+            if key.startswith("labels.")
+        }
+        if not labels:
+            raise RepositoryError(
+                f"{source} tells no labels (found parameters: {', '.join(sorted(parameters)) or 'none'}; expected "
+                "labels.<task>): it was not written by affserve export; export it again"
+            )
+        try:
+            window, stride = int(parameters["window_frames"]), int(parameters["stride_frames"])
+        except (KeyError, ValueError) as error:
+            raise RepositoryError(
+                f"{source}: window_frames and stride_frames are not whole numbers: {error}; export it again"
+            ) from error
+        return cls(
+            labels=labels,
+            window_frames=window,
+            stride_frames=stride,
+            trained_on=parameters.get("trained_on", "unknown"),
+            encoder=parameters.get("encoder", "unknown"),
+        )
+
+
+def default_head_description() -> HeadDescription:
+    """Return the description of a head for all three tasks, as the committed configs hold it."""
+    tasks: tuple[Task, ...] = (VALENCE_AROUSAL, EXPRESSION, ACTION_UNITS)
+    return HeadDescription(labels={task.key: task.names for task in tasks})

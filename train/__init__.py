@@ -1,0 +1,1 @@
+"""Corpus to checkpoint: labels, frames, windows, the two-stage model and its training."""

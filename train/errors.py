@@ -1,0 +1,67 @@
+"""Every error affserve raises on purpose; the command line prints its message and exits with code 1.
+
+AffserveError
+├── DataError          a corpus, an annotation file or an index is not what it should be
+├── CheckpointError    a checkpoint folder cannot be read or does not fit
+├── ExportError        an artefact could not be made
+│   └── ParityError    an artefact does not compute what the PyTorch model computes
+├── RepositoryError    a model repository is incomplete, altered or not for this machine
+├── ServerError        the server could not be started, reached or kept alive
+│   └── InferenceError the server answered a request with an error
+├── VideoError         a video or image cannot be opened or decoded
+├── OutputError        a result cannot be written
+└── MissingExtraError  an optional dependency is not installed
+
+Every message states what was found, what was expected and what to do.
+"""
+
+from __future__ import annotations
+
+
+class AffserveError(Exception):
+    """The base of all errors that are the user's to act on."""
+
+
+class DataError(AffserveError):
+    """A corpus, an annotation file or an index is not what it should be."""
+
+
+class CheckpointError(AffserveError):
+    """A checkpoint folder cannot be read or does not fit what is asked of it."""
+
+
+class ExportError(AffserveError):
+    """An artefact could not be made."""
+
+
+class ParityError(ExportError):
+    """An artefact does not compute what the PyTorch model computes."""
+
+
+class RepositoryError(AffserveError):
+    """A model repository is incomplete, altered or not for this machine."""
+
+
+class ServerError(AffserveError):
+    """The server could not be started, reached or kept alive."""
+
+
+class InferenceError(ServerError):
+    """The server answered a request with an error."""
+
+
+class VideoError(AffserveError):
+    """A video or image cannot be opened or decoded."""
+
+
+class OutputError(AffserveError):
+    """A result cannot be written."""
+
+
+class MissingExtraError(AffserveError):
+    """An optional dependency is not installed."""
+
+    def __init__(self, module: str, extra: str) -> None:
+        self.module = module
+        self.extra = extra
+        super().__init__(f"{module} is not installed; this command needs it: pip install 'affserve[{extra}]'")

@@ -1,0 +1,54 @@
+"""The challenge's metrics on NumPy arrays, over all valid frames of all videos concatenated.
+
+CCC for valence and arousal, F1 for expressions and action units; definitions as on the ABAW pages. Every function has
+a defined value on degenerate input, so that a table never holds a NaN that nobody can explain.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from affserve.train.labels import ACTION_UNITS, EXPRESSION
+
+AU_THRESHOLD = 0.5
+
+
+def ccc(truth: ArrayLike, prediction: ArrayLike) -> float:
+    """Concordance correlation coefficient of two (N,) series, with population variances.
+
+    2 s_xy / (s_x^2 + s_y^2 + (m_x - m_y)^2); 0 where the denominator is 0 (both constant and equal) or N is 0: a
+    constant carries no information about a signal.
+    """
+    x = np.asarray(truth, dtype=np.float64)
+    y = np.asarray(prediction, dtype=np.float64)
+    if x.size == 0:
+        return 0.0
+    covariance = np.mean((x - x.mean()) * (y - y.mean()))
+    denominator = x.var() + y.var() + (x.mean() - y.mean()) ** 2
+    return float(2 * covariance / denominator) if denominator > 0 else 0.0
+
+
+def mean_ccc(truth: NDArray[np.floating], prediction: NDArray[np.floating]) -> float:
+    """P_VA: the mean of the CCCs of valence and arousal; both arrays (N, 2)."""
+    return (ccc(truth[:, 0], prediction[:, 0]) + ccc(truth[:, 1], prediction[:, 1])) / 2
+
+
+def binary_f1(truth: ArrayLike, prediction: ArrayLike) -> float:
+    """F1 of two boolean (N,) series; 0 where neither holds a positive (scikit-learn's zero_division=0)."""
+    t = np.asarray(truth, dtype=bool)
+    p = np.asarray(prediction, dtype=bool)
+    hits = np.count_nonzero(t & p)
+    total = np.count_nonzero(t) + np.count_nonzero(p)
+    return 2 * hits / total if total else 0.0
+
+
+def expression_f1(truth: NDArray[np.integer], prediction: NDArray[np.integer]) -> NDArray[np.float64]:
+    """F1 of each of the eight expressions, (8,), from class indices (N,)."""
+    return np.array([binary_f1(truth == k, prediction == k) for k in range(EXPRESSION.outputs)])
+
+
+def action_unit_f1(truth: NDArray[np.floating], probability: NDArray[np.floating]) -> NDArray[np.float64]:
+    """F1 of each of the twelve action units at threshold 0.5, (12,), from arrays (N, 12)."""
+    active = probability >= AU_THRESHOLD
+    return np.array([binary_f1(truth[:, k] > 0.5, active[:, k]) for k in range(ACTION_UNITS.outputs)])
