@@ -65,7 +65,7 @@ def _per_frame(spec: TensorSpec) -> TensorSpec:
 TASK_OUTPUTS: dict[str, TensorSpec] = {
     task.key: TensorSpec(name=task.key, datatype="FP32", shape=(-1, task.outputs)) for task in TASKS.values()
 }
-"""valence_arousal (T, 2) in [-1, 1]; expression (T, 8) probabilities that sum to 1; action_units (T, 12) probabilities."""
+"""valence_arousal (T, 2) in [-1, 1]; expression (T, 8), a distribution; action_units (T, 12), probabilities."""
 
 CLIP_ENCODER = ModelSpec(name="clip_encoder", max_batch_size=WINDOW_FRAMES, inputs=(FRAMES,), outputs=(FEATURES,))
 TEMPORAL_HEAD = ModelSpec(

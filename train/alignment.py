@@ -7,6 +7,8 @@ the reference points of ArcFace, used by the aligners behind Aff-Wild2's `croppe
 
 from __future__ import annotations
 
+from typing import Any
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +22,7 @@ REFERENCE_LANDMARKS_PX: NDArray[np.float32] = np.array(
 """(5, 2) x, y in a 112x112 crop."""
 
 
-def similarity_to_reference(landmarks_px: NDArray[np.floating]) -> NDArray[np.float64]:
+def similarity_to_reference(landmarks_px: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
     """Return the (2, 3) least-squares similarity transform from image to crop for landmarks (5, 2); Umeyama 1991.
 
     Points that do not span a plane (all equal) give a pure translation rather than a failure.
@@ -37,14 +39,14 @@ def similarity_to_reference(landmarks_px: NDArray[np.floating]) -> NDArray[np.fl
     return np.hstack([linear, (target_mean - linear @ source_mean)[:, None]])
 
 
-def align_face(image: NDArray[np.uint8], landmarks_px: NDArray[np.floating]) -> NDArray[np.uint8]:
-    """Cut the (112, 112, 3) crop with the given landmarks (5, 2) out of an image (H, W, 3); outside the image is black."""
+def align_face(image: NDArray[np.uint8], landmarks_px: NDArray[np.floating[Any]]) -> NDArray[np.uint8]:
+    """Cut the (112, 112, 3) crop with the given landmarks (5, 2) out of an image (H, W, 3), black beyond its border."""
     transform = similarity_to_reference(landmarks_px)
     size = (CROP_SIZE_PX, CROP_SIZE_PX)
     return np.asarray(cv2.warpAffine(image, transform, size, flags=cv2.INTER_LINEAR), dtype=np.uint8)
 
 
 def to_encoder_input(crop: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Resize a crop (H, W, 3) to the (224, 224, 3) that the encoder takes; training and serving both go through here."""
+    """Resize a crop (H, W, 3) to the (224, 224, 3) that the encoder takes, the same way in training and serving."""
     size = (ENCODER_SIZE_PX, ENCODER_SIZE_PX)
     return np.asarray(cv2.resize(crop, size, interpolation=cv2.INTER_LINEAR), dtype=np.uint8)

@@ -6,6 +6,8 @@ a defined value on degenerate input, so that a table never holds a NaN that nobo
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -29,7 +31,7 @@ def ccc(truth: ArrayLike, prediction: ArrayLike) -> float:
     return float(2 * covariance / denominator) if denominator > 0 else 0.0
 
 
-def mean_ccc(truth: NDArray[np.floating], prediction: NDArray[np.floating]) -> float:
+def mean_ccc(truth: NDArray[np.floating[Any]], prediction: NDArray[np.floating[Any]]) -> float:
     """P_VA: the mean of the CCCs of valence and arousal; both arrays (N, 2)."""
     return (ccc(truth[:, 0], prediction[:, 0]) + ccc(truth[:, 1], prediction[:, 1])) / 2
 
@@ -43,12 +45,12 @@ def binary_f1(truth: ArrayLike, prediction: ArrayLike) -> float:
     return 2 * hits / total if total else 0.0
 
 
-def expression_f1(truth: NDArray[np.integer], prediction: NDArray[np.integer]) -> NDArray[np.float64]:
+def expression_f1(truth: NDArray[np.integer[Any]], prediction: NDArray[np.integer[Any]]) -> NDArray[np.float64]:
     """F1 of each of the eight expressions, (8,), from class indices (N,)."""
     return np.array([binary_f1(truth == k, prediction == k) for k in range(EXPRESSION.outputs)])
 
 
-def action_unit_f1(truth: NDArray[np.floating], probability: NDArray[np.floating]) -> NDArray[np.float64]:
+def action_unit_f1(truth: NDArray[np.floating[Any]], probability: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
     """F1 of each of the twelve action units at threshold 0.5, (12,), from arrays (N, 12)."""
     active = probability >= AU_THRESHOLD
     return np.array([binary_f1(truth[:, k] > 0.5, active[:, k]) for k in range(ACTION_UNITS.outputs)])

@@ -1,0 +1,36 @@
+# Every target makes its own environment first; nothing needs to be installed by hand but Python and make.
+PYTHON ?= python3
+VENV := .venv
+AFFSERVE := $(VENV)/bin/affserve
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint bench wheel clean
+
+help: ## show these targets
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.ready ## make .venv with affserve and all it needs
+
+# Rebuilt when the dependencies change; sources are read in place.
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: setup ## train, export, serve and call a small model; ends in a table
+	$(AFFSERVE) demo
+
+test: setup ## lint, types and all tests, with the real Triton server
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/pytest
+
+bench: setup ## measure speed and memory into benchmarks/results
+	$(AFFSERVE) bench all
+
+wheel: setup ## build dist/*.whl and dist/*.tar.gz
+	$(VENV)/bin/python -m build
+
+clean: ## remove everything that make made
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,55 @@
+"""What several test files share: small models with random weights, exported for real and served by the real Triton."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from affserve.export.repository import export_repository
+from affserve.train.checkpoint import Provenance, save_encoder, save_head
+from affserve.train.clip_encoder import DEMO_ARCHITECTURE, create_encoder
+from affserve.train.temporal_head import TemporalHead, demo_head_config
+
+SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
+
+torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real clips that lies beside the checkout where the project is developed."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip("no ../shared/data beside this checkout: real clips are not part of the project")
+    return SHARED_DATA
+
+
+def blurred_noise(count: int, seed: int = 0) -> NDArray[np.uint8]:
+    """Frames (count, 224, 224, 3) with the smooth content of photographs."""
+    small = np.random.default_rng(seed).integers(0, 256, (count, 14, 14, 3), dtype=np.uint8)
+    return np.stack([cv2.resize(image, (224, 224), interpolation=cv2.INTER_CUBIC) for image in small])
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """An encoder and a head for all tasks, untrained."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    torch.manual_seed(0)
+    encoder = create_encoder(DEMO_ARCHITECTURE)
+    fingerprint = save_encoder(folder / "encoder", encoder, Provenance(trained_on="synthetic"))
+    head = TemporalHead(demo_head_config())
+    save_head(folder / "head", head, Provenance(trained_on="synthetic", encoder=fingerprint))
+    return folder / "encoder", folder / "head"
+
+
+@pytest.fixture(scope="session")
+def repository(checkpoints: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A complete model repository of small untrained models, as `affserve export` writes it."""
+    target = tmp_path_factory.mktemp("export") / "repository"
+    encoder, head = checkpoints
+    export_repository(encoder, [head], target, parity_frames=blurred_noise(8))
+    return target

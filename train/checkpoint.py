@@ -1,0 +1,147 @@
+"""A checkpoint is a folder: `weights.safetensors` and a `config.json` that says how to rebuild the model.
+
+It is written beside its place and renamed into it, so that a folder under its final name is always whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import nn  # noqa: TID253 - this file is about it
+
+from affserve.train.atomic import staged_folder
+from affserve.train.clip_encoder import ClipEncoder, EncoderConfig
+from affserve.train.errors import CheckpointError
+from affserve.train.labels import TASKS
+from affserve.train.temporal_head import TemporalHead, TemporalHeadConfig
+
+SCHEMA = 1
+WEIGHTS_FILE = "weights.safetensors"
+CONFIG_FILE = "config.json"
+ENCODER_KIND = "clip_encoder"
+HEAD_KIND = "temporal_head"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """Where a checkpoint comes from; it travels with the model into the served repository."""
+
+    trained_on: str  # corpus name
+    data: Mapping[str, Any] = field(default_factory=dict)  # fingerprint and counts of the corpus
+    metrics: Mapping[str, float] = field(default_factory=dict)  # on videos never trained on
+    training: Mapping[str, Any] = field(default_factory=dict)  # the training configuration
+    encoder: str | None = None  # heads: fingerprint of the encoder whose features they were trained on
+    window_frames: int | None = None  # heads: longest segment seen in training
+    stride_frames: int | None = None  # heads: distance of segments at inference
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A checkpoint read back: the rebuilt model in evaluation mode and what is known about it."""
+
+    model: nn.Module
+    provenance: Provenance
+    fingerprint: str  # first 16 hex digits of the SHA-256 of the weights file
+    path: Path
+
+
+def save_encoder(path: Path, encoder: ClipEncoder, provenance: Provenance) -> str:
+    """Write an encoder checkpoint and return its fingerprint."""
+    return _save(path, ENCODER_KIND, encoder, asdict(encoder.config), provenance)
+
+
+def save_head(path: Path, head: TemporalHead, provenance: Provenance) -> str:
+    """Write a temporal head checkpoint and return its fingerprint."""
+    return _save(path, HEAD_KIND, head, asdict(head.config), provenance)
+
+
+def load_encoder(path: Path) -> tuple[ClipEncoder, Checkpoint]:
+    """Rebuild an encoder from its folder."""
+    config = _read_config(path, ENCODER_KIND)
+    encoder = ClipEncoder(_rebuild(EncoderConfig, config["architecture"], path))
+    return encoder, _load_weights(path, config, encoder)
+
+
+def load_head(path: Path) -> tuple[TemporalHead, Checkpoint]:
+    """Rebuild a temporal head from its folder."""
+    config = _read_config(path, HEAD_KIND)
+    head = TemporalHead(_rebuild(TemporalHeadConfig, config["architecture"], path))
+    return head, _load_weights(path, config, head)
+
+
+def _save(path: Path, kind: str, model: nn.Module, architecture: dict[str, Any], provenance: Provenance) -> str:
+    with staged_folder(path) as staging:
+        save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, staging / WEIGHTS_FILE)
+        fingerprint = _fingerprint(staging / WEIGHTS_FILE)
+        document = {
+            "schema": SCHEMA,
+            "kind": kind,
+            "architecture": architecture,
+            "labels": {key: list(task.names) for key, task in TASKS.items() if key in architecture.get("tasks", TASKS)},
+            "fingerprint": fingerprint,
+            "provenance": asdict(provenance),
+            "commit": _commit(),
+        }
+        (staging / CONFIG_FILE).write_text(json.dumps(document, indent=2) + "\n")
+    return fingerprint
+
+
+def _fingerprint(weights: Path) -> str:
+    digest = hashlib.sha256()
+    with weights.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()[:16]
+
+
+def _commit() -> str:
+    checkout = Path(__file__).parents[1]
+    if not (checkout / ".git").exists():
+        return "unknown"  # installed from a wheel, perhaps into somebody else's checkout
+    answer = subprocess.run(["git", "rev-parse", "HEAD"], cwd=checkout, capture_output=True, text=True, check=False)
+    return answer.stdout.strip() or "unknown"
+
+
+def _read_config(path: Path, kind: str) -> dict[str, Any]:
+    try:
+        config: dict[str, Any] = json.loads((path / CONFIG_FILE).read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} is not a checkpoint folder: {error}; expected {CONFIG_FILE} and {WEIGHTS_FILE}"
+        ) from error
+    if config.get("schema") != SCHEMA:
+        raise CheckpointError(
+            f"{path} has checkpoint schema {config.get('schema')!r}; this affserve reads schema {SCHEMA}"
+        )
+    if config.get("kind") != kind:
+        raise CheckpointError(f"{path} is a checkpoint of kind {config.get('kind')!r}; expected {kind!r}")
+    return config
+
+
+def _rebuild(kind: type[Any], values: dict[str, Any], path: Path) -> Any:
+    try:
+        return kind(**values)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}/{CONFIG_FILE}: its architecture cannot be built: {error}") from error
+
+
+def _load_weights(path: Path, config: dict[str, Any], model: nn.Module) -> Checkpoint:
+    weights = path / WEIGHTS_FILE
+    if not weights.exists() or _fingerprint(weights) != config["fingerprint"]:
+        raise CheckpointError(
+            f"{weights} is missing or is not the file {CONFIG_FILE} was written with; train again or copy it whole"
+        )
+    try:
+        model.load_state_dict(load_file(weights))
+    except RuntimeError as error:
+        raise CheckpointError(f"{weights} does not fit the architecture in {CONFIG_FILE}: {error}") from error
+    model.eval()
+    provenance = Provenance(**config["provenance"])
+    return Checkpoint(model=model, provenance=provenance, fingerprint=config["fingerprint"], path=path)
