@@ -19,12 +19,16 @@ from numpy.typing import NDArray
 
 from affserve.export.contract import CHUNK_FRAMES, FEATURES, FRAMES, IMAGE_SIZE_PX
 from affserve.export.graphs import HeadGraph
+from affserve.train.affwild2 import VALIDATION, Corpus
+from affserve.train.alignment import to_encoder_input
 from affserve.train.clip_encoder import ClipEncoder
 from affserve.train.errors import ParityError
-from affserve.train.labels import ACTION_UNITS, EXPRESSION
+from affserve.train.finetune import read_crop
+from affserve.train.labels import ACTION_UNITS, EXPRESSION, TASKS
 from affserve.train.metrics import AU_THRESHOLD
 from affserve.train.windows import WINDOW_FRAMES
 
+PARITY_VIDEOS = 4  # people whose crops are compared
 SEGMENT_LENGTHS = (1, 2, WINDOW_FRAMES - 1, WINDOW_FRAMES)
 
 
@@ -169,3 +173,11 @@ def _cosine(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float6
     dot = np.einsum("nd,nd->n", a, b, dtype=np.float64)
     lengths = np.linalg.norm(a.astype(np.float64), axis=1) * np.linalg.norm(b.astype(np.float64), axis=1)
     return np.asarray(dot / np.maximum(lengths, 1e-12))
+
+
+def sample_frames(corpus: Corpus, count: int) -> NDArray[np.uint8]:
+    """Return (count, 224, 224, 3) crops of validation videos, consecutive ones from a few people."""
+    videos = corpus.part_videos(list(TASKS.values()), VALIDATION)
+    share = -(-count // min(len(videos), PARITY_VIDEOS))
+    paths = [path for video in videos[:PARITY_VIDEOS] for path in list(corpus.crops(video).values())[:share]]
+    return np.stack([to_encoder_input(read_crop(path)) for path in paths[:count]])

@@ -62,9 +62,9 @@ def test_wrong_normalisation_stops_the_export_and_keeps_the_old_repository(
     before = snapshot(target)
 
     def export_with_channels_swapped(encoder: ClipEncoder, path: Path) -> None:
-        encoder.mean.copy_(encoder.mean.flip(0))
+        encoder.shift.copy_(encoder.shift.flip(0))
         to_onnx.export_encoder(encoder, path)
-        encoder.mean.copy_(encoder.mean.flip(0))
+        encoder.shift.copy_(encoder.shift.flip(0))
 
     monkeypatch.setattr("affserve.export.repository.export_encoder", export_with_channels_swapped)
     with pytest.raises(ParityError, match=r"FAIL +features, largest difference"):

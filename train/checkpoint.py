@@ -87,7 +87,7 @@ def _save(path: Path, kind: str, model: nn.Module, architecture: dict[str, Any],
             "labels": {key: list(task.names) for key, task in TASKS.items() if key in architecture.get("tasks", TASKS)},
             "fingerprint": fingerprint,
             "provenance": asdict(provenance),
-            "commit": _commit(),
+            "commit": source_commit(),
         }
         (staging / CONFIG_FILE).write_text(json.dumps(document, indent=2) + "\n")
     return fingerprint
@@ -101,7 +101,8 @@ def _fingerprint(weights: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def _commit() -> str:
+def source_commit() -> str:
+    """Return the commit of the checkout this code runs from, or `unknown` for an installed package."""
     checkout = Path(__file__).parents[1]
     if not (checkout / ".git").exists():
         return "unknown"  # installed from a wheel, perhaps into somebody else's checkout

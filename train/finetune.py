@@ -109,11 +109,10 @@ def _augmented(crop: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.
     shift = rng.uniform(-0.04, 0.04, 2) * ENCODER_SIZE_PX
     transform[:, 2] = transform[:, 2] + (ENCODER_SIZE_PX - 1) / 2 - np.array(centre) + shift
     size = (ENCODER_SIZE_PX, ENCODER_SIZE_PX)
-    image = cv2.warpAffine(crop, transform, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    if rng.random() < 0.5:
-        image = image[:, ::-1]
-    relit = cv2.convertScaleAbs(np.ascontiguousarray(image), alpha=rng.uniform(0.8, 1.2), beta=rng.uniform(-15, 15))
-    return np.asarray(relit, dtype=np.uint8)
+    relit = cv2.convertScaleAbs(crop, alpha=rng.uniform(0.8, 1.2), beta=rng.uniform(-15, 15))
+    mirrored = cv2.flip(relit, 1) if rng.random() < 0.5 else relit
+    image = cv2.warpAffine(mirrored, transform, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    return np.asarray(image, dtype=np.uint8)
 
 
 def labelled_frames(corpus: Corpus, tasks: Sequence[Task], part: str, frame_step: int = 1) -> LabelledFrames:

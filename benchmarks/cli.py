@@ -1,0 +1,55 @@
+"""`affserve bench`: measurements that end in a JSON file."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+bench_app = typer.Typer(help="Measure speed and memory, with results kept as JSON.", no_args_is_help=True)
+
+Folder = Annotated[Path | None, typer.Option(help="Where the JSON goes.  [default: benchmarks/results/<machine>]")]
+
+
+@bench_app.command()
+def memory(
+    repository: Annotated[Path, typer.Argument(help="Model repository, as written by affserve export.")],
+    film: Annotated[Path, typer.Argument(help="A film to play over and over, such as one of affserve data synth.")],
+    frames: Annotated[list[int] | None, typer.Option(help="Lengths to compare.  [default: 300 and 6000]")] = None,
+    folder: Folder = None,
+) -> None:
+    """Compare the peak memory of `affserve infer` on a short and a long video."""
+    from affserve.benchmarks.memory import measure_memory
+
+    with tempfile.TemporaryDirectory() as scratch:
+        _tell("memory", measure_memory(repository, film, frames or [300, 6000], Path(scratch)), folder)
+
+
+@bench_app.command()
+def startup(folder: Folder = None) -> None:
+    """Time `affserve --help`."""
+    from affserve.benchmarks.startup import measure_help
+
+    _tell("startup", measure_help(), folder)
+
+
+@bench_app.command()
+def generator(
+    videos: Annotated[int, typer.Option(help="Videos to draw.")] = 16,
+    workers: Annotated[int, typer.Option(help="Processes that draw.")] = 2,
+    folder: Folder = None,
+) -> None:
+    """Measure how fast faces are drawn."""
+    from affserve.benchmarks.startup import measure_generator
+
+    _tell("generator", measure_generator(videos, workers), folder)
+
+
+def _tell(name: str, measured: dict[str, Any], folder: Path | None) -> None:
+    from affserve.benchmarks.record import save
+
+    typer.echo(json.dumps(measured, indent=2))
+    typer.echo(f"saved {save(name, measured, folder)}", err=True)

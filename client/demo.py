@@ -1,0 +1,236 @@
+"""`affserve demo`: the whole way through the house, from a generated corpus to a table of served predictions.
+
+Every stage leaves its result in one folder under the demo's; a stage whose inputs have not changed is not run again.
+The held-out videos are whole-frame films of people that neither set of the corpus holds: the served model never saw
+them, and neither did the choice of its best epoch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from affserve.client.demo_report import Comparison, compare, read_truth
+from affserve.train.errors import AffserveError
+
+if TYPE_CHECKING:
+    from affserve.train.finetune import FinetuneConfig
+    from affserve.train.fit import FitConfig
+    from affserve.train.synthetic import SyntheticConfig
+
+STAGES_FILE = "stages.json"
+SUMMARY_FILE = "summary.json"
+PARITY_FRAMES = 64
+RATE_FRAMES = 512  # crops sent to measure the served rate
+
+Log = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig:
+    """What the demo makes: sizes that two cores train in minutes."""
+
+    corpus: SyntheticConfig
+    encoder: FinetuneConfig
+    temporal: FitConfig
+    single_frame: FitConfig
+
+
+def default_config() -> DemoConfig:
+    """Return the demo's sizes.
+
+    The encoder starts from random weights, so it learns from all three label sets; from CLIP's weights the paper needs
+    only the expressions.
+    """
+    from affserve.train.clip_encoder import DEMO_ARCHITECTURE
+    from affserve.train.finetune import FinetuneConfig
+    from affserve.train.fit import FitConfig
+    from affserve.train.labels import TASKS
+    from affserve.train.synthetic import SyntheticConfig
+    from affserve.train.temporal_head import demo_head_config
+
+    fit = FitConfig(head=demo_head_config(), epochs=30, batch=16, lr=1e-3, stride=50)
+    return DemoConfig(
+        corpus=SyntheticConfig(),
+        encoder=FinetuneConfig(
+            architecture=DEMO_ARCHITECTURE, pretrained=None, tasks=tuple(TASKS), epochs=6, batch=64, lr=1e-3
+        ),
+        temporal=fit,
+        single_frame=replace(fit, head=demo_head_config(use_tcn=False, use_encoder=False)),
+    )
+
+
+def run_demo(folder: Path, config: DemoConfig, *, fresh: bool = False, log: Log = print) -> Comparison:
+    """Run every stage whose result is not there yet and return what the served model achieves on held-out videos.
+
+    fresh: start over. Also writes `summary.json` into the folder.
+    """
+    if fresh and (folder / STAGES_FILE).exists():
+        shutil.rmtree(folder)
+    started = time.monotonic()
+    stages = Stages(folder, log)
+    corpus = stages.run("corpus", asdict(config.corpus), partial(_make_corpus, config))
+    encoder = stages.run(
+        "encoder", asdict(config.encoder), partial(_train_encoder, corpus, config, log), after="corpus"
+    )
+    features = stages.run("features", {}, partial(_extract, corpus, encoder), after="encoder")
+    repositories: dict[str, Path] = {}
+    for name, fit_config in (("temporal", config.temporal), ("single-frame", config.single_frame)):
+        head = stages.run(
+            f"head-{name}",
+            asdict(fit_config),
+            partial(_train_head, corpus, features, fit_config, log),
+            after="features",
+        )
+        repositories[name] = stages.run(
+            f"repository-{name}",
+            {},
+            partial(_export, corpus, encoder, head),
+            after=f"head-{name}",
+        )
+    comparison = _serve_and_compare(corpus, repositories, folder / "results", log)
+    summary = {**comparison.as_dict(), "seconds": round(time.monotonic() - started, 1), "stages_s": stages.seconds}
+    _write_json(folder / SUMMARY_FILE, summary)
+    return comparison
+
+
+class Stages:
+    """Runs stages that each fill one folder, and remembers what each was made from."""
+
+    def __init__(self, folder: Path, log: Log) -> None:
+        self._folder = folder
+        self._log = log
+        self._keys: dict[str, str] = {}
+        self.seconds: dict[str, float] = {}  # of the stages that were run
+        known = folder / STAGES_FILE
+        if known.exists():
+            self._keys = json.loads(known.read_text())
+        elif folder.exists() and any(folder.iterdir()):
+            raise AffserveError(f"{folder} holds what affserve demo did not make; choose another --folder")
+
+    def run(self, name: str, inputs: Any, make: Callable[[Path], None], after: str | None = None) -> Path:
+        """Return the folder `name`, filled by `make` unless it was filled from the same inputs before."""
+        target = self._folder / name
+        key = _digest([inputs, self._keys[after] if after else None])
+        if self._keys.get(name) == key and target.exists():
+            self._log(f"{name}: reusing {target}")
+            return target
+        self._log(f"{name}: ...")
+        shutil.rmtree(target, ignore_errors=True)
+        started = time.monotonic()
+        make(target)
+        self.seconds[name] = round(time.monotonic() - started, 1)
+        self._log(f"{name}: done in {self.seconds[name]:.0f} s")
+        self._keys[name] = key
+        _write_json(self._folder / STAGES_FILE, self._keys)
+        return target
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _write_json(path: Path, value: Any) -> None:
+    staging = path.with_name(f".{path.name}")
+    staging.write_text(json.dumps(value, indent=2) + "\n")
+    os.replace(staging, path)
+
+
+def _make_corpus(config: DemoConfig, target: Path) -> None:
+    from affserve.train.synthetic import write_corpus
+
+    write_corpus(target, config.corpus, workers=os.cpu_count() or 1)
+
+
+def _train_encoder(corpus: Path, config: DemoConfig, log: Log, target: Path) -> None:
+    from affserve.train.affwild2 import open_corpus
+    from affserve.train.finetune import finetune
+
+    finetune(open_corpus(corpus), config.encoder, target, log)
+
+
+def _extract(corpus: Path, encoder: Path, target: Path) -> None:
+    from affserve.train.affwild2 import open_corpus
+    from affserve.train.checkpoint import load_encoder
+    from affserve.train.features import extract_features
+
+    model, checkpoint = load_encoder(encoder)
+    extract_features(model, checkpoint.fingerprint, open_corpus(corpus), target)
+
+
+def _train_head(corpus: Path, features: Path, config: FitConfig, log: Log, target: Path) -> None:
+    from affserve.train.affwild2 import open_corpus
+    from affserve.train.fit import fit
+
+    fit(open_corpus(corpus), next(features.iterdir()), config, target, log)
+
+
+def _export(corpus: Path, encoder: Path, head: Path, target: Path) -> None:
+    from affserve.export.parity import sample_frames
+    from affserve.export.repository import export_repository
+    from affserve.train.affwild2 import open_corpus
+
+    export_repository(encoder, [head], target, parity_frames=sample_frames(open_corpus(corpus), PARITY_FRAMES))
+
+
+def _serve_and_compare(corpus: Path, repositories: dict[str, Path], results: Path, log: Log) -> Comparison:
+    videos = sorted((corpus / "videos").glob("*.mp4"))
+    truth = {video.stem: read_truth(video.with_suffix(".csv")) for video in videos}
+    tables: dict[str, dict[str, Path]] = {}
+    rates: dict[str, float] = {}
+    for name, repository in repositories.items():
+        tables[name], rates = _infer_all(repository, videos, results / name, plots=name == "temporal", log=log)
+        if name == "temporal":
+            served = rates
+    return compare(truth, tables["temporal"], tables["single-frame"], served, repositories["temporal"])
+
+
+def _infer_all(
+    repository: Path, videos: list[Path], results: Path, *, plots: bool, log: Log
+) -> tuple[dict[str, Path], dict[str, float]]:
+    """Serve a repository, send every video through the client; return the CSV of each and frames per second."""
+    from affserve.client.analyze import analyze_to_files
+    from affserve.client.client import AffectClient
+    from affserve.client.face_model import find_detector
+    from affserve.export.supervisor import SupervisedServer
+    from affserve.export.triton import ServerConfig
+
+    results.mkdir(parents=True, exist_ok=True)
+    tables: dict[str, Path] = {}
+    frames, seconds = 0, 0.0
+    with SupervisedServer(ServerConfig(repository=repository)) as server, AffectClient(server.grpc_url) as client:
+        log(server.describe())
+        detector = find_detector()
+        for video in videos:
+            csv = results / f"{video.stem}.csv"
+            plot = csv.with_suffix(".png") if plots else None
+            summary = analyze_to_files(video, client, detector, csv=csv, plot=plot)
+            tables[video.stem] = csv
+            frames, seconds = frames + summary.frames, seconds + summary.seconds
+        rates = {"end_to_end_frames_per_s": frames / seconds, "served_crops_per_s": _served_rate(client)}
+    log(f"infer: {len(videos)} videos, {frames} frames in {seconds:.0f} s")
+    return tables, rates
+
+
+def _served_rate(client: Any) -> float:
+    import numpy as np
+
+    frames = np.random.default_rng(0).integers(0, 256, (RATE_FRAMES, 224, 224, 3), dtype=np.uint8)
+    client.encode(frames[:64])
+    started = time.perf_counter()
+    client.encode(frames)
+    return RATE_FRAMES / (time.perf_counter() - started)
+
+
+def print_progress(text: str) -> None:
+    """Write a progress line to stderr."""
+    print(text, file=sys.stderr, flush=True)
