@@ -1,0 +1,53 @@
+"""What a tritonserver's log tells: which engine computes, and what went wrong."""
+
+from __future__ import annotations
+
+import re
+
+TAIL_LINES = 8
+_PORT_TAKEN = re.compile(r"already in use|failed to bind|Failed to add port", re.IGNORECASE)
+_TROUBLE = re.compile(r"^(?:E\d{4} |error:|\w*(?:Error|Exception)\b)|: error while loading|tritonserver: ")
+_HARMLESS = re.compile("CudaDriverHelper has not|unable to create stream")  # every machine without a GPU
+_UNLOADED = re.compile(r"failed to load '(\w+)' version \d+: (.*?)\"?$")
+_TRACEBACK = re.compile(r"(?:\\n)+At:.*")  # where in the backend, on the same line
+_STAMP = re.compile(r"^E\d{4} \S+ \d+ [\w.]+:\d+\] ")
+_ENGINE = re.compile(r"\w+ runs on (ONNX Runtime [^\"\n]+)")
+_ADVICE = {
+    "ONNX Runtime cannot load": "write the file again with: affserve export ...",
+    "KIND_GPU": "serve where there is a GPU, or from the CPU configurations with --config-name onnx",
+    "No space left on device": "give /dev/shm more room (docker run --shm-size=1g)",
+    "libpython": "install the shared library of this Python, or use a Python that was built with one",
+    "No module named": "install what is missing: pip install 'affserve[serve]'",
+}
+
+
+def engines(log: str) -> list[str]:
+    """Return what the models run on, each engine once, such as ["ONNX Runtime 1.31.1 CPU"]."""
+    return list(dict.fromkeys(_ENGINE.findall(log)))
+
+
+def gave_up(log: str) -> bool:
+    """Say whether a server that is not ready yet will never be: it unloads the models it could load."""
+    return "All models are stopped, unloading models" in log
+
+
+def port_was_taken(log: str) -> bool:
+    """Say whether the server could not listen."""
+    return _PORT_TAKEN.search(log) is not None
+
+
+def tail(log: str) -> str:
+    """Return why models could not be loaded; else the last lines that tell of trouble, else simply the last lines."""
+    lines = [_TRACEBACK.sub("", line) for line in log.splitlines()]
+    unloaded = [f"{model}: {why}" for line in lines for model, why in _UNLOADED.findall(line)]
+    trouble = [
+        _STAMP.sub("", line).strip('"') for line in lines if _TROUBLE.search(line) and not _HARMLESS.search(line)
+    ]
+    kept = dict.fromkeys(unloaded or trouble or lines)
+    return "\n".join(f"  {line}" for line in list(kept)[-TAIL_LINES:])
+
+
+def advice(log: str) -> str:
+    """Return what to do about the trouble a log tells of."""
+    known = [what_to_do for sign, what_to_do in _ADVICE.items() if sign in log]
+    return "; ".join(known) or "export the repository again if it was altered"
