@@ -7,11 +7,12 @@ a restarting server dropped: every call is a pure function of its inputs, so rep
 from __future__ import annotations
 
 import random
+import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import TypeVar
 
@@ -32,6 +33,7 @@ from affserve.export.contract import (
     TensorSpec,
 )
 from affserve.train.errors import InferenceError, ServerError
+from affserve.train.labels import TASKS
 from affserve.train.windows import Outputs
 
 CONNECT_TIMEOUT_S = 5.0
@@ -46,6 +48,7 @@ CHANNEL_ARGUMENTS: list[tuple[str, int]] = [
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", round(LONGEST_PAUSE_S * 1000)),
 ]
+LOOPBACK_HOSTS = ("localhost", "[::1]")
 TRANSIENT_STATUS = ("StatusCode.UNAVAILABLE", "StatusCode.DEADLINE_EXCEEDED")
 TRANSIENT_MESSAGES = (
     "Stub process",
@@ -65,12 +68,6 @@ class _Request:
     inputs: list[triton.InferInput]
     length: int  # N or T, the first axis of input and outputs
     asked: str  # who is asked what, for messages
-
-
-@dataclass(frozen=True, kw_only=True)
-class _UnderWay:
-    request: _Request
-    answer: Future[triton.InferResult]
 
 
 class AffectClient:
@@ -93,7 +90,11 @@ class AffectClient:
         self._retry_for_s = retry_for_s
         self._chunks_in_flight = chunks_in_flight
         self._description: HeadDescription | None = None
-        self._triton = triton.InferenceServerClient(url, channel_args=CHANNEL_ARGUMENTS)
+        # Chunks are sent by blocking calls in threads. gRPC's own asynchronous calls break when a signal's exception
+        # (Ctrl-C) arrives while the main thread is starting one: the channel can then never be closed.
+        self._senders = ThreadPoolExecutor(max_workers=chunks_in_flight, thread_name_prefix="affserve-encode")
+        self._closing = threading.Event()
+        self._triton = triton.InferenceServerClient(url, channel_args=[*CHANNEL_ARGUMENTS, *_proxy_arguments(url)])
 
     def __enter__(self) -> AffectClient:
         """Connect; ServerError at once when nobody listens."""
@@ -120,24 +121,27 @@ class AffectClient:
             raise ServerError(f"the server at {self.url} says that it is not live: look at its log, then restart it")
 
     def close(self) -> None:
-        """Close the connection."""
+        """Close the connection; calls that are under way are given up."""
+        self._closing.set()
         self._triton.close()
+        self._senders.shutdown(wait=True, cancel_futures=True)
 
     def describe(self) -> HeadDescription:
         """Return what the served head says about itself: tasks, labels, window, training data (asked once)."""
         if self._description is None:
             parameters = {key: value.string_value for key, value in self._config(TEMPORAL_HEAD).parameters.items()}
-            self._description = HeadDescription.from_parameters(parameters, f"{TEMPORAL_HEAD.name} on {self.url}")
+            description = HeadDescription.from_parameters(parameters, f"{TEMPORAL_HEAD.name} on {self.url}")
+            self._description = replace(description, labels=_in_task_order(description.labels))
         return self._description
 
     def engine(self) -> str:
-        """Say what computes: `triton 2.51.0 with onnxruntime on CPU`."""
+        """Say what computes: `Triton 2.51.0, onnxruntime on CPU`."""
         server = self._repeated(
             lambda: self._triton.get_server_metadata(client_timeout=self._timeout_s), f"the server at {self.url}"
         )
         config = self._config(CLIP_ENCODER)
         devices = {group.Kind.Name(group.kind).removeprefix("KIND_") for group in config.instance_group}
-        return f"{server.name} {server.version} with {config.backend or config.platform} on {'+'.join(sorted(devices))}"
+        return f"Triton {server.version}, {config.backend or config.platform} on {'+'.join(sorted(devices))}"
 
     def encode(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Turn face crops (N, 224, 224, 3) uint8 RGB into features (N, 512) float32, any N, in chunks."""
@@ -150,13 +154,13 @@ class AffectClient:
 
         At most `chunks_in_flight` chunks are held. A chunk of no frames asks nothing of the server.
         """
-        under_way: deque[_UnderWay | None] = deque()
+        under_way: deque[Future[NDArray[np.float32]]] = deque()
         for frames in chunks:
-            under_way.append(self._start(self._request(CLIP_ENCODER, frames)) if len(frames) else None)
+            under_way.append(self._senders.submit(self._encoded, self._request(CLIP_ENCODER, frames)))
             if len(under_way) >= self._chunks_in_flight:
-                yield self._features(under_way.popleft())
+                yield under_way.popleft().result()
         while under_way:
-            yield self._features(under_way.popleft())
+            yield under_way.popleft().result()
 
     def predict(self, features: NDArray[np.float32]) -> Outputs:
         """Turn the features of one window (T, 512) float32 into (T, K) float32 per task, 1 <= T <= 300."""
@@ -171,14 +175,10 @@ class AffectClient:
         result = self._repeated(lambda: self._infer(request), request.asked)
         return {task: self._output(result, request, task, len(names)) for task, names in labels.items()}
 
-    def _features(self, chunk: _UnderWay | None) -> NDArray[np.float32]:
-        if chunk is None:
+    def _encoded(self, request: _Request) -> NDArray[np.float32]:
+        if request.length == 0:
             return _no_features()
-        request = chunk.request
-        try:
-            result = chunk.answer.result()
-        except InferenceServerException as error:
-            result = self._repeated(lambda: self._infer(request), request.asked, after=error)
+        result = self._repeated(lambda: self._infer(request), request.asked)
         return self._output(result, request, FEATURES.name, FEATURE_WIDTH)
 
     def _request(self, model: ModelSpec, array: Array) -> _Request:
@@ -187,18 +187,6 @@ class AffectClient:
         tensor = triton.InferInput(spec.name, list(array.shape), spec.datatype)
         tensor.set_data_from_numpy(np.ascontiguousarray(array))
         return _Request(model=model, inputs=[tensor], length=len(array), asked=asked)
-
-    def _start(self, request: _Request) -> _UnderWay:
-        answer: Future[triton.InferResult] = Future()
-
-        def settle(result: triton.InferResult, error: InferenceServerException | None) -> None:
-            if error is None:
-                answer.set_result(result)
-            else:
-                answer.set_exception(error)
-
-        self._triton.async_infer(request.model.name, request.inputs, settle, client_timeout=self._timeout_s)
-        return _UnderWay(request=request, answer=answer)
 
     def _infer(self, request: _Request) -> triton.InferResult:
         return self._triton.infer(request.model.name, request.inputs, client_timeout=self._timeout_s)
@@ -221,25 +209,32 @@ class AffectClient:
             )
         return np.array(array, dtype=np.float32)
 
-    def _repeated(self, call: Callable[[], T], asked: str, after: InferenceServerException | None = None) -> T:
-        """Call until it succeeds; `after` is the error of an attempt that has been made already.
-
-        Transient errors are repeated with growing, randomised pauses for `retry_for_s`; others are raised at once.
-        """
-        error, pause_s = after, FIRST_PAUSE_S
+    def _repeated(self, call: Callable[[], T], asked: str) -> T:
+        """Call until it succeeds; transient errors are repeated with growing, randomised pauses for `retry_for_s`."""
+        pause_s = FIRST_PAUSE_S
         deadline_s = time.monotonic() + self._retry_for_s
         while True:
-            if error is None:
-                try:
-                    return call()
-                except InferenceServerException as raised:
-                    error = raised
-            if not is_transient(error):
-                raise InferenceError(f"{asked}: {_told(error)}") from error
-            if time.monotonic() + pause_s > deadline_s:
-                raise InferenceError(f"{asked}: {_told(error)}; tried for {self._retry_for_s:g} s") from error
-            time.sleep(pause_s * random.uniform(0.5, 1.0))
-            error, pause_s = None, min(2 * pause_s, LONGEST_PAUSE_S)
+            try:
+                return call()
+            except InferenceServerException as error:
+                if not is_transient(error):
+                    raise InferenceError(f"{asked}: {_told(error)}") from error
+                if time.monotonic() + pause_s > deadline_s or self._closing.is_set():
+                    raise InferenceError(f"{asked}: {_told(error)}; tried for {self._retry_for_s:g} s") from error
+            self._closing.wait(pause_s * random.uniform(0.5, 1.0))
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+
+def _proxy_arguments(url: str) -> list[tuple[str, int]]:
+    """Keep gRPC from asking the environment's proxy for an address of this machine, which it does unlike browsers."""
+    host = url.rpartition(":")[0]
+    return [("grpc.enable_http_proxy", 0)] if host in LOOPBACK_HOSTS or host.startswith("127.") else []
+
+
+def _in_task_order(labels: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+    """Order the tasks as the project does; parameters travel in any order, tasks unknown here come last."""
+    order = [*TASKS, *sorted(labels.keys() - TASKS.keys())]
+    return {task: labels[task] for task in order if task in labels}
 
 
 def is_transient(error: InferenceServerException) -> bool:

@@ -7,6 +7,7 @@ check has a figure, a limit and the reason for the limit; one failed check and n
 from __future__ import annotations
 
 import operator
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 
 from affserve.export.contract import CHUNK_FRAMES, FEATURES, FRAMES, IMAGE_SIZE_PX
 from affserve.export.graphs import HeadGraph
-from affserve.train.affwild2 import VALIDATION, Corpus
+from affserve.train.affwild2 import VALIDATION, Corpus, open_corpus
 from affserve.train.alignment import to_encoder_input
 from affserve.train.clip_encoder import ClipEncoder
 from affserve.train.errors import ParityError
@@ -181,3 +182,17 @@ def sample_frames(corpus: Corpus, count: int) -> NDArray[np.uint8]:
     share = -(-count // min(len(videos), PARITY_VIDEOS))
     paths = [path for video in videos[:PARITY_VIDEOS] for path in list(corpus.crops(video).values())[:share]]
     return np.stack([to_encoder_input(read_crop(path)) for path in paths[:count]])
+
+
+def generated_frames(count: int) -> NDArray[np.uint8]:
+    """Return (count, 224, 224, 3) crops of generated faces, for who has no corpus at hand."""
+    from affserve.train.synthetic import SyntheticConfig, write_corpus
+
+    # A gap or a late start takes up to half of a short video.
+    per_video = max(60, 2 * -(-count // 2))
+    config = SyntheticConfig(
+        videos=4, validation_share=0.5, frames_min=per_video, frames_max=per_video, whole_frame_videos=0
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        write_corpus(Path(folder) / "corpus", config, workers=1)
+        return sample_frames(open_corpus(Path(folder) / "corpus"), count)
