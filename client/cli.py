@@ -12,8 +12,9 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from affserve.export.cli import serve
-from affserve.train.cli import data_app
+from affserve.benchmarks.cli import bench_app  # only here: the root alone knows every stage
+from affserve.export.cli import export, serve
+from affserve.train.cli import data_app, train_app
 from affserve.train.errors import AffserveError
 
 app = typer.Typer(
@@ -25,7 +26,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(data_app, name="data")
+app.add_typer(train_app, name="train")
+app.command()(export)
 app.command()(serve)
+app.add_typer(bench_app, name="bench")
 
 
 class CommandWithColumns(TyperCommand):
@@ -57,7 +61,9 @@ def infer(
             help="CSV file, '-' for stdout, or with several sources a folder.  [default: SOURCE.affect.csv here]"
         ),
     ] = None,
-    plot: Annotated[bool, typer.Option("--plot/--no-plot", help="Also draw a PNG beside the CSV.")] = False,
+    plot: Annotated[
+        bool | None, typer.Option("--plot/--no-plot", help="Draw a PNG beside the CSV.  [default: if there is a file]")
+    ] = None,
     face_detector: Annotated[str, typer.Option(help="auto, yunet or haar.")] = "auto",
     face_model: Annotated[
         Path | None, typer.Option(help="YuNet's ONNX file.  [default: $AFFSERVE_FACE_MODEL, else fetched once]")
@@ -96,6 +102,25 @@ def infer(
     )
     if not infer_sources(options):
         raise typer.Exit(1)
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("build/demo"),
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start over instead of reusing what is there.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+) -> None:
+    """Go the whole way: draw a corpus, train, export, serve, infer, and compare with the truth.
+
+    Takes some minutes on two cores. Stages that were done before are reused.
+    """
+    from json import dumps
+
+    from affserve.client.demo import default_config, print_progress, run_demo
+    from affserve.client.demo_report import table
+
+    comparison = run_demo(folder, default_config(), fresh=fresh, log=print_progress)
+    typer.echo(dumps(comparison.as_dict()) if json else f"\n{table(comparison)}")
 
 
 def main() -> None:

@@ -62,7 +62,7 @@ def default_config() -> DemoConfig:
     return DemoConfig(
         corpus=SyntheticConfig(),
         encoder=FinetuneConfig(
-            architecture=DEMO_ARCHITECTURE, pretrained=None, tasks=tuple(TASKS), epochs=6, batch=64, lr=1e-3
+            architecture=DEMO_ARCHITECTURE, pretrained=None, tasks=tuple(TASKS), epochs=5, batch=64, lr=1e-3
         ),
         temporal=fit,
         single_frame=replace(fit, head=demo_head_config(use_tcn=False, use_encoder=False)),

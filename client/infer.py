@@ -40,7 +40,7 @@ class InferOptions:
     repository: Path | None = None  # start a server for this model repository
     url: str | None = None  # HOST:PORT of a running server
     out: Path | None = None  # file, folder or "-"
-    plot: bool = False
+    plot: bool | None = None  # None: where the rows go to a file
     face_detector: str = "auto"
     face_model: Path | None = None
     crops: bool | None = None  # None: decide by image size
@@ -63,6 +63,11 @@ class InferOptions:
     def server_url(self) -> str | None:
         """The address to use; --repository wins over the environment."""
         return self.url or (os.environ.get(URL_ENVIRONMENT) if self.repository is None else None)
+
+    @property
+    def wants_plot(self) -> bool:
+        """Whether to draw."""
+        return self.plot if self.plot is not None else not self.to_stdout
 
     @property
     def to_stdout(self) -> bool:
@@ -189,7 +194,7 @@ def _infer_one(
                 client,
                 detector,
                 csv=csv,
-                plot=csv.with_suffix(".png") if options.plot else None,
+                plot=csv.with_suffix(".png") if options.wants_plot else None,
                 crops=options.crops,
                 fps=options.fps,
                 threads=options.threads or 0,

@@ -15,6 +15,7 @@ import open_clip  # noqa: TID253 - this file is about it
 import torch  # noqa: TID253 - this file is about it
 from torch import Tensor, nn  # noqa: TID253
 
+import affserve.train.demo_tower  # noqa: F401 - makes the tower known to timm
 from affserve.train.errors import CheckpointError
 from affserve.train.labels import task_by_key
 
