@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import tritonclient.grpc as triton
@@ -35,6 +35,9 @@ from affserve.export.contract import (
 from affserve.train.errors import InferenceError, ServerError
 from affserve.train.labels import TASKS
 from affserve.train.windows import Outputs
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 CONNECT_TIMEOUT_S = 5.0
 FIRST_PAUSE_S = 0.1
@@ -96,7 +99,7 @@ class AffectClient:
         self._closing = threading.Event()
         self._triton = triton.InferenceServerClient(url, channel_args=[*CHANNEL_ARGUMENTS, *_proxy_arguments(url)])
 
-    def __enter__(self) -> AffectClient:
+    def __enter__(self) -> Self:
         """Connect; ServerError at once when nobody listens."""
         self.connect()
         return self

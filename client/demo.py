@@ -13,14 +13,23 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from affserve.client.demo_report import Comparison, compare, read_truth
+import numpy as np
+from numpy.typing import NDArray
+
+from affserve.client.analyze import analyze_to_files
+from affserve.client.client import AffectClient
+from affserve.client.demo_report import Comparison, Judged, compare
+from affserve.client.face_model import find_detector
+from affserve.export.supervisor import SupervisedServer
+from affserve.export.triton import ServerConfig
 from affserve.train.errors import AffserveError
+from affserve.train.windows import Outputs
 
 if TYPE_CHECKING:
     from affserve.train.finetune import FinetuneConfig
@@ -58,14 +67,29 @@ def default_config() -> DemoConfig:
     from affserve.train.synthetic import SyntheticConfig
     from affserve.train.temporal_head import demo_head_config
 
-    fit = FitConfig(head=demo_head_config(), epochs=30, batch=16, lr=1e-3, stride=50)
+    fit = FitConfig(
+        # The TCN may look ahead: a whole video is there when it is served.
+        head=demo_head_config(causal=False, dropout=0.2),
+        epochs=20,
+        batch=8,
+        lr=1e-3,
+        stride=50,
+    )
     return DemoConfig(
-        corpus=SyntheticConfig(),
+        # Many people and short videos: what the encoder has to learn is to see past a person's own face.
+        corpus=SyntheticConfig(
+            videos=120,
+            frames_min=120,
+            frames_max=200,
+            validation_share=0.2,
+            whole_frame_videos=10,
+            whole_frame_frames=320,
+        ),
         encoder=FinetuneConfig(
             architecture=DEMO_ARCHITECTURE, pretrained=None, tasks=tuple(TASKS), epochs=5, batch=64, lr=1e-3
         ),
         temporal=fit,
-        single_frame=replace(fit, head=demo_head_config(use_tcn=False, use_encoder=False)),
+        single_frame=replace(fit, head=demo_head_config(dropout=0.2, use_tcn=False, use_encoder=False)),
     )
 
 
@@ -77,27 +101,27 @@ def run_demo(folder: Path, config: DemoConfig, *, fresh: bool = False, log: Log 
     if fresh and (folder / STAGES_FILE).exists():
         shutil.rmtree(folder)
     started = time.monotonic()
+    from affserve.train.synthetic import GENERATOR_VERSION
+
     stages = Stages(folder, log)
-    corpus = stages.run("corpus", asdict(config.corpus), partial(_make_corpus, config))
+    corpus = stages.run("corpus", [GENERATOR_VERSION, asdict(config.corpus)], partial(_make_corpus, config))
     encoder = stages.run(
         "encoder", asdict(config.encoder), partial(_train_encoder, corpus, config, log), after="corpus"
     )
     features = stages.run("features", {}, partial(_extract, corpus, encoder), after="encoder")
-    repositories: dict[str, Path] = {}
-    for name, fit_config in (("temporal", config.temporal), ("single-frame", config.single_frame)):
-        head = stages.run(
+    heads = {
+        name: stages.run(
             f"head-{name}",
             asdict(fit_config),
             partial(_train_head, corpus, features, fit_config, log),
             after="features",
         )
-        repositories[name] = stages.run(
-            f"repository-{name}",
-            {},
-            partial(_export, corpus, encoder, head),
-            after=f"head-{name}",
-        )
-    comparison = _serve_and_compare(corpus, repositories, folder / "results", log)
+        for name, fit_config in (("temporal", config.temporal), ("single-frame", config.single_frame))
+    }
+    repository = stages.run(
+        "repository", {}, partial(_export, corpus, encoder, heads["temporal"]), after="head-temporal"
+    )
+    comparison = _serve_and_compare(corpus, repository, heads["single-frame"], folder / "results", log)
     summary = {**comparison.as_dict(), "seconds": round(time.monotonic() - started, 1), "stages_s": stages.seconds}
     _write_json(folder / SUMMARY_FILE, summary)
     return comparison
@@ -182,48 +206,53 @@ def _export(corpus: Path, encoder: Path, head: Path, target: Path) -> None:
     export_repository(encoder, [head], target, parity_frames=sample_frames(open_corpus(corpus), PARITY_FRAMES))
 
 
-def _serve_and_compare(corpus: Path, repositories: dict[str, Path], results: Path, log: Log) -> Comparison:
-    videos = sorted((corpus / "videos").glob("*.mp4"))
-    truth = {video.stem: read_truth(video.with_suffix(".csv")) for video in videos}
-    tables: dict[str, dict[str, Path]] = {}
-    rates: dict[str, float] = {}
-    for name, repository in repositories.items():
-        tables[name], rates = _infer_all(repository, videos, results / name, plots=name == "temporal", log=log)
-        if name == "temporal":
-            served = rates
-    return compare(truth, tables["temporal"], tables["single-frame"], served, repositories["temporal"])
-
-
-def _infer_all(
-    repository: Path, videos: list[Path], results: Path, *, plots: bool, log: Log
-) -> tuple[dict[str, Path], dict[str, float]]:
-    """Serve a repository, send every video through the client; return the CSV of each and frames per second."""
-    from affserve.client.analyze import analyze_to_files
-    from affserve.client.client import AffectClient
-    from affserve.client.face_model import find_detector
-    from affserve.export.supervisor import SupervisedServer
-    from affserve.export.triton import ServerConfig
-
+def _serve_and_compare(corpus: Path, repository: Path, single_frame: Path, results: Path, log: Log) -> Comparison:
+    """Serve the repository, send every whole-frame video through the client and score what comes back."""
     results.mkdir(parents=True, exist_ok=True)
-    tables: dict[str, Path] = {}
+    detector = find_detector()
+    judged: list[Judged] = []
     frames, seconds = 0, 0.0
-    with SupervisedServer(ServerConfig(repository=repository)) as server, AffectClient(server.grpc_url) as client:
+    with SupervisedServer(ServerConfig(repository=repository)) as server, RecordingClient(server.grpc_url) as client:
         log(server.describe())
-        detector = find_detector()
-        for video in videos:
+        for video in sorted((corpus / "videos").glob("*.mp4")):
             csv = results / f"{video.stem}.csv"
-            plot = csv.with_suffix(".png") if plots else None
-            summary = analyze_to_files(video, client, detector, csv=csv, plot=plot)
-            tables[video.stem] = csv
+            summary = analyze_to_files(video, client, detector, csv=csv, plot=csv.with_suffix(".png"))
             frames, seconds = frames + summary.frames, seconds + summary.seconds
+            single = _single_frame_outputs(single_frame, client.recorded())
+            judged.append(Judged(csv=csv, truth=video.with_suffix(".csv"), single_frame=single))
         rates = {"end_to_end_frames_per_s": frames / seconds, "served_crops_per_s": _served_rate(client)}
-    log(f"infer: {len(videos)} videos, {frames} frames in {seconds:.0f} s")
-    return tables, rates
+    log(f"infer: {len(judged)} videos, {frames} frames in {seconds:.0f} s")
+    return compare(judged, rates, repository)
 
 
-def _served_rate(client: Any) -> float:
-    import numpy as np
+class RecordingClient(AffectClient):
+    """Keeps the features that pass by, so that another head can be judged on the very same frames."""
 
+    def encode_stream(self, chunks: Iterable[NDArray[np.uint8]]) -> Iterator[NDArray[np.float32]]:
+        """Turn chunks into features as AffectClient does, and remember them."""
+        self._recorded: list[NDArray[np.float32]] = []
+        for features in super().encode_stream(chunks):
+            self._recorded.append(features)
+            yield features
+
+    def recorded(self) -> NDArray[np.float32]:
+        """Return the features (F, 512) of the last stream: of the frames with a face, in order."""
+        return np.concatenate(self._recorded)
+
+
+def _single_frame_outputs(checkpoint: Path, features: NDArray[np.float32]) -> Outputs:
+    """Predict from features (F, 512), every frame on its own, (F, K) by task."""
+    import torch
+
+    from affserve.train.checkpoint import load_head
+    from affserve.train.temporal_head import activate
+
+    model, _ = load_head(checkpoint)
+    with torch.inference_mode():
+        return {key: values[0].numpy() for key, values in activate(model(torch.from_numpy(features)[None])).items()}
+
+
+def _served_rate(client: AffectClient) -> float:
     frames = np.random.default_rng(0).integers(0, 256, (RATE_FRAMES, 224, 224, 3), dtype=np.uint8)
     client.encode(frames[:64])
     started = time.perf_counter()

@@ -7,7 +7,7 @@ the table.
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,15 @@ METRICS = {
     EXPRESSION.key: "expressions, macro F1",
     ACTION_UNITS.key: "action units, mean F1",
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """One held-out video and what was said of it."""
+
+    csv: Path  # the served rows
+    truth: Path  # the CSV that the generator wrote beside the video
+    single_frame: Labels  # (F, K) by task, of the frames with a face
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,41 +74,48 @@ def read_truth(path: Path) -> Labels:
     return {task.key: _columns(rows, ("expression",) if task is EXPRESSION else task.names) for task in TASKS.values()}
 
 
-def read_predictions(path: Path) -> tuple[Labels, NDArray[np.bool_]]:
-    """Read the client's CSV: outputs (N, K) by task, NaN without a face, and whether there was a face, (N,)."""
+def read_predictions(path: Path) -> Labels:
+    """Read the client's CSV: outputs (N, K) by task, NaN where no face was found."""
     rows = _read_csv(path)
-    outputs = {
+    return {
         VALENCE_AROUSAL.key: _columns(rows, VALENCE_AROUSAL.names),
         EXPRESSION.key: _columns(rows, tuple(f"p_{name}" for name in EXPRESSION.names)),
         ACTION_UNITS.key: _columns(rows, ACTION_UNITS.names),
     }
-    return outputs, np.isfinite(outputs[VALENCE_AROUSAL.key][:, 0])
 
 
-def compare(
-    truth: Mapping[str, Labels],
-    temporal: Mapping[str, Path],
-    single_frame: Mapping[str, Path],
-    rates: Mapping[str, float],
-    repository: Path,
-) -> Comparison:
-    """Score two models' CSV files, by video name, against the truth; DataError when rows are missing."""
-    labels = {key: np.concatenate([truth[video][key] for video in truth]) for key in TASKS}
-    outputs, face = _all_predictions(truth, temporal)
-    single_outputs, single_face = _all_predictions(truth, single_frame)
-    seen = face & single_face
-    valid = dict.fromkeys(TASKS, seen)
+def compare(judged: Sequence[Judged], rates: Mapping[str, float], repository: Path) -> Comparison:
+    """Score the served rows of some videos, and the single-frame model's, against the truth."""
+    rows = [_joined(video) for video in judged]
+    truth, served, single = (
+        {key: np.concatenate([part[key] for part in parts]) for key in TASKS} for parts in zip(*rows, strict=True)
+    )
+    face = np.isfinite(served[VALENCE_AROUSAL.key][:, 0])
+    valid = dict.fromkeys(TASKS, face)
     return Comparison(
-        served=score(outputs, labels, valid),
-        single_frame=score(single_outputs, labels, valid),
-        constant=score(constant_guess(labels, valid), labels, valid),
-        frames=len(seen),
-        frames_with_face=int(seen.sum()),
+        served=score(served, truth, valid),
+        single_frame=score(single, truth, valid),
+        constant=score(constant_guess(truth, valid), truth, valid),
+        frames=len(face),
+        frames_with_face=int(face.sum()),
         rates={name: round(rate, 1) for name, rate in rates.items()},
         repository=repository,
-        csv=tuple(temporal.values()),
-        plots=tuple(plot for path in temporal.values() if (plot := path.with_suffix(".png")).exists()),
+        csv=tuple(video.csv for video in judged),
+        plots=tuple(plot for video in judged if (plot := video.csv.with_suffix(".png")).exists()),
     )
+
+
+def _joined(video: Judged) -> tuple[Labels, Labels, Labels]:
+    """Return truth, served and single-frame outputs of one video, row by row; NaN where no face was found."""
+    truth, served = read_truth(video.truth), read_predictions(video.csv)
+    face = np.isfinite(served[VALENCE_AROUSAL.key][:, 0])
+    frames = len(truth[VALENCE_AROUSAL.key])
+    if len(face) != frames:
+        raise DataError(f"{video.csv} has {len(face)} rows, expected {frames}: one per frame of the video")
+    single = {key: np.full_like(values, np.nan) for key, values in served.items()}
+    for key, values in video.single_frame.items():
+        single[key][face] = values
+    return truth, served, single
 
 
 def table(comparison: Comparison) -> str:
@@ -124,16 +140,6 @@ def table(comparison: Comparison) -> str:
         f"repository  {comparison.repository}",
     ]
     return "\n".join(lines)
-
-
-def _all_predictions(truth: Mapping[str, Labels], tables: Mapping[str, Path]) -> tuple[Labels, NDArray[np.bool_]]:
-    read = {video: read_predictions(tables[video]) for video in truth}
-    for video, (_, face) in read.items():
-        expected = len(truth[video][VALENCE_AROUSAL.key])
-        if len(face) != expected:
-            raise DataError(f"{tables[video]} has {len(face)} rows, expected {expected}: one per frame of {video}")
-    outputs = {key: np.concatenate([outputs[key] for outputs, _ in read.values()]) for key in TASKS}
-    return outputs, np.concatenate([face for _, face in read.values()])
 
 
 def _read_csv(path: Path) -> list[dict[str, str]]:

@@ -24,7 +24,7 @@ from affserve.client.faces import FaceDetector
 from affserve.client.output_file import check_writable
 from affserve.client.terminal import Terminal, report
 from affserve.client.video import FOLDER_FPS, open_source
-from affserve.export.contract import SYNTHETIC
+from affserve.train.affwild2 import SYNTHETIC
 from affserve.train.errors import OutputError, VideoError
 
 URL_ENVIRONMENT = "AFFSERVE_URL"

@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from affserve.client.results import ACTION_UNIT_MEANINGS, PROBABILITY_PREFIX
-from affserve.export.contract import SYNTHETIC, HeadDescription
+from affserve.export.contract import HeadDescription
+from affserve.train.affwild2 import SYNTHETIC
 from affserve.train.labels import ACTION_UNITS, EXPRESSION, VALENCE_AROUSAL
 
 if TYPE_CHECKING:

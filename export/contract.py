@@ -83,9 +83,6 @@ AFFECT = ModelSpec(
 MODELS: dict[str, ModelSpec] = {model.name: model for model in (CLIP_ENCODER, TEMPORAL_HEAD, AFFECT)}
 
 
-SYNTHETIC = "synthetic"  # value of `trained_on` for a model that has seen generated faces only
-
-
 @dataclass(frozen=True, kw_only=True)
 class HeadDescription:
     """What a served head can do, as it travels in the `parameters` of the configs of `temporal_head` and `affect`.
@@ -97,7 +94,7 @@ class HeadDescription:
     labels: Mapping[str, tuple[str, ...]]  # task key -> label names in output order
     window_frames: int = WINDOW_FRAMES
     stride_frames: int = STRIDE_FRAMES
-    trained_on: str = "unknown"  # corpus name; SYNTHETIC means generated faces
+    trained_on: str = "unknown"  # corpus name, as train.affwild2 has it
     encoder: str = "unknown"  # fingerprint of the encoder whose features the head was trained on
 
     def to_parameters(self) -> dict[str, str]:

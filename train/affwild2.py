@@ -24,6 +24,7 @@ VALIDATION = "Validation_Set"
 IMAGE_ROOT_PREFIX = "cropped_aligned"
 CORPUS_FILE = "corpus.json"  # written by generated corpora; says what they are
 AFF_WILD2 = "Aff-Wild2"
+SYNTHETIC = "synthetic"  # a corpus of generated faces; a model trained on it knows nothing of people
 
 
 @dataclass(frozen=True, kw_only=True)

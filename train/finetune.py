@@ -109,7 +109,9 @@ def _augmented(crop: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.
     shift = rng.uniform(-0.04, 0.04, 2) * ENCODER_SIZE_PX
     transform[:, 2] = transform[:, 2] + (ENCODER_SIZE_PX - 1) / 2 - np.array(centre) + shift
     size = (ENCODER_SIZE_PX, ENCODER_SIZE_PX)
-    relit = cv2.convertScaleAbs(crop, alpha=rng.uniform(0.8, 1.2), beta=rng.uniform(-15, 15))
+    gains = rng.uniform(0.8, 1.2) * rng.uniform(0.85, 1.15, 3)  # brightness, then the white balance of each channel
+    levels = np.arange(256)[:, None] * gains + rng.uniform(-15, 15)
+    relit = cv2.LUT(crop, levels.clip(0, 255).astype(np.uint8)[:, None])
     mirrored = cv2.flip(relit, 1) if rng.random() < 0.5 else relit
     image = cv2.warpAffine(mirrored, transform, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     return np.asarray(image, dtype=np.uint8)

@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from affserve.train.affwild2 import CORPUS_FILE
+from affserve.train.affwild2 import CORPUS_FILE, SYNTHETIC
 from affserve.train.alignment import CROP_SIZE_PX, REFERENCE_LANDMARKS_PX, align_face
 from affserve.train.atomic import staged_folder
 from affserve.train.errors import DataError, OutputError
@@ -33,9 +33,8 @@ from affserve.train.synthetic_video import WholeFramePlan, plan_whole_frames, wr
 
 __all__ = ["CorpusSummary", "SyntheticConfig", "read_description", "write_corpus"]
 
-CORPUS_KIND = "synthetic"
 SCHEMA_VERSION = 1
-GENERATOR_VERSION = 1  # rises whenever the same config would give other bytes
+GENERATOR_VERSION = 2  # rises whenever the same config would give other bytes
 
 Progress = Callable[[int, int], None]  # frames drawn, frames in all
 
@@ -242,7 +241,7 @@ def _write_description(
 ) -> None:
     description = {
         "schema_version": SCHEMA_VERSION,
-        "corpus": CORPUS_KIND,
+        "corpus": SYNTHETIC,
         "generator_version": GENERATOR_VERSION,
         "seed": config.seed,
         "config": asdict(config),

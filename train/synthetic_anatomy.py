@@ -123,7 +123,7 @@ class FaceState:
 
     action_units: NDArray[np.float32]  # (12,) intensities in [0, 1]
     valence: float = 0.0  # -1 to 1: seen in the bend of the mouth and the tone of the skin
-    arousal: float = 0.0  # -1 to 1: seen in the opening of the eyes and the size of the pupils
+    arousal: float = 0.0  # -1 to 1: seen in the opening of the eyes, the pupils and a flush of nose and ears
     asymmetry: float = 0.0  # -1 to 1: positive takes the lopsided units from the person's right side
     wink: float = 0.0  # 0 to 1, of the side that asymmetry favours
     blink: float = 0.0  # 0 to 1

@@ -102,12 +102,13 @@ def _draw_body(brush: Brush, anatomy: Anatomy) -> None:
 def _draw_head(brush: Brush, anatomy: Anatomy) -> None:
     me, skin = anatomy.identity, _skin(anatomy)
     for side in SIDES:
-        brush.spot((side * (me.half_width + 0.03), 0.25), (0.13, 0.34), blend(skin, (120, 30, 20), 0.15))
+        ear = blend(blend(skin, (120, 30, 20), 0.15), (214, 70, 62), _flush(anatomy))
+        brush.spot((side * (me.half_width + 0.03), 0.25), (0.13, 0.34), ear)
     if me.hair_style != "bald":
         crown = anatomy.outline(1.02 + me.hair_volume)
         brush.fill(crown[crown[:, 1] < 0.15], me.hair)
     brush.fill(anatomy.outline(), skin)
-    blush = 0.18 + 0.14 * anatomy.state.valence
+    blush = 0.2 + 0.19 * anatomy.state.valence
     for side in SIDES:
         y = 0.62 - 0.07 * anatomy.unit("AU6", side)
         brush.spot((side * 0.66, y), (0.27, 0.22), blend(skin, (214, 84, 72), blush))
@@ -168,13 +169,19 @@ def _draw_iris(brush: Brush, anatomy: Anatomy, side: int) -> None:
     x, y = anatomy.iris_centre(side)
     brush.spot((x, y), (0.112, 0.112), blend(anatomy.identity.iris, (0, 0, 0), 0.35))
     brush.spot((x, y), (0.09, 0.09), anatomy.identity.iris)
-    pupil = 0.05 + 0.028 * anatomy.state.arousal
+    pupil = 0.052 + 0.038 * anatomy.state.arousal
     brush.spot((x, y), (pupil, pupil), (12, 10, 10))
     brush.spot((x - 0.035, y - 0.04), (0.022, 0.022), (250, 250, 250))
 
 
+def _flush(anatomy: Anatomy) -> float:
+    """Return how much blood shows in nose and ears: an excited face has more."""
+    return 0.25 + 0.18 * anatomy.state.arousal
+
+
 def _draw_nose(brush: Brush, anatomy: Anatomy) -> None:
     me, skin = anatomy.identity, _skin(anatomy)
+    brush.spot((0, 0.5), (0.16, 0.15), blend(skin, (214, 70, 62), _flush(anatomy)), lift=0.12)
     for side in SIDES:
         lifted = 0.08 * anatomy.unit("AU10", side)
         wing = me.nose_half_width

@@ -41,7 +41,7 @@ class SyntheticConfig:
     validation_share: float = 0.25  # of the videos
     whole_frame_videos: int = 6  # mp4 files with a moving face, of people in neither set
     whole_frame_frames: int = 600  # frames of each of them
-    whole_frame_nuisance: float = 0.35  # factor on the nuisance shares there: a detector must find the face
+    whole_frame_nuisance: float = 0.35  # factor on occlusion and degradation there: a detector must find the face
     difficulty: Difficulty = field(default_factory=Difficulty)
 
     def __post_init__(self) -> None:

@@ -88,8 +88,6 @@ def write_whole_frames(folder: Path, plan: WholeFramePlan, config: SyntheticConf
         config.difficulty,
         occlusion=config.difficulty.occlusion * factor,
         degradation=config.difficulty.degradation * factor,
-        tremor=config.difficulty.tremor * factor,
-        flicker=config.difficulty.flicker * factor,
     )
     performance = draw_performance(
         rng,

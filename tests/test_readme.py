@@ -1,0 +1,59 @@
+"""The README tells the truth: its commands exist with the options it shows, its figures have a file."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+import typer.main
+
+from affserve.client.cli import app
+from affserve.client.results import columns_of
+from affserve.export.contract import default_head_description
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)
+COMMANDS = [line.partition("#")[0].strip() for block in BLOCKS for line in block.splitlines() if line.strip()]
+
+
+@pytest.mark.parametrize("line", [line for line in COMMANDS if line.startswith("affserve ")])
+def test_commands_are_understood(line: str) -> None:
+    arguments = shlex.split(line)[1:]
+    command: click.Command = typer.main.get_command(app)
+    while isinstance(command, click.Group):
+        command = command.commands[arguments.pop(0)]
+    command.make_context(command.name, arguments)
+
+
+@pytest.mark.parametrize("line", [line for line in COMMANDS if line.startswith("make ")])
+def test_make_targets_exist(line: str) -> None:
+    assert re.search(rf"^{line.split()[1]}:", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+
+
+def test_no_other_kind_of_command_hides_here() -> None:
+    assert {line.split()[0] for line in COMMANDS} <= {"make", "affserve", "pip"}
+
+
+def test_every_column_is_in_the_table() -> None:
+    rows = [row for row in README.splitlines() if row.startswith("| `")]
+    described = " ".join(rows)
+    labels = default_head_description().labels
+    names = [column.name for column in columns_of(labels)]
+    shown = [name for name in names if f"`{name}`" in described]
+    ranges = {"box_y_px", "box_w_px"} | {f"p_{name}" for name in labels["expression"]} | set(labels["action_units"])
+    assert set(names) - set(shown) <= ranges
+
+
+def test_result_files_that_are_quoted_exist() -> None:
+    quoted = re.findall(r"`(benchmarks/results/[^`]+\.json)`", README)
+    assert quoted
+    for path in quoted:
+        assert (ROOT / path).exists(), path
+
+
+def test_nothing_is_left_to_fill_in() -> None:
+    assert not re.search(r"@[A-Z_]+@", README)
