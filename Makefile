@@ -4,7 +4,7 @@ VENV := .venv
 AFFSERVE := $(VENV)/bin/affserve
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench wheel clean
+.PHONY: help setup demo test bench wheel clean
 
 help: ## show these targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
@@ -26,8 +26,11 @@ test: setup ## lint, types and all tests, with the real Triton server
 	$(VENV)/bin/mypy
 	$(VENV)/bin/pytest
 
-bench: setup ## measure speed and memory into benchmarks/results
-	$(AFFSERVE) bench all
+bench: demo ## measure speed and memory into benchmarks/results
+	$(AFFSERVE) bench startup
+	$(AFFSERVE) bench generator
+	$(AFFSERVE) bench memory build/demo/repository build/demo/corpus/videos/face02.mp4
+	$(AFFSERVE) bench demo
 
 wheel: setup ## build dist/*.whl and dist/*.tar.gz
 	$(VENV)/bin/python -m build

@@ -48,6 +48,21 @@ def generator(
     _tell("generator", measure_generator(videos, workers), folder)
 
 
+@bench_app.command()
+def demo(
+    run: Annotated[Path, typer.Argument(help="Folder of an `affserve demo`.")] = Path("build/demo"),
+    folder: Folder = None,
+) -> None:
+    """Keep the figures of the last demo."""
+    from affserve.train.errors import DataError
+
+    try:
+        summary = json.loads((run / "summary.json").read_text())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{run} holds no summary of a demo: {error}; make one with: affserve demo") from error
+    _tell("demo", summary, folder)
+
+
 def _tell(name: str, measured: dict[str, Any], folder: Path | None) -> None:
     from affserve.benchmarks.record import save
 
