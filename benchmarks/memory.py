@@ -6,15 +6,19 @@ kernel's own high-water marks (VmHWM) of the client and of the server's processe
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import av
 
 POLL_S = 0.05
+FPS = 30
 HIGH_WATER = "VmHWM:"
 
 
@@ -35,19 +39,20 @@ def measure_memory(repository: Path, film: Path, lengths: list[int], scratch: Pa
 def loop_film(film: Path, frames: int, target: Path) -> Path:
     """Write a film of exactly `frames` frames by playing another one over and over."""
     with av.open(str(target), "w") as output:
-        stream = output.add_stream("libx264", rate=30, options={"preset": "ultrafast"})
-        written = 0
-        while written < frames:
-            with av.open(str(film)) as source:
-                for frame in source.decode(video=0):
-                    if written == frames:
-                        break
-                    stream.width, stream.height, stream.pix_fmt = frame.width, frame.height, "yuv420p"
-                    frame.pts, frame.time_base = written, None
-                    output.mux(stream.encode(frame))
-                    written += 1
+        stream = output.add_stream("libx264", rate=FPS, options={"preset": "ultrafast"})
+        for number, frame in enumerate(itertools.islice(_played_forever(film), frames)):
+            if number == 0:
+                stream.width, stream.height, stream.pix_fmt = frame.width, frame.height, "yuv420p"
+            frame.pts, frame.time_base = number, Fraction(1, FPS)
+            output.mux(stream.encode(frame))
         output.mux(stream.encode())
     return target
+
+
+def _played_forever(film: Path) -> Iterator[av.VideoFrame]:
+    while True:
+        with av.open(str(film)) as source:
+            yield from source.decode(video=0)
 
 
 def _run_infer(video: Path, repository: Path, csv: Path) -> dict[str, float]:
