@@ -226,3 +226,28 @@ def test_pretrained_weights_are_read_from_a_local_file(tmp_path: Path) -> None:
     for name, values in model.visual.state_dict().items():
         torch.testing.assert_close(encoder.visual.state_dict()[name], values)
     shutil.rmtree(tmp_path)
+
+
+def test_the_commands_of_the_readme_lead_from_a_corpus_to_a_repository(tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from affserve.client.cli import app
+
+    def run(line: str) -> str:
+        result = CliRunner().invoke(app, [part.replace("@", f"{tmp_path}/") for part in line.split()])
+        assert result.exit_code == 0, f"{result.output}{result.exception!r}"
+        return result.stdout
+
+    run("data synth @corpus --videos 4 --frames-max 50 --whole-frame-videos 0 --workers 1")
+    demo = "--architecture affserve-demo --pretrained none --epochs 1 --batch 32 --frame-step 2"
+    told = run(f"train encoder @corpus --out @encoder --task expression --task action_units {demo}")
+    assert "on videos never trained on" in told
+    assert "action_units" in told
+    assert "features of 4 videos" in run("train features @corpus --encoder @encoder --out @features")
+    head = "train head @corpus --encoder @encoder --features @features --size demo --epochs 1"
+    run(f"{head} --out @va --task valence_arousal")
+    run(f"{head} --out @other --task expression --task action_units --no-attention")
+    told = run("export --encoder @encoder --head @va --head @other --out @repository --parity-data @corpus")
+    assert "valence_arousal, expression, action_units" in told
+    manifest = json.loads((tmp_path / "repository/manifest.json").read_text())
+    assert [head["training"]["head"]["use_encoder"] for head in manifest["heads"]] == [True, False]
