@@ -18,14 +18,14 @@ Folder = Annotated[Path | None, typer.Option(help="Where the JSON goes.  [defaul
 def memory(
     repository: Annotated[Path, typer.Argument(help="Model repository, as written by affserve export.")],
     film: Annotated[Path, typer.Argument(help="A film to play over and over, such as one of affserve data synth.")],
-    frames: Annotated[list[int] | None, typer.Option(help="Lengths to compare.  [default: 300 and 6000]")] = None,
+    frames: Annotated[list[int] | None, typer.Option(help="Lengths to compare.  [default: 300, 2000 and 6000]")] = None,
     folder: Folder = None,
 ) -> None:
     """Compare the peak memory of `affserve infer` on a short and a long video."""
     from affserve.benchmarks.memory import measure_memory
 
     with tempfile.TemporaryDirectory() as scratch:
-        _tell("memory", measure_memory(repository, film, frames or [300, 6000], Path(scratch)), folder)
+        _tell("memory", measure_memory(repository, film, frames or [300, 2000, 6000], Path(scratch)), folder)
 
 
 @bench_app.command()
