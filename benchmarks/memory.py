@@ -1,16 +1,18 @@
 """Does the memory of `affserve infer` grow with the length of a video?
 
 The same generated film is played once and again until the length asked for, so that only length changes. Peaks are the
-kernel's own high-water marks (VmHWM) of the client and of the server's processes, read while they run.
+kernel's own high-water marks (VmHWM), which catch every short-lived buffer and so rise a little with the number of
+occasions; medians of the resident size tell whether anything stays.
 """
 
 from __future__ import annotations
 
 import itertools
+import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -19,11 +21,10 @@ import av
 
 POLL_S = 0.05
 FPS = 30
-HIGH_WATER = "VmHWM:"
 
 
 def measure_memory(repository: Path, film: Path, lengths: list[int], scratch: Path) -> dict[str, Any]:
-    """Return, for each length in frames, the peak resident memory in MiB of client and server and the time taken."""
+    """Return, for each length in frames, the resident memory in MiB of client and server and the time taken."""
     rows = []
     for frames in lengths:
         video = loop_film(film, frames, scratch / f"{frames}.mp4")
@@ -32,7 +33,7 @@ def measure_memory(repository: Path, film: Path, lengths: list[int], scratch: Pa
         rows.append({"frames": frames, "seconds": round(time.monotonic() - started, 1), **peaks})
         video.unlink()
     first, last = rows[0], rows[-1]
-    growth = {key: round(last[key] / first[key], 3) for key in ("client_peak_mib", "server_peak_mib")}
+    growth = {key: round(last[key] / first[key], 3) for key in first if key.endswith("_mib")}
     return {"film": film.name, "rows": rows, "last_to_first": growth}
 
 
@@ -58,15 +59,29 @@ def _played_forever(film: Path) -> Iterator[av.VideoFrame]:
 def _run_infer(video: Path, repository: Path, csv: Path) -> dict[str, float]:
     command = [sys.executable, "-m", "affserve.client", "infer", str(video), "--repository", str(repository)]
     process = subprocess.Popen([*command, "--out", str(csv), "--no-plot", "--quiet"])
-    peaks: dict[int, int] = {}
+    seen: list[dict[int, tuple[int, int]]] = []  # by process: resident now and at most, KiB
     while process.poll() is None:
-        for pid in _family(process.pid):
-            peaks[pid] = max(peaks.get(pid, 0), _high_water_kib(pid))
+        seen.append({pid: _resident_kib(pid) for pid in _family(process.pid)})
         time.sleep(POLL_S)
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, command)
-    client = peaks.pop(process.pid)
-    return {"client_peak_mib": round(client / 1024, 1), "server_peak_mib": round(sum(peaks.values()) / 1024, 1)}
+    return {
+        **_figures("client", seen, lambda pid: pid == process.pid),
+        **_figures("server", seen, lambda pid: pid != process.pid),
+    }
+
+
+def _figures(name: str, seen: list[dict[int, tuple[int, int]]], chosen: Callable[[int], bool]) -> dict[str, float]:
+    """Return what a group of processes held, in MiB: typically, in the second half of the run, and at most."""
+    typical = statistics.median(
+        sum(now for pid, (now, _) in sample.items() if chosen(pid)) for sample in seen[len(seen) // 2 :]
+    )
+    peaks: dict[int, int] = {}
+    for sample in seen:
+        for pid, (_, most) in sample.items():
+            peaks[pid] = max(peaks.get(pid, 0), most)
+    peak = sum(most for pid, most in peaks.items() if chosen(pid))
+    return {f"{name}_median_mib": round(typical / 1024, 1), f"{name}_peak_mib": round(peak / 1024, 1)}
 
 
 def _family(root: int) -> list[int]:
@@ -84,9 +99,12 @@ def _family(root: int) -> list[int]:
     return family
 
 
-def _high_water_kib(pid: int) -> int:
+def _resident_kib(pid: int) -> tuple[int, int]:
+    """Return what a process holds now and has held at most; zeros when it has just ended."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
     except OSError:
-        return 0
-    return next((int(line.split()[1]) for line in status.splitlines() if line.startswith(HIGH_WATER)), 0)
+        return 0, 0
+    values = dict(line.split(":", 1) for line in status.splitlines())
+    now, most = (int(values.get(key, "0 kB").split()[0]) for key in ("VmRSS", "VmHWM"))
+    return now, most
