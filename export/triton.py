@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import secrets
 import shutil
+import signal
 import subprocess
 import tempfile
 import threading
@@ -262,6 +264,10 @@ class TritonServer:
                 guardian.kill()  # the server dies with it
                 guardian.wait()
             guardian.stdout.close()
+            if guardian.returncode < 0 and self.pid:
+                # It was killed: the server has died with it, but nobody has ended the server's Python processes.
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(self.pid, signal.SIGKILL)
         remove_shared_memory(self._identity)
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)

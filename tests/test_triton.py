@@ -470,8 +470,10 @@ def test_killed_guardian_takes_the_server_along_and_it_comes_back(tiny: Path) ->
     events: list[supervisor.Event] = []
     with SupervisedServer(ServerConfig(repository=tiny, drain_timeout_s=0), on_event=events.append) as running:
         tritonserver = psutil.Process(running.pid)
+        stubs = tritonserver.children(recursive=True)
+        assert stubs
         tritonserver.parent().kill()
-        wait_for(lambda: has_ended(tritonserver))
+        wait_for(lambda: all(has_ended(process) for process in (tritonserver, *stubs)))
         wait_for(lambda: events and events[-1]["event"] == "ready")
         assert seconds_until_answer(running.grpc_url) < RECOVERY_S
 
