@@ -5,6 +5,7 @@ Results and summaries go to stdout; progress, notes and errors to stderr.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import sys
@@ -30,6 +31,8 @@ from affserve.train.errors import OutputError, VideoError
 URL_ENVIRONMENT = "AFFSERVE_URL"
 RESULT_SUFFIX = ".affect.csv"
 TERMINATED = 128 + signal.SIGTERM
+M_MMAP_THRESHOLD = -3  # of <malloc.h>
+MMAP_THRESHOLD_BYTES = 256 * 1024  # crops and frames lie above it, rows below
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +85,7 @@ def infer_sources(options: InferOptions) -> bool:
     complete = len(good) == len(outputs)
     if not good:
         return False
+    return_large_buffers_at_once()
     if options.threads is not None:
         cv2.setNumThreads(options.threads)
     with ExitStack() as stack:
@@ -93,6 +97,17 @@ def infer_sources(options: InferOptions) -> bool:
         for source, csv in good.items():
             complete &= _infer_one(source, csv, client, detector, options)
     return complete
+
+
+def return_large_buffers_at_once() -> None:
+    """Keep this process from growing with the length of a video.
+
+    glibc raises the size from which a buffer is given back to the system to that of the largest one freed; chunks of
+    crops (5 MB) then live in the heap, which frays. A fixed threshold keeps them out. Without glibc this does nothing.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, MMAP_THRESHOLD_BYTES)
 
 
 def choose_outputs(options: InferOptions) -> dict[Path, Path]:

@@ -101,6 +101,8 @@ def lay_out_backends(installation: Installation, folder: Path) -> Path | None:
 def server_environment(installation: Installation, folder: Path) -> dict[str, str]:
     """Return the environment in which the server's Python is this Python, activated or not."""
     environment = dict(os.environ)
+    # glibc would move this up to the largest buffer freed, and requests of 5 MB would fray the server's heap.
+    environment.setdefault("MALLOC_MMAP_THRESHOLD_", "262144")
     if installation.wheel is None or installation.libraries is None:
         return environment
     modules = [importlib.util.find_spec(name) for name in ("numpy", "onnxruntime")]
