@@ -40,16 +40,11 @@ def test_config_equals_contract(path: Path) -> None:
     spec = MODELS[path.relative_to(MODEL_REPOSITORY).parts[0]]
     assert config.name == spec.name
     assert config.max_batch_size == spec.max_batch_size
-    assert described(config.input) == [_as_dims(tensor) for tensor in spec.inputs]
-    assert described(config.output) == [_as_dims(tensor) for tensor in spec.outputs]
+    assert described(config.input) == list(spec.inputs)
+    assert described(config.output) == list(spec.outputs)
     if config.parameters:
         told = {key: value.string_value for key, value in config.parameters.items()}
         assert HeadDescription.from_parameters(told, path.name) == default_head_description()
-
-
-def _as_dims(tensor: TensorSpec) -> TensorSpec:
-    # TYPE_UINT8 is the config's name of the type that travels as UINT8; they agree for all types used here.
-    return tensor
 
 
 def test_every_model_has_its_configs_and_no_python() -> None:

@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 
 from affserve.train.errors import DataError
-from affserve.train.labels import ACTION_UNITS, EXPRESSION, TASKS, VALENCE_AROUSAL, format_annotation, read_annotation
+from affserve.train.labels import (
+    ACTION_UNITS,
+    EXPRESSION,
+    TASKS,
+    VALENCE_AROUSAL,
+    Task,
+    format_annotation,
+    read_annotation,
+)
 
 
 def test_headers_are_the_official_ones() -> None:
@@ -18,16 +26,14 @@ def test_headers_are_the_official_ones() -> None:
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=list(TASKS))
-def test_annotations_survive_writing_and_reading(task: object, tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    for each in TASKS.values():
-        values = rng.uniform(each.low, each.high, (50, each.columns)).astype(np.float32)
-        values = values.round(0 if each.integer else 3)
-        values[3] = each.invalid
-        (tmp_path / "a.txt").write_text(format_annotation(each, values))
-        back = read_annotation(tmp_path / "a.txt", each)
-        np.testing.assert_allclose(back.values, values, atol=1e-6)
-        assert np.flatnonzero(~back.valid).tolist() == [3]
+def test_annotations_survive_writing_and_reading(task: Task, tmp_path: Path) -> None:
+    values = np.random.default_rng(0).uniform(task.low, task.high, (50, task.columns)).astype(np.float32)
+    values = values.round(0 if task.integer else 3)
+    values[3] = task.invalid
+    (tmp_path / "a.txt").write_text(format_annotation(task, values))
+    back = read_annotation(tmp_path / "a.txt", task)
+    np.testing.assert_allclose(back.values, values, atol=1e-6)
+    assert np.flatnonzero(~back.valid).tolist() == [3]
 
 
 @pytest.mark.parametrize(
@@ -42,11 +48,9 @@ def test_annotations_survive_writing_and_reading(task: object, tmp_path: Path) -
         pytest.param(ACTION_UNITS, "0,1,0,0,0,0,0,0,0,0,1,0", True, id="action-units"),
     ],
 )
-def test_invalid_codes(task: object, row: str, valid: bool, tmp_path: Path) -> None:
-    assert task in TASKS.values()
-    which = next(t for t in TASKS.values() if t is task)
-    (tmp_path / "a.txt").write_text(f"{which.header}\n{row}\n")
-    assert read_annotation(tmp_path / "a.txt", which).valid.tolist() == [valid]
+def test_invalid_codes(task: Task, row: str, valid: bool, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(f"{task.header}\n{row}\n")
+    assert read_annotation(tmp_path / "a.txt", task).valid.tolist() == [valid]
 
 
 @pytest.mark.parametrize(
