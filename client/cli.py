@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperCommand
@@ -15,7 +15,12 @@ from typer.core import TyperCommand
 from affserve.benchmarks.cli import bench_app  # only here: the root alone knows every stage
 from affserve.export.cli import export, serve
 from affserve.train.cli import data_app, train_app
-from affserve.train.errors import AffserveError
+from affserve.train.errors import AffserveError, MissingExtraError
+
+EXTRA_OF = {
+    **dict.fromkeys(("torch", "torchvision", "open_clip", "timm", "safetensors"), "train"),
+    **dict.fromkeys(("onnx", "onnxscript", "onnxruntime"), "export"),
+}
 
 app = typer.Typer(
     name="affserve",
@@ -128,5 +133,13 @@ def main() -> None:
     try:
         app()
     except AffserveError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+        _fail(error)
+    except ModuleNotFoundError as error:
+        if (extra := EXTRA_OF.get(error.name or "")) is None:
+            raise  # not a missing extra but a broken installation: the trace is what is needed
+        _fail(MissingExtraError(str(error.name), extra))
+
+
+def _fail(error: AffserveError) -> NoReturn:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(1)

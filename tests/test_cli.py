@@ -275,3 +275,23 @@ def wait_for_part(folder: Path) -> None:
 def descendants(pid: int) -> list[int]:
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     return [one for child in map(int, children) for one in (child, *descendants(child))]
+
+
+def test_a_missing_extra_names_what_to_install() -> None:
+    code = (
+        "import sys\nsys.modules['torch'] = None\nsys.argv = ['affserve', 'train', 'features', '.', '--encoder', 'e', "
+        "'--out', 'o']\nfrom affserve.client.cli import main\nmain()"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert "pip install 'affserve[train]'" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_device_that_is_not_there_is_named() -> None:
+    from affserve.train.errors import DataError
+    from affserve.train.loop import check_device
+
+    check_device("cpu")
+    with pytest.raises(DataError, match=r"device is 'cuda:99', which cannot be used: .*; this machine has cpu"):
+        check_device("cuda:99")

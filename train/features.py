@@ -22,6 +22,7 @@ from affserve.train.clip_encoder import ClipEncoder
 from affserve.train.errors import DataError
 from affserve.train.finetune import read_crop
 from affserve.train.labels import TASKS
+from affserve.train.loop import check_device
 
 BATCH_FRAMES = 64
 
@@ -47,6 +48,7 @@ def extract_features(
 
     progress: called with the numbers of videos done and to do.
     """
+    check_device(device)
     folder = store / fingerprint
     folder.mkdir(parents=True, exist_ok=True)
     videos = sorted({v for task in TASKS.values() for part in (TRAIN, VALIDATION) for v in corpus.videos(task, part)})

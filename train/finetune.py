@@ -27,7 +27,7 @@ from affserve.train.clip_encoder import FrameClassifier, create_encoder
 from affserve.train.errors import DataError
 from affserve.train.evaluation import Scores, score
 from affserve.train.labels import EXPRESSION, Task, task_by_key
-from affserve.train.loop import to_device, warmup_cosine
+from affserve.train.loop import check_device, to_device, warmup_cosine
 from affserve.train.losses import task_losses
 from affserve.train.temporal_head import activate
 
@@ -142,6 +142,7 @@ def labelled_frames(corpus: Corpus, tasks: Sequence[Task], part: str, frame_step
 
 def finetune(corpus: Corpus, config: FinetuneConfig, target: Path, log: Callable[[str], None] = print) -> Scores:
     """Train an encoder on a corpus, write its checkpoint to `target` and return its scores on the validation videos."""
+    check_device(config.device)
     torch.manual_seed(config.seed)
     tasks = [task_by_key(key) for key in config.tasks]
     dataset = FrameDataset(labelled_frames(corpus, tasks, TRAIN, config.frame_step), config.augment, config.seed)

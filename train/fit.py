@@ -24,7 +24,7 @@ from affserve.train.errors import DataError
 from affserve.train.evaluation import Scores, score
 from affserve.train.features import on_timeline, read_features
 from affserve.train.labels import Task, task_by_key
-from affserve.train.loop import to_device, warmup_cosine
+from affserve.train.loop import check_device, to_device, warmup_cosine
 from affserve.train.losses import task_losses
 from affserve.train.temporal_head import TemporalHead, TemporalHeadConfig, activate
 from affserve.train.windows import STRIDE_FRAMES, WINDOW_FRAMES, Outputs, OverlapMerger
@@ -117,6 +117,7 @@ def fit(corpus: Corpus, features: Path, config: FitConfig, target: Path, log: Ca
 
     features: the folder that extract_features returned; its name is the encoder's fingerprint.
     """
+    check_device(config.device)
     torch.manual_seed(config.seed)
     tasks = [task_by_key(key) for key in config.head.tasks]
     training = load_videos(corpus, features, tasks, TRAIN)
