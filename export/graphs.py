@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import cast
 
 from torch import Tensor, nn  # noqa: TID253 - this file is about it
 from torch.nn.utils import parametrize  # noqa: TID253
 
 from affserve.export.contract import TASK_OUTPUTS
 from affserve.train.errors import ExportError
-from affserve.train.temporal_head import TemporalHead, activate
+from affserve.train.head_ensemble import HeadEnsemble
+from affserve.train.temporal_head import TemporalHead
 
 
 class HeadGraph(nn.Module):
-    """One to three temporal heads over the same features, as one graph with the contract's outputs."""
+    """One to three temporal heads or ensembles over the same features, as one graph with the contract's outputs."""
 
-    def __init__(self, heads: Sequence[TemporalHead]) -> None:
+    def __init__(self, heads: Sequence[TemporalHead | HeadEnsemble]) -> None:
         super().__init__()
         tasks = [key for head in heads for key in head.config.tasks]
         if len(set(tasks)) != len(tasks):
@@ -32,11 +34,11 @@ class HeadGraph(nn.Module):
         """features: (B, T, D) float32 -> one (B, T, K) float32 per task, in the order of `tasks`."""
         answers: dict[str, Tensor] = {}
         for head in self.heads:
-            answers.update(activate(head(features)))
+            answers.update(cast("TemporalHead | HeadEnsemble", head).answers(features))
         return tuple(answers[key] for key in self.tasks)
 
 
-def _with_plain_weights(head: TemporalHead) -> TemporalHead:
+def _with_plain_weights(head: TemporalHead | HeadEnsemble) -> TemporalHead | HeadEnsemble:
     """Copy a head with its weight normalisation multiplied out: the graph holds each weight once, ready to use."""
     plain = copy.deepcopy(head).eval()
     for module in plain.modules():

@@ -33,6 +33,7 @@ from affserve.export.to_onnx import export_encoder, export_head
 from affserve.train.atomic import staged_folder
 from affserve.train.checkpoint import Checkpoint, load_encoder, load_head
 from affserve.train.errors import ExportError
+from affserve.train.head_ensemble import HeadEnsemble
 from affserve.train.labels import TASKS
 from affserve.train.temporal_head import TemporalHead
 from affserve.train.windows import STRIDE_FRAMES, WINDOW_FRAMES
@@ -115,7 +116,7 @@ def _check_heads_fit(encoder: Checkpoint, heads: Sequence[Checkpoint]) -> None:
             )
 
 
-def _describe(encoder: Checkpoint, heads: Sequence[tuple[TemporalHead, Checkpoint]]) -> HeadDescription:
+def _describe(encoder: Checkpoint, heads: Sequence[tuple[TemporalHead | HeadEnsemble, Checkpoint]]) -> HeadDescription:
     trained = {key for head, _ in heads for key in head.config.tasks}
     corpora = sorted({checkpoint.provenance.trained_on for checkpoint in (encoder, *(c for _, c in heads))})
     windows = {

@@ -19,6 +19,7 @@ from torch import nn  # noqa: TID253 - this file is about it
 from affserve.train.atomic import staged_folder
 from affserve.train.clip_encoder import ClipEncoder, EncoderConfig
 from affserve.train.errors import CheckpointError
+from affserve.train.head_ensemble import HeadEnsemble
 from affserve.train.labels import TASKS
 from affserve.train.temporal_head import TemporalHead, TemporalHeadConfig
 
@@ -27,6 +28,7 @@ WEIGHTS_FILE = "weights.safetensors"
 CONFIG_FILE = "config.json"
 ENCODER_KIND = "clip_encoder"
 HEAD_KIND = "temporal_head"
+ENSEMBLE_KIND = "head_ensemble"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,22 +59,31 @@ def save_encoder(path: Path, encoder: ClipEncoder, provenance: Provenance) -> st
     return _save(path, ENCODER_KIND, encoder, asdict(encoder.config), provenance)
 
 
-def save_head(path: Path, head: TemporalHead, provenance: Provenance) -> str:
-    """Write a temporal head checkpoint and return its fingerprint."""
+def save_head(path: Path, head: TemporalHead | HeadEnsemble, provenance: Provenance) -> str:
+    """Write the checkpoint of a temporal head, or of an ensemble of them, and return its fingerprint."""
+    if isinstance(head, HeadEnsemble):
+        members = [asdict(member.config) for member in head.heads]
+        return _save(path, ENSEMBLE_KIND, head, {"tasks": head.config.tasks, "members": members}, provenance)
     return _save(path, HEAD_KIND, head, asdict(head.config), provenance)
 
 
 def load_encoder(path: Path) -> tuple[ClipEncoder, Checkpoint]:
     """Rebuild an encoder from its folder."""
-    config = _read_config(path, ENCODER_KIND)
+    config = _read_config(path, (ENCODER_KIND,))
     encoder = ClipEncoder(_rebuild(EncoderConfig, config["architecture"], path))
     return encoder, _load_weights(path, config, encoder)
 
 
-def load_head(path: Path) -> tuple[TemporalHead, Checkpoint]:
-    """Rebuild a temporal head from its folder."""
-    config = _read_config(path, HEAD_KIND)
-    head = TemporalHead(_rebuild(TemporalHeadConfig, config["architecture"], path))
+def load_head(path: Path) -> tuple[TemporalHead | HeadEnsemble, Checkpoint]:
+    """Rebuild a temporal head, or an ensemble of them, from its folder."""
+    config = _read_config(path, (HEAD_KIND, ENSEMBLE_KIND))
+    architecture = config["architecture"]
+    head: TemporalHead | HeadEnsemble
+    if config["kind"] == ENSEMBLE_KIND:
+        members = [TemporalHead(_rebuild(TemporalHeadConfig, one, path)) for one in architecture["members"]]
+        head = HeadEnsemble(members)
+    else:
+        head = TemporalHead(_rebuild(TemporalHeadConfig, architecture, path))
     return head, _load_weights(path, config, head)
 
 
@@ -110,7 +121,7 @@ def source_commit() -> str:
     return answer.stdout.strip() or "unknown"
 
 
-def _read_config(path: Path, kind: str) -> dict[str, Any]:
+def _read_config(path: Path, kinds: tuple[str, ...]) -> dict[str, Any]:
     try:
         config: dict[str, Any] = json.loads((path / CONFIG_FILE).read_text())
     except (OSError, ValueError) as error:
@@ -121,8 +132,8 @@ def _read_config(path: Path, kind: str) -> dict[str, Any]:
         raise CheckpointError(
             f"{path} has checkpoint schema {config.get('schema')!r}; this affserve reads schema {SCHEMA}"
         )
-    if config.get("kind") != kind:
-        raise CheckpointError(f"{path} is a checkpoint of kind {config.get('kind')!r}; expected {kind!r}")
+    if config.get("kind") not in kinds:
+        raise CheckpointError(f"{path} is a checkpoint of kind {config.get('kind')!r}; expected {' or '.join(kinds)}")
     return config
 
 

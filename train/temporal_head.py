@@ -163,6 +163,10 @@ class TemporalHead(nn.Module):
             h = block(h, present)  # (B, T, C)
         return {key: mlp(h) for key, mlp in self.mlps.items()}  # (B, T, K) each
 
+    def answers(self, features: Tensor, present: Tensor | None = None) -> dict[str, Tensor]:
+        """features: (B, T, D), present: (B, T) bool -> what is served, (B, T, K) by task."""
+        return activate(self(features, present))
+
 
 def activate(raw: dict[str, Tensor]) -> dict[str, Tensor]:
     """Turn raw outputs (..., K) into what is served: values in [-1, 1], a distribution, and probabilities."""
