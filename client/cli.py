@@ -13,9 +13,13 @@ import typer
 from typer.core import TyperCommand
 
 from affserve.benchmarks.cli import bench_app  # only here: the root alone knows every stage
-from affserve.export.cli import export, serve
-from affserve.train.cli import data_app, train_app
+from affserve.client.doctor import doctor
+from affserve.export.cli import serve
+from affserve.export.export_cli import export
+from affserve.train.cli import train_app
+from affserve.train.data_cli import data_app
 from affserve.train.errors import AffserveError, MissingExtraError
+from affserve.train.study_cli import evaluate
 
 EXTRA_OF = {
     **dict.fromkeys(("torch", "torchvision", "open_clip", "timm", "safetensors"), "train"),
@@ -34,6 +38,8 @@ app.add_typer(data_app, name="data")
 app.add_typer(train_app, name="train")
 app.command()(export)
 app.command()(serve)
+app.command()(evaluate)
+app.command()(doctor)
 app.add_typer(bench_app, name="bench")
 
 

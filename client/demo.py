@@ -26,6 +26,7 @@ from affserve.client.analyze import analyze_to_files
 from affserve.client.client import AffectClient
 from affserve.client.demo_report import Comparison, Judged, compare
 from affserve.client.face_model import find_detector
+from affserve.export.manifest import MANIFEST_SCHEMA
 from affserve.export.supervisor import SupervisedServer
 from affserve.export.triton import ServerConfig
 from affserve.train.errors import AffserveError
@@ -101,6 +102,7 @@ def run_demo(folder: Path, config: DemoConfig, *, fresh: bool = False, log: Log 
     if fresh and (folder / STAGES_FILE).exists():
         shutil.rmtree(folder)
     started = time.monotonic()
+    from affserve.train.feature_store import SCHEMA_VERSION as STORE_VERSION
     from affserve.train.synthetic import GENERATOR_VERSION
 
     stages = Stages(folder, log)
@@ -108,7 +110,7 @@ def run_demo(folder: Path, config: DemoConfig, *, fresh: bool = False, log: Log 
     encoder = stages.run(
         "encoder", asdict(config.encoder), partial(_train_encoder, corpus, config, log), after="corpus"
     )
-    features = stages.run("features", {}, partial(_extract, corpus, encoder), after="encoder")
+    features = stages.run("features", [STORE_VERSION], partial(_extract, corpus, encoder), after="encoder")
     heads = {
         name: stages.run(
             f"head-{name}",
@@ -119,7 +121,10 @@ def run_demo(folder: Path, config: DemoConfig, *, fresh: bool = False, log: Log 
         for name, fit_config in (("temporal", config.temporal), ("single-frame", config.single_frame))
     }
     repository = stages.run(
-        "repository", {}, partial(_export, corpus, encoder, heads["temporal"]), after="head-temporal"
+        "repository",
+        {"manifest_schema": MANIFEST_SCHEMA},
+        partial(_export, corpus, encoder, heads["temporal"]),
+        after="head-temporal",
     )
     comparison = _serve_and_compare(corpus, repository, heads["single-frame"], folder / "results", log)
     summary = {**comparison.as_dict(), "seconds": round(time.monotonic() - started, 1), "stages_s": stages.seconds}
@@ -179,7 +184,7 @@ def _train_encoder(corpus: Path, config: DemoConfig, log: Log, target: Path) -> 
     from affserve.train.affwild2 import open_corpus
     from affserve.train.finetune import finetune
 
-    finetune(open_corpus(corpus), config.encoder, target, log)
+    finetune(open_corpus(corpus), config.encoder, target, log, fresh="if-changed")
 
 
 def _extract(corpus: Path, encoder: Path, target: Path) -> None:
@@ -195,15 +200,18 @@ def _train_head(corpus: Path, features: Path, config: FitConfig, log: Log, targe
     from affserve.train.affwild2 import open_corpus
     from affserve.train.fit import fit
 
-    fit(open_corpus(corpus), next(features.iterdir()), config, target, log)
+    fit(open_corpus(corpus), next(features.iterdir()), config, target, log, fresh="if-changed")
 
 
 def _export(corpus: Path, encoder: Path, head: Path, target: Path) -> None:
+    from affserve.export.material import parity_only
     from affserve.export.parity import sample_frames
-    from affserve.export.repository import export_repository
+    from affserve.export.repository import CPU_FP32, export_repository
     from affserve.train.affwild2 import open_corpus
 
-    export_repository(encoder, [head], target, parity_frames=sample_frames(open_corpus(corpus), PARITY_FRAMES))
+    # FP32, because the fastest precision is found by timing: the table must not depend on what else the machine did.
+    material = parity_only(sample_frames(open_corpus(corpus), PARITY_FRAMES))
+    export_repository(encoder, [head], target, material=material, options=CPU_FP32)
 
 
 def _serve_and_compare(corpus: Path, repository: Path, single_frame: Path, results: Path, log: Log) -> Comparison:

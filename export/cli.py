@@ -1,4 +1,4 @@
-"""The commands of the export stage: `export` checkpoints to a model repository, `serve` one."""
+"""The command `affserve serve`: serves a model repository until it is interrupted."""
 
 from __future__ import annotations
 
@@ -12,38 +12,6 @@ from typing import Annotated
 import typer
 
 from affserve.export.contract import ONNX_CONFIG_NAME
-
-
-def export(
-    encoder: Annotated[Path, typer.Option(help="Checkpoint of affserve train encoder.")],
-    head: Annotated[list[Path], typer.Option(help="Checkpoint of affserve train head; up to one per task.")],
-    out: Annotated[Path, typer.Option(help="Model repository to write; one that affserve wrote is replaced.")],
-    parity_data: Annotated[
-        Path | None, typer.Option(help="Corpus whose crops the graphs are compared on.  [default: generated faces]")
-    ] = None,
-    parity_frames: Annotated[int, typer.Option(min=1, help="How many of its crops.")] = 64,
-) -> None:
-    """Export checkpoints to a Triton model repository, after proving that it computes what PyTorch computes.
-
-    A graph outside its tolerance stops the export with a table, and what stood in the folder stays there.
-    """
-    from affserve.export.parity import generated_frames, sample_frames
-    from affserve.export.repository import export_repository
-    from affserve.train.affwild2 import open_corpus
-
-    frames = (
-        generated_frames(parity_frames)
-        if parity_data is None
-        else sample_frames(open_corpus(parity_data), parity_frames)
-    )
-    summary = export_repository(
-        encoder, head, out, parity_frames=frames, progress=lambda text: typer.echo(f"{text} ...", err=True)
-    )
-    typer.echo(
-        f"{summary.repository}: {', '.join(summary.tasks)}; {summary.bytes / 1e6:.0f} MB, trained on "
-        f"{summary.trained_on}; {summary.checks} parity checks passed on {len(frames)} crops, worst feature difference "
-        f"{summary.worst_feature_difference:.1e}; serve it with: affserve serve {summary.repository}"
-    )
 
 
 def serve(

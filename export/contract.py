@@ -19,9 +19,13 @@ IMAGE_SIZE_PX = 224
 FEATURE_WIDTH = 512
 CHUNK_FRAMES = 32  # frames a client sends in one message: 4.8 MB, where gRPC is fastest
 
-ONNX_FILE = "model.onnx"
+ONNX_FILE = "model.onnx"  # for ONNX Runtime on a CPU
+GPU_ONNX_FILE = "model.gpu.onnx"  # for ONNX Runtime on a GPU, and what TensorRT plans are built from
 PLAN_FILE = "model.plan"
-ONNX_CONFIG_NAME = "onnx"  # for tritonserver --model-config-name
+# Names for tritonserver --model-config-name: configs/<name>.pbtxt, and where there is none config.pbtxt.
+ONNX_CONFIG_NAME = "onnx"  # ONNX Runtime on a CPU
+CUDA_CONFIG_NAME = "onnx-cuda"  # ONNX Runtime on a GPU
+TENSORRT_CONFIG_NAME = "tensorrt"  # there is no such file: it is config.pbtxt itself
 MANIFEST_FILE = "manifest.json"
 ONNX_OPSET = 20  # LayerNormalization is one node from 17 on; both ONNX Runtime and TensorRT 11 read 20
 

@@ -1,178 +1,211 @@
-"""Checkpoints in, a complete Triton model repository out.
+"""Checkpoints in, a complete Triton model repository out, or one more version of it.
 
-Everything is built and checked in a folder beside the target and takes its place by renaming, so that a failed export
-leaves what was served untouched.
+Everything is made and checked in a folder of its own and takes its place at the end, so that a failed export leaves
+what was served untouched.
 """
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
-import json
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from affserve.export import parity
+from affserve.export.artefacts import Artefact, Material, fastest, make_artefacts
 from affserve.export.contract import (
-    AFFECT,
     CLIP_ENCODER,
+    FEATURES,
+    FRAMES,
+    GPU_ONNX_FILE,
     MANIFEST_FILE,
     MODELS,
     ONNX_FILE,
     TEMPORAL_HEAD,
-    HeadDescription,
 )
-from affserve.export.graphs import HeadGraph
-from affserve.export.model_config import write_config
-from affserve.export.to_onnx import export_encoder, export_head
-from affserve.train.atomic import staged_folder
-from affserve.train.checkpoint import Checkpoint, load_encoder, load_head
+from affserve.export.flops import count_flops
+from affserve.export.manifest import CPU, GPU, ArtefactRecord, Manifest, VersionRecord
+from affserve.export.model_config import config_files, write_configs
+from affserve.export.placement import LocalTarget, Target, read_target_manifest, refuse_foreign
+from affserve.export.plans import file_sha256
+from affserve.export.precision import Precision
+from affserve.export.precision_choice import Chosen, check_usable, choose, wanted
+from affserve.export.sources import Sources, built_with, load_sources
+from affserve.export.versions import FIRST_VERSION, check_same_contract
 from affserve.train.errors import ExportError
-from affserve.train.head_ensemble import HeadEnsemble
-from affserve.train.labels import TASKS
-from affserve.train.temporal_head import TemporalHead
-from affserve.train.windows import STRIDE_FRAMES, WINDOW_FRAMES
 
-MANIFEST_SCHEMA = 1
-TEMPLATES = Path(__file__).parents[1] / "model_repository"
-VERSIONED_PACKAGES = ("affserve", "torch", "open_clip_torch", "onnx", "onnxruntime", "numpy")
+FILE_OF_USE = {CPU: ONNX_FILE, GPU: GPU_ONNX_FILE}
+# An object store and many ways of copying have no empty folders, and Triton wants one for each version of an ensemble.
+KEEP_FILE = "keep.txt"
+KEEP_TEXT = "An ensemble has no file of its own; Triton needs this folder.\n"
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """What to make of the checkpoints."""
+
+    uses: tuple[str, ...] = (CPU, GPU)  # devices to serve from
+    precision: Precision | None = None  # None: the fastest that passes, for each model and use on its own
+    version: int | None = None  # None: replace the whole repository; N: add or replace only this version
+    threads: int | None = None  # at which speeds are compared; None: as many as a server here would use
+
+    def __post_init__(self) -> None:
+        unknown = set(self.uses) - set(FILE_OF_USE)
+        if unknown or not self.uses:
+            raise ExportError(f"uses are {self.uses}; expected some of {', '.join(FILE_OF_USE)}")
+        if self.version is not None and self.version < 1:
+            raise ExportError(f"version is {self.version}; expected 1 or more")
+        check_usable(self.uses, self.precision)
+
+
+CPU_FP32 = ExportOptions(uses=(CPU,), precision=Precision.FP32)
+"""The reference alone: nothing about it depends on the machine that exports."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportSummary:
     """What an export made."""
 
-    repository: Path
-    tasks: tuple[str, ...]
-    trained_on: str
-    bytes: int  # size of all artefacts
-    checks: int  # parity checks passed
-    worst_feature_difference: float  # relative to the largest feature magnitude
+    repository: str  # path or URL
+    version: int
+    record: VersionRecord
+    notices: tuple[str, ...]  # what the user should know before serving it
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks of the heads."""
+        return tuple(self.record.labels)
+
+    @property
+    def bytes(self) -> int:
+        """Size of all artefacts of this version."""
+        return sum(artefact.bytes for artefact in self.record.artefacts)
+
+    @property
+    def checks(self) -> int:
+        """How many comparisons with PyTorch were passed."""
+        return sum(len(artefact.parity) for artefact in self.record.artefacts)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything as plain values."""
+        return {**asdict(self), "tasks": self.tasks, "bytes": self.bytes, "checks": self.checks}
 
 
 def export_repository(
     encoder_path: Path,
     head_paths: Sequence[Path],
-    target: Path,
+    target: Target | Path,
     *,
-    parity_frames: NDArray[np.uint8],
-    progress: Callable[[str], None] = lambda _: None,
+    material: Material,
+    options: ExportOptions = ExportOptions(),
+    add_plans: Callable[[Path, int], None] | None = None,
+    progress: Progress = lambda _: None,
 ) -> ExportSummary:
-    """Write the repository of an encoder and one to three heads to `target`.
+    """Write the repository of an encoder and one to three heads to `target`, or a version of it.
 
-    parity_frames: (N, 224, 224, 3) uint8 consecutive face crops the artefacts are compared on.
+    add_plans: called with the finished but not yet placed repository and the version, to build TensorRT plans in it.
     CheckpointError, ExportError or ParityError; the target is then as it was.
     """
-    _refuse_foreign_folder(target)
-    encoder, encoder_checkpoint = load_encoder(encoder_path)
-    loaded = [load_head(path) for path in head_paths]
-    _check_heads_fit(encoder_checkpoint, [checkpoint for _, checkpoint in loaded])
-    graph = HeadGraph([head for head, _ in loaded])
-    description = _describe(encoder_checkpoint, loaded)
+    place = LocalTarget(target) if isinstance(target, Path) else target
+    refuse_foreign(place)
+    # What is replaced as a whole need not be read: it may be of an older affserve.
+    kept = read_target_manifest(place) if options.version is not None else None
+    place.check_free(kept, options.version)
+    sources = load_sources(encoder_path, head_paths)
+    if kept is not None:
+        check_same_contract(kept, sources.description, place.name)
+    version = options.version or FIRST_VERSION
+    with place.staging() as staging, place.staging() as workshop:
+        chosen = _make(sources, workshop, material, options, progress)
+        record = _fill(staging, version, chosen, sources)
+        write_configs(staging, sources.description, version)
+        if add_plans is not None:
+            add_plans(staging, version)
+        _write_manifest(staging, version, record, kept)
+        if kept is None:
+            place.place_whole(staging)
+        else:
+            place.place_version(staging, version)
+    return ExportSummary(repository=place.name, version=version, record=record, notices=_notices(kept, record, version))
 
-    with staged_folder(target) as staging:
-        _write_configs(staging, graph.tasks, description)
-        progress("encoder to ONNX")
-        export_encoder(encoder, _artefact(staging, CLIP_ENCODER.name))
-        progress("head to ONNX")
-        export_head(graph, _artefact(staging, TEMPORAL_HEAD.name))
-        progress("parity with PyTorch")
-        checks, features = parity.check_encoder(encoder, _artefact(staging, CLIP_ENCODER.name), parity_frames)
-        checks += parity.check_head(graph, _artefact(staging, TEMPORAL_HEAD.name), features)
-        records = parity.require(checks)
-        manifest = _manifest(staging, description, encoder_checkpoint, [c for _, c in loaded], records)
-        (staging / MANIFEST_FILE).write_text(json.dumps(manifest, indent=2) + "\n")
-    return ExportSummary(
-        repository=target,
-        tasks=graph.tasks,
-        trained_on=description.trained_on,
-        bytes=sum(_artefact(target, name).stat().st_size for name in (CLIP_ENCODER.name, TEMPORAL_HEAD.name)),
-        checks=len(records),
-        worst_feature_difference=records[0]["figure"],
+
+def _make(
+    sources: Sources, folder: Path, material: Material, options: ExportOptions, progress: Progress
+) -> list[Chosen]:
+    artefacts = make_artefacts(
+        sources.encoder, sources.graph, folder, wanted(options.uses, options.precision), material, progress
     )
 
+    def fastest_here(passed: Sequence[Artefact]) -> Artefact:
+        progress(f"speed of {passed[0].model} in {' and '.join(one.precision.value for one in passed)}")
+        return fastest(passed, options.threads)
 
-def _refuse_foreign_folder(target: Path) -> None:
-    if target.exists() and (not target.is_dir() or (any(target.iterdir()) and not (target / MANIFEST_FILE).exists())):
-        raise ExportError(
-            f"{target} exists and is not a repository written by affserve (no {MANIFEST_FILE}); choose another folder"
-        )
-
-
-def _check_heads_fit(encoder: Checkpoint, heads: Sequence[Checkpoint]) -> None:
-    if not heads:
-        raise ExportError("no head was given; expected at least one temporal head checkpoint")
-    for head in heads:
-        trained_with = head.provenance.encoder
-        if trained_with != encoder.fingerprint:
-            raise ExportError(
-                f"{head.path} was trained on features of encoder {trained_with}, but {encoder.path} is "
-                f"{encoder.fingerprint}; export it with its own encoder, or train the head on this one's features"
-            )
+    return choose(artefacts, options.uses, options.precision, fastest_here)
 
 
-def _describe(encoder: Checkpoint, heads: Sequence[tuple[TemporalHead | HeadEnsemble, Checkpoint]]) -> HeadDescription:
-    trained = {key for head, _ in heads for key in head.config.tasks}
-    corpora = sorted({checkpoint.provenance.trained_on for checkpoint in (encoder, *(c for _, c in heads))})
-    windows = {
-        (c.provenance.window_frames or WINDOW_FRAMES, c.provenance.stride_frames or STRIDE_FRAMES) for _, c in heads
-    }
-    if len(windows) > 1:
-        raise ExportError(f"the heads differ in window and stride: {sorted(windows)} frames; expected the same for all")
-    window, stride = windows.pop()
-    return HeadDescription(
-        labels={key: task.names for key, task in TASKS.items() if key in trained},
-        window_frames=window,
-        stride_frames=stride,
-        trained_on="+".join(corpora),
-        encoder=encoder.fingerprint,
-    )
-
-
-def _write_configs(staging: Path, tasks: Sequence[str], description: HeadDescription) -> None:
+def _fill(staging: Path, version: int, chosen: Sequence[Chosen], sources: Sources) -> VersionRecord:
+    """Copy the chosen files to where Triton looks for them and describe them."""
     for model in MODELS:
-        (staging / model / "1").mkdir(parents=True)
-        for template in sorted((TEMPLATES / model).rglob("*.pbtxt")):
-            place = staging / template.relative_to(TEMPLATES)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            described = description if model in (TEMPORAL_HEAD.name, AFFECT.name) else None
-            write_config(template, place, tasks, described)
+        (staging / model / str(version)).mkdir(parents=True)
+        if model not in _MEASURED_AT:
+            (staging / model / str(version) / KEEP_FILE).write_text(KEEP_TEXT)
+    for one in chosen:
+        shutil.copyfile(one.artefact.path, staging / _file(one, version))
+    description = sources.description
+    return VersionRecord(
+        trained_on=description.trained_on,
+        labels=description.labels,
+        window_frames=description.window_frames,
+        stride_frames=description.stride_frames,
+        encoder=sources.encoder_record,
+        heads=sources.head_records,
+        built_with=built_with(),
+        artefacts=tuple(_record(staging, one, version, description.window_frames) for one in chosen),
+        notes=tuple(note for one in chosen for note in one.notes),
+    )
 
 
-def _artefact(root: Path, model: str) -> Path:
-    return root / model / "1" / ONNX_FILE
+def _file(one: Chosen, version: int) -> str:
+    return f"{one.artefact.model}/{version}/{FILE_OF_USE[one.use]}"
 
 
-def _manifest(
-    root: Path,
-    description: HeadDescription,
-    encoder: Checkpoint,
-    heads: Sequence[Checkpoint],
-    checks: list[dict[str, Any]],
-) -> dict[str, Any]:
-    files = sorted(path for path in root.rglob("*") if path.is_file())
-    return {
-        "schema": MANIFEST_SCHEMA,
-        "trained_on": description.trained_on,
-        "labels": {key: list(names) for key, names in description.labels.items()},
-        "window_frames": description.window_frames,
-        "stride_frames": description.stride_frames,
-        "precision": "fp32",
-        "encoder": {"fingerprint": encoder.fingerprint, **asdict(encoder.provenance)},
-        "heads": [{"fingerprint": head.fingerprint, **asdict(head.provenance)} for head in heads],
-        "parity": checks,
-        "versions": {name: _version(name) for name in VERSIONED_PACKAGES},
-        "files": {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files},
-    }
+_MEASURED_AT: Mapping[str, Callable[[int], dict[str, tuple[int, ...]]]] = {
+    CLIP_ENCODER.name: lambda _: {FRAMES.name: (1, *FRAMES.shape)},
+    TEMPORAL_HEAD.name: lambda window: {FEATURES.name: (1, window, *FEATURES.shape)},
+}
 
 
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"
+def _record(staging: Path, one: Chosen, version: int, window_frames: int) -> ArtefactRecord:
+    path = staging / _file(one, version)
+    return ArtefactRecord(
+        path=_file(one, version),
+        model=one.artefact.model,
+        use=one.use,
+        precision=one.artefact.precision.value,
+        sha256=file_sha256(path),
+        bytes=path.stat().st_size,
+        flops=count_flops(path, _MEASURED_AT[one.artefact.model](window_frames)),
+        parity=tuple(asdict(check) for check in one.artefact.checks),
+        notes=one.artefact.notes,
+    )
+
+
+def _write_manifest(staging: Path, version: int, record: VersionRecord, kept: Manifest | None) -> None:
+    configs = {file: file_sha256(staging / file) for file in config_files(staging)}
+    versions = {**(kept.versions if kept is not None else {}), version: record}
+    manifest = Manifest(served=version, versions=versions, configs=configs)
+    (staging / MANIFEST_FILE).write_bytes(manifest.to_json())
+
+
+def _notices(kept: Manifest | None, record: VersionRecord, version: int) -> tuple[str, ...]:
+    notices = list(record.notes)
+    if kept is not None and version != kept.served:
+        notices.append(f"version {kept.served} is kept: affserve export --activate {kept.served} goes back to it")
+        if kept.versions[kept.served].encoder["fingerprint"] != record.encoder["fingerprint"]:
+            notices.append(
+                "the encoder is another one: while a watching server changes over, single answers may combine the new "
+                "encoder with the old head; where that matters, export to a fresh folder and restart the server"
+            )
+    return tuple(notices)

@@ -1,4 +1,5 @@
-"""What must be true of a model repository before it is served: every model is there, and is the one that was exported.
+"""What must be true of a model repository before it is served: every model is there, is the one that was exported, and
+may run on this machine.
 
 In comes the folder that `affserve export` wrote, out comes its manifest; what is wrong is a RepositoryError that says
 how to put it right.
@@ -6,113 +7,120 @@ how to put it right.
 
 from __future__ import annotations
 
-import hashlib
-import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from google.protobuf import text_format
-from tritonclient.grpc import model_config_pb2
 
-from affserve.export.contract import MANIFEST_FILE, MODELS, ONNX_CONFIG_NAME, ONNX_FILE
+from affserve.export import plans
+from affserve.export.contract import GPU_ONNX_FILE, MANIFEST_FILE, MODELS, ONNX_CONFIG_NAME, ONNX_FILE
+from affserve.export.machine import Gpu, find_gpus
+from affserve.export.manifest import EXPORT_COMMAND, Manifest, read_manifest
+from affserve.export.model_config import read_config, served_version
 from affserve.train.errors import RepositoryError
 
-MANIFEST_SCHEMA = 1
-EXPORT_COMMAND = "affserve export"
-_READ_BYTES = 1 << 20
+TENSORRT_PLATFORM = "tensorrt_plan"
 
 
-def verify_repository(root: Path, config_name: str = ONNX_CONFIG_NAME) -> dict[str, Any]:
-    """Check that `root` holds every model, unaltered since export; return its manifest ({} without one).
+@dataclass(frozen=True, kw_only=True)
+class ServedModel:
+    """One model as Triton will find it."""
+
+    name: str
+    folder: Path  # of the version that is served
+    config: Any  # model_config_pb2.ModelConfig
+    config_file: str  # relative to the repository
+
+
+def verify_repository(root: Path, config_name: str = ONNX_CONFIG_NAME) -> Manifest | None:
+    """Check that `root` holds every model, unaltered since export, and may be served here; return its manifest.
 
     config_name: the configuration to be served (`configs/<config_name>.pbtxt`, else `config.pbtxt`).
+    None for a repository without a manifest, one that was put together by hand.
     """
     if not root.is_dir():
         raise RepositoryError(f"{root} is not a folder; write a model repository with: {EXPORT_COMMAND} ...")
-    served = [file for name in MODELS if (file := _served_file(root, name, config_name)) is not None]
-    manifest = _read_manifest(root)
-    if manifest:
-        _check_hashes(root, manifest["files"], served)
+    models = [_find_model(root, name, config_name) for name in MODELS]
+    files = [file for model in models if (file := _onnx_file(root, model)) is not None]
+    manifest = read_manifest(root)
+    if manifest is not None:
+        _check_hashes(root, manifest, [*(model.config_file for model in models), *files])
+    planned = [model for model in models if model.config.platform == TENSORRT_PLATFORM]
+    if planned:
+        gpus = find_gpus()
+        for model in planned:
+            check_plans(model.name, model.folder, gpus)
     return manifest
 
 
-def _served_file(root: Path, name: str, config_name: str) -> str | None:
-    """Return the path, relative to `root`, of the file Triton will load for model `name`; None for an ensemble."""
-    config = _read_config(root, name, config_name)
-    version = _latest_version(root / name)
-    if config.platform == "ensemble":
-        if version is None:
-            raise RepositoryError(
-                f"{root} has no {name}/1/, the empty folder that Triton needs for an ensemble (copying often loses "
-                f"it); make it, or write the repository again with: {EXPORT_COMMAND} ..."
-            )
-        return None
-    relative = f"{name}/{version or 1}/{config.default_model_filename or ONNX_FILE}"
-    if not (root / relative).is_file():
-        raise RepositoryError(f"{root} has no {relative}; write it with: {EXPORT_COMMAND} ...")
-    return relative
+def _find_model(root: Path, name: str, config_name: str) -> ServedModel:
+    path = _config_path(root, name, config_name)
+    try:
+        config = read_config(path)
+    except (text_format.ParseError, UnicodeDecodeError) as error:
+        raise RepositoryError(f"{path} is not a Triton model configuration: {error}") from error
+    version = served_version(config, root / name) or 1
+    folder = root / name / str(version)
+    if config.platform == "ensemble" and not folder.is_dir():
+        raise RepositoryError(
+            f"{root} has no {name}/{version}/, the empty folder that Triton needs for an ensemble (copying often loses "
+            f"it); make it, or write the repository again with: {EXPORT_COMMAND} ..."
+        )
+    return ServedModel(name=name, folder=folder, config=config, config_file=path.relative_to(root).as_posix())
 
 
-def _read_config(root: Path, name: str, config_name: str) -> Any:
+def _config_path(root: Path, name: str, config_name: str) -> Path:
     candidates = (root / name / "configs" / f"{config_name}.pbtxt", root / name / "config.pbtxt")
     path = next((path for path in candidates if path.is_file()), None)
     if path is None:
         raise RepositoryError(f"{root} has no {name}/config.pbtxt; write the repository with: {EXPORT_COMMAND} ...")
-    try:
-        return text_format.Parse(path.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
-    except (text_format.ParseError, UnicodeDecodeError) as error:
-        raise RepositoryError(f"{path} is not a Triton model configuration: {error}") from error
+    return path
 
 
-def _latest_version(folder: Path) -> int | None:
-    """Triton serves the highest version folder."""
-    return max(
-        (int(entry.name) for entry in folder.iterdir() if entry.is_dir() and entry.name.isdecimal()), default=None
-    )
+def _onnx_file(root: Path, model: ServedModel) -> str | None:
+    """Return the path, relative to `root`, of the graph that ONNX Runtime will load; None where it loads none."""
+    if model.config.platform in ("ensemble", TENSORRT_PLATFORM):
+        return None
+    path = model.folder / (model.config.default_model_filename or ONNX_FILE)
+    file = path.relative_to(root).as_posix()
+    if not path.is_file():
+        how = f"{EXPORT_COMMAND} --target {'gpu' if path.name == GPU_ONNX_FILE else 'cpu'} ..."
+        raise RepositoryError(f"{root} has no {file}; write it with: {how}")
+    return file
 
 
-def _read_manifest(root: Path) -> dict[str, Any]:
-    path = root / MANIFEST_FILE
-    if not path.exists():
-        return {}
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RepositoryError(f"{path} cannot be read: {error}; write it again with: {EXPORT_COMMAND} ...") from error
-    if not isinstance(manifest, dict) or manifest.get("schema") != MANIFEST_SCHEMA:
-        found = manifest.get("schema") if isinstance(manifest, dict) else type(manifest).__name__
+def check_plans(model: str, folder: Path, gpus: Sequence[Gpu]) -> None:
+    """RepositoryError unless every GPU has a plan in a version's folder that was made for it, from this graph.
+
+    Triton starts an instance on every GPU. Without a GPU nothing may run.
+    """
+    if not gpus:
         raise RepositoryError(
-            f"{path} has schema {found!r}, this affserve reads {MANIFEST_SCHEMA}: use the affserve that wrote it, or "
-            f"write the repository again with: {EXPORT_COMMAND} ..."
+            f"{model} is configured for TensorRT and this machine shows no NVIDIA GPU: serve on the CPU with "
+            f"--config-name {ONNX_CONFIG_NAME}, or install the NVIDIA driver"
         )
-    if not isinstance(manifest.get("files"), dict):
-        raise RepositoryError(f"{path} lists no files; write it again with: {EXPORT_COMMAND} ...")
-    return manifest
+    here = {one for one in plans.COMPUTE_CAPABILITIES if (folder / plans.plan_file(one)).is_file()}
+    problem = plans.missing_plan(model, here, gpus)
+    for capability in sorted({gpu.compute_capability for gpu in gpus} & here):
+        record = plans.verify_plan(folder / plans.plan_file(capability), folder / GPU_ONNX_FILE)
+        problem = problem or plans.obstacle(record, gpus)
+    if problem is not None:
+        raise RepositoryError(problem)
 
 
-def _check_hashes(root: Path, expected: dict[str, str], served: list[str]) -> None:
+def _check_hashes(root: Path, manifest: Manifest, served: Sequence[str]) -> None:
+    expected = {**manifest.configs, **{k: v for one in manifest.versions.values() for k, v in one.hashes().items()}}
     unlisted = [file for file in served if file not in expected]
     if unlisted:
         raise RepositoryError(
             f"{root}: {', '.join(unlisted)} would be served but {MANIFEST_FILE} does not list it: it was not put there "
             f"by {EXPORT_COMMAND}; remove it or export again"
         )
-    for file, sha256 in expected.items():
-        path = root / file
-        if not path.is_file():
+    for file in served:
+        if (found := plans.file_sha256(root / file)) != expected[file]:
             raise RepositoryError(
-                f"{root} has no {file}, which {MANIFEST_FILE} lists; write it with: {EXPORT_COMMAND} ..."
+                f"{root / file} was altered after export: its sha256 is {found[:12]}..., {MANIFEST_FILE} says "
+                f"{expected[file][:12]}...; put the exported file back or write it again with: {EXPORT_COMMAND} ..."
             )
-        if (found := _sha256(path)) != sha256:
-            raise RepositoryError(
-                f"{path} was altered after export: its sha256 is {found[:12]}..., {MANIFEST_FILE} says "
-                f"{sha256[:12]}...; put the exported file back or write it again with: {EXPORT_COMMAND} ..."
-            )
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(_READ_BYTES):
-            digest.update(block)
-    return digest.hexdigest()

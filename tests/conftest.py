@@ -10,7 +10,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from affserve.export.repository import export_repository
+from affserve.export.material import parity_only
+from affserve.export.repository import CPU_FP32, export_repository
 from affserve.train.checkpoint import Provenance, save_encoder, save_head
 from affserve.train.clip_encoder import DEMO_ARCHITECTURE, create_encoder
 from affserve.train.temporal_head import TemporalHead, demo_head_config
@@ -51,5 +52,5 @@ def repository(checkpoints: tuple[Path, Path], tmp_path_factory: pytest.TempPath
     """A complete model repository of small untrained models, as `affserve export` writes it."""
     target = tmp_path_factory.mktemp("export") / "repository"
     encoder, head = checkpoints
-    export_repository(encoder, [head], target, parity_frames=blurred_noise(8))
+    export_repository(encoder, [head], target, material=parity_only(blurred_noise(8)), options=CPU_FP32)
     return target

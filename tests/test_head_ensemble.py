@@ -11,7 +11,8 @@ import pytest
 import torch
 from conftest import blurred_noise
 
-from affserve.export.repository import export_repository
+from affserve.export.material import parity_only
+from affserve.export.repository import CPU_FP32, export_repository
 from affserve.train.checkpoint import Provenance, load_encoder, load_head, save_head
 from affserve.train.head_ensemble import HeadEnsemble
 from affserve.train.temporal_head import TemporalHead, activate, demo_head_config
@@ -38,7 +39,13 @@ def test_checkpoint_exports_as_one_model(checkpoints: tuple[Path, Path], tmp_pat
         tmp_path / "folds", HeadEnsemble(heads(2)), Provenance(trained_on="synthetic", encoder=encoder.fingerprint)
     )
     loaded, _ = load_head(tmp_path / "folds")
-    export_repository(checkpoints[0], [tmp_path / "folds"], tmp_path / "repository", parity_frames=blurred_noise(4))
+    export_repository(
+        checkpoints[0],
+        [tmp_path / "folds"],
+        tmp_path / "repository",
+        material=parity_only(blurred_noise(4)),
+        options=CPU_FP32,
+    )
     graph = onnxruntime.InferenceSession(str(tmp_path / "repository/temporal_head/1/model.onnx"))
     features = np.random.default_rng(0).standard_normal((1, 9, 512)).astype(np.float32)
     with torch.inference_mode():

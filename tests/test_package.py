@@ -63,7 +63,8 @@ def test_wheel_exports_and_serves_outside_the_checkout(
     where = run("-c", "import affserve.export.triton as t; print(t.__file__)").strip()
     assert Path(where).is_relative_to(site)
     affserve = ("-m", "affserve.client")
-    run(*affserve, "export", "--encoder", checkpoints[0], "--head", checkpoints[1], "--out", "repository")
+    quick = ("--target", "cpu", "--precision", "fp32")
+    run(*affserve, "export", "--encoder", checkpoints[0], "--head", checkpoints[1], "--out", "repository", *quick)
     crops = write_crops(tmp_path / "crops", [1, 2, 3])
     run(*affserve, "infer", crops, "--repository", "repository", "--out", "rows.csv", "--no-plot")
     assert len((tmp_path / "rows.csv").read_text().splitlines()) == 4

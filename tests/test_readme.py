@@ -20,9 +20,12 @@ BLOCKS = re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)
 COMMANDS = [line.partition("#")[0].strip() for block in BLOCKS for line in block.splitlines() if line.strip()]
 
 
-@pytest.mark.parametrize("line", [line for line in COMMANDS if line.startswith("affserve ")])
+TORCHRUN = re.compile(r"torchrun --nproc-per-node 2 -m affserve\.(?=train )")
+
+
+@pytest.mark.parametrize("line", [line for line in COMMANDS if line.startswith(("affserve ", "torchrun "))])
 def test_commands_are_understood(line: str) -> None:
-    arguments = shlex.split(line)[1:]
+    arguments = shlex.split(TORCHRUN.sub("affserve ", line))[1:]
     command: click.Command = typer.main.get_command(app)
     while isinstance(command, click.Group):
         command = command.commands[arguments.pop(0)]
@@ -35,7 +38,7 @@ def test_make_targets_exist(line: str) -> None:
 
 
 def test_no_other_kind_of_command_hides_here() -> None:
-    assert {line.split()[0] for line in COMMANDS} <= {"make", "affserve", "pip"}
+    assert {line.split()[0] for line in COMMANDS} <= {"make", "affserve", "pip", "torchrun"}
 
 
 def test_every_column_is_in_the_table() -> None:

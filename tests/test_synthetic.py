@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from affserve.train.affwild2 import TRAIN, VALIDATION, Corpus, open_corpus
 from affserve.train.alignment import CROP_SIZE_PX, REFERENCE_LANDMARKS_PX, align_face, similarity_to_reference
-from affserve.train.cli import data_app
+from affserve.train.data_cli import data_app
 from affserve.train.errors import DataError
 from affserve.train.labels import ACTION_UNITS, EXPRESSION, TASKS, VALENCE_AROUSAL
 from affserve.train.synthetic import SyntheticConfig, read_description, write_corpus

@@ -4,22 +4,43 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from corpora import write_annotation, write_crops
+from feature_corpora import temporal_corpus, three_task_corpus
+from numpy.typing import NDArray
 
 from affserve.train.affwild2 import TRAIN, VALIDATION, open_corpus
+from affserve.train.alignment import to_encoder_input
+from affserve.train.augmentation import Augmentation
+from affserve.train.balance import BalanceConfig, balanced_order, class_weights
 from affserve.train.checkpoint import load_encoder, load_head
 from affserve.train.clip_encoder import DEMO_ARCHITECTURE, create_encoder
+from affserve.train.curves import read_log
+from affserve.train.distributed import Ranks
 from affserve.train.errors import CheckpointError, DataError
-from affserve.train.features import VideoFeatures, extract_features, on_timeline, read_features
-from affserve.train.finetune import FinetuneConfig, FrameDataset, finetune, labelled_frames
-from affserve.train.fit import FitConfig, LabelledVideo, WindowDataset, fit, predict_video
-from affserve.train.labels import ACTION_UNITS, EXPRESSION, TASKS, VALENCE_AROUSAL, format_annotation
+from affserve.train.feature_store import FeatureStore
+from affserve.train.finetune import FinetuneConfig, finetune
+from affserve.train.fit import FitConfig, fit, predict_video, validate_videos
+from affserve.train.frame_dataset import FrameDataset, labelled_frames, read_crop
+from affserve.train.labels import EXPRESSION, TASKS
 from affserve.train.synthetic import SyntheticConfig, write_corpus
-from affserve.train.temporal_head import demo_head_config
+from affserve.train.temporal_head import TemporalHead, TemporalHeadConfig, demo_head_config
+from affserve.train.window_dataset import LabelledVideo
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Models this small gain nothing from a second thread, and lose much where others want the core."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -30,46 +51,20 @@ def corpus_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+class Rows:
+    """Features of a video without gaps, in memory."""
+
+    def __init__(self, rows: NDArray[np.float16]) -> None:
+        self.numbers = np.arange(1, len(rows) + 1, dtype=np.int32)
+        self.width = rows.shape[1]
+        self._rows = rows
+
+    def read(self, positions: slice) -> NDArray[np.float16]:
+        return self._rows[positions]
+
+
 def quiet(_: str) -> None:
     """Take the training's log."""
-
-
-def write_annotation(root: Path, task_folder: str, part: str, video: str, text: str) -> None:
-    path = root / "annotations" / task_folder / part / f"{video}.txt"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
-
-
-def write_crops(folder: Path, numbers: list[int]) -> None:
-    import cv2
-
-    folder.mkdir(parents=True, exist_ok=True)
-    for number in numbers:
-        cv2.imwrite(str(folder / f"{number:05d}.jpg"), np.full((112, 112, 3), number % 256, np.uint8))
-
-
-def test_nested_roots_second_roots_and_older_folder_names_are_found(tmp_path: Path) -> None:
-    header = EXPRESSION.header + "\n"
-    write_annotation(tmp_path, "EXPR_Classification_Challenge", TRAIN, "a", header + "0\n4\n")
-    write_annotation(tmp_path, EXPRESSION.challenge, VALIDATION, "video10_1_left", header + "1\n")
-    write_crops(tmp_path / "cropped_aligned" / "cropped_aligned" / "a", [1, 3])
-    write_crops(tmp_path / "cropped_aligned_new_50_vids" / "video10_1_left", [1])
-    write_crops(tmp_path / "elsewhere" / "a", [2, 3])
-    corpus = open_corpus(tmp_path, image_roots=[tmp_path / "elsewhere"])
-    assert corpus.name == "Aff-Wild2"
-    assert corpus.videos(EXPRESSION, TRAIN) == ["a"]
-    assert list(corpus.crops("a")) == [1, 2, 3]
-    assert list(corpus.crops("video10_1_left")) == [1]
-
-
-def test_a_video_that_any_task_validates_on_is_never_trained_on(tmp_path: Path) -> None:
-    write_annotation(tmp_path, EXPRESSION.challenge, TRAIN, "both", EXPRESSION.header + "\n0\n")
-    write_annotation(tmp_path, EXPRESSION.challenge, TRAIN, "free", EXPRESSION.header + "\n0\n")
-    no_action_unit = ACTION_UNITS.header + "\n" + "0," * 11 + "0\n"
-    write_annotation(tmp_path, ACTION_UNITS.challenge, VALIDATION, "both", no_action_unit)
-    write_crops(tmp_path / "cropped_aligned" / "both", [1])
-    corpus = open_corpus(tmp_path)
-    assert corpus.part_videos([EXPRESSION], TRAIN) == ["free"]
 
 
 def test_crops_past_the_annotation_and_invalid_codes_are_not_labelled(tmp_path: Path) -> None:
@@ -78,66 +73,6 @@ def test_crops_past_the_annotation_and_invalid_codes_are_not_labelled(tmp_path: 
     frames = labelled_frames(open_corpus(tmp_path), [EXPRESSION], TRAIN)
     assert [path.name for path in frames.paths] == ["00001.jpg", "00003.jpg"]
     assert frames.truth[EXPRESSION.key][:, 0].tolist() == [3, 5]
-
-
-@pytest.mark.parametrize(
-    ("prepare", "message"),
-    [
-        pytest.param(lambda root: None, "no annotation files", id="empty"),
-        pytest.param(
-            lambda root: write_annotation(root, EXPRESSION.challenge, TRAIN, "a", EXPRESSION.header + "\n0\n"),
-            "no face crops",
-            id="no-crops",
-        ),
-    ],
-)
-def test_a_folder_that_is_no_corpus_is_refused(prepare: object, message: str, tmp_path: Path) -> None:
-    assert callable(prepare)
-    prepare(tmp_path)
-    with pytest.raises(DataError, match=message):
-        open_corpus(tmp_path)
-
-
-def test_gaps_hold_the_last_feature_and_count_as_missing() -> None:
-    stored = VideoFeatures(numbers=np.array([3, 4, 7]), features=np.array([[3.0], [4.0], [7.0]], np.float16))
-    features, present = on_timeline(stored, 9)
-    assert features[:, 0].tolist() == [3, 3, 3, 4, 4, 4, 7, 7, 7]
-    assert present.tolist() == [False, False, True, True, False, False, True, False, False]
-
-
-def test_windows_cover_every_frame_and_mark_padding() -> None:
-    video = LabelledVideo(
-        features=np.arange(650, dtype=np.float32)[:, None],
-        truth={EXPRESSION.key: np.zeros((650, 1), np.float32)},
-        valid={EXPRESSION.key: np.ones(650, bool)},
-    )
-    windows = WindowDataset([video], window=300, stride=200)
-    assert [start for _, start in windows.starts] == [0, 200, 400]
-    last = windows[2]
-    assert last["present"].sum() == 250
-    assert last["features"][249, 0] == 649
-    assert not last["valid"][EXPRESSION.key][250:].any()
-
-
-def test_features_are_computed_once_and_a_lost_file_again(corpus_root: Path, tmp_path: Path) -> None:
-    corpus = open_corpus(corpus_root)
-    torch.manual_seed(0)
-    encoder = create_encoder(DEMO_ARCHITECTURE)
-    folder = extract_features(encoder, "abc", corpus, tmp_path)
-    files = sorted(folder.glob("*.npz"))
-    assert folder.name == "abc"
-    labelled = {video for task in TASKS.values() for part in (TRAIN, VALIDATION) for video in corpus.videos(task, part)}
-    assert {path.stem for path in files} == labelled
-    before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
-    files[0].unlink()
-    extract_features(encoder, "abc", corpus, tmp_path)
-    assert files[0].read_bytes() == before[files[0]][1]
-    assert all(path.stat().st_mtime_ns == before[path][0] for path in files[1:])
-    stored = read_features(folder, files[0].stem)
-    assert stored.numbers.tolist() == list(corpus.crops(files[0].stem))
-    files[0].write_bytes(b"PK broken")
-    with pytest.raises(DataError, match="extract the features again"):
-        read_features(folder, files[0].stem)
 
 
 def test_the_same_seed_trains_the_same_encoder_and_it_is_rebuilt(corpus_root: Path, tmp_path: Path) -> None:
@@ -158,56 +93,170 @@ def test_the_same_seed_trains_the_same_encoder_and_it_is_rebuilt(corpus_root: Pa
         assert encoder(torch.from_numpy(frame)[None]).shape == (1, 512)
 
 
-def temporal_corpus(root: Path) -> tuple[Path, Path]:
-    """A corpus whose valence is the running mean of a noisy feature: seen over time, hardly on one frame."""
-    rng = np.random.default_rng(0)
-    features = root / "features" / "0123456789abcdef"
-    features.mkdir(parents=True)
-    for index in range(12):
-        part = VALIDATION if index >= 9 else TRAIN
-        signal = np.sin(np.arange(320) * rng.uniform(0.01, 0.03) + rng.uniform(0, 6))
-        observed = np.stack([signal + 2 * rng.normal(size=320) for _ in range(8)], axis=1)
-        labels = np.stack([signal, -signal], axis=1).astype(np.float32) * 0.8
-        write_annotation(root, VALENCE_AROUSAL.challenge, part, f"v{index}", format_annotation(VALENCE_AROUSAL, labels))
-        (root / "cropped_aligned" / f"v{index}").mkdir(parents=True)
-        np.savez(features / f"v{index}.npz", numbers=np.arange(1, 321), features=observed.astype(np.float16))
-    return root, features
-
-
 def test_the_temporal_model_learns_what_a_single_frame_cannot_tell(tmp_path: Path) -> None:
     root, features = temporal_corpus(tmp_path / "corpus")
     corpus = open_corpus(root)
     scores = {}
     for name, switches in (("temporal", {}), ("single", {"use_tcn": False, "use_encoder": False})):
         head = demo_head_config(feature_width=8, tasks=("valence_arousal",), **switches)
-        config = FitConfig(head=head, epochs=12, batch=4, lr=2e-3, stride=20)
+        config = FitConfig(head=head, epochs=6, batch=4, lr=2e-3, stride=20)
         scores[name] = fit(corpus, features, config, tmp_path / name, quiet).by_task["valence_arousal"]
     assert scores["temporal"] > 0.8
     assert scores["temporal"] > scores["single"] + 0.1
     model, checkpoint = load_head(tmp_path / "temporal")
     assert checkpoint.provenance.encoder == features.name
     assert checkpoint.provenance.metrics["valence_arousal"] == pytest.approx(scores["temporal"])
-    video = read_features(features, "v11").features.astype(np.float32)
+    video = FeatureStore(features).crops("v11").read().astype(np.float32)
     outputs = predict_video(model, video, config)
     assert outputs["valence_arousal"].shape == (320, 2)
 
 
-def test_a_full_disk_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    root, features = temporal_corpus(tmp_path / "corpus")
-    head = demo_head_config(feature_width=8, tasks=("valence_arousal",))
-    config = FitConfig(head=head, epochs=1)
-    fit(open_corpus(root), features, config, tmp_path / "head", quiet)
-    _, before = load_head(tmp_path / "head")
+def test_the_papers_epochs_are_the_default_of_each_task() -> None:
+    epochs = {key: FitConfig(head=TemporalHeadConfig(tasks=(key,))).passes for key in TASKS}
+    assert epochs == {"valence_arousal": 40, "expression": 10, "action_units": 30}
+    assert FitConfig().passes == 40
+    assert FitConfig(epochs=3).description()["epochs"] == 3
 
-    def full_disk(*_: object) -> None:
-        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("affserve.train.checkpoint.save_file", full_disk)
-    with pytest.raises(OSError, match="No space left"):
+def test_the_official_validator_merges_and_the_papers_counts_overlaps_twice_and_drops_tails() -> None:
+    def video(name: str, frames: int) -> LabelledVideo:
+        rows = np.random.default_rng(frames).normal(size=(frames, 8)).astype(np.float16)
+        return LabelledVideo(
+            name=name,
+            frames=frames,
+            crops=Rows(rows),
+            truth={EXPRESSION.key: (np.arange(frames)[:, None] % 8).astype(np.float32)},
+            valid={EXPRESSION.key: np.arange(frames) % 10 != 0},
+        )
+
+    torch.manual_seed(0)
+    head = demo_head_config(feature_width=8, tasks=(EXPRESSION.key,), width=32, layers=1)
+    model, config = TemporalHead(head).eval(), FitConfig(head=head)
+    videos = [video("long", 650), video("short", 120)]
+    found = validate_videos(model, videos, config, "cpu", Ranks())
+    assert found.scores["official"].frames[EXPRESSION.key] == (650 + 120) * 9 // 10
+    assert found.scores["paper"].frames[EXPRESSION.key] == 2 * 300 * 9 // 10  # frames 0..299 and 200..499
+    with torch.inference_mode():
+        windows = [
+            model.answers(torch.from_numpy(videos[0].features(slice(start, start + 300)))[None])[EXPRESSION.key][0]
+            for start in (0, 200)
+        ]
+    torch.testing.assert_close(torch.from_numpy(found.predicted["paper"][EXPRESSION.key]), torch.cat(windows))
+    merged = torch.from_numpy(found.predicted["official"][EXPRESSION.key]).float()
+    torch.testing.assert_close(merged[200:300], (windows[0][200:] + windows[1][:100]) / 2)
+    served = predict_video(model, videos[1].features(), config)[EXPRESSION.key]
+    np.testing.assert_allclose(merged[650:].numpy(), served, atol=1e-6)
+
+
+def test_training_ends_when_patience_does(tmp_path: Path) -> None:
+    root, features = three_task_corpus(tmp_path / "corpus")
+    head = demo_head_config(feature_width=8, width=32, layers=1, tcn_channels=(16, 16, 16))
+    config = FitConfig(head=head, epochs=6, batch=4, lr=2e-2, window=60, stride=60, amp="bf16")
+
+    def selected(name: str, **changes: int) -> list[float]:
+        fit(open_corpus(root), features, replace(config, **changes), tmp_path / name, quiet)
+        lines = read_log(tmp_path / f"{name}.run/log.jsonl")
+        return [line["selected"] for line in lines if line["kind"] == "epoch"]
+
+    every = selected("patient")
+    worse = next(epoch for epoch in range(1, 6) if every[epoch] <= max(every[:epoch]))
+    assert len(every) == 6
+    assert worse < 5
+    assert selected("impatient", patience=1) == every[: worse + 1]
+
+
+def test_full_windows_only_refuses_a_corpus_without_any(tmp_path: Path) -> None:
+    root, features = three_task_corpus(tmp_path / "corpus", frames=130)
+    config = FitConfig(head=demo_head_config(feature_width=8), epochs=1, full_only=True)
+    with pytest.raises(DataError, match="no training video has 300 frames"):
         fit(open_corpus(root), features, config, tmp_path / "head", quiet)
-    _, after = load_head(tmp_path / "head")
-    assert after.fingerprint == before.fingerprint
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus", "head"]
+
+
+def test_augmentation_depends_on_seed_epoch_and_index_alone(corpus_root: Path) -> None:
+    frames = labelled_frames(open_corpus(corpus_root), [EXPRESSION], TRAIN)
+
+    def images(seed: int, epoch: int, augment: bool = True) -> list[bytes]:
+        dataset = FrameDataset(frames, augment, seed)
+        dataset.epoch = epoch
+        torch.rand(1)  # whatever else draws from PyTorch's generator
+        return [dataset[index]["frames"].tobytes() for index in (0, 5, 5)]
+
+    first = images(0, 0)
+    assert first[1] == first[2] != first[0]
+    assert images(0, 0) == first
+    for other in (images(1, 0), images(0, 1), images(0, 0, augment=False)):
+        assert all(one != another for one, another in zip(first, other, strict=True))
+    assert images(0, 0, augment=False)[0] == to_encoder_input(read_crop(frames.paths[0])).tobytes()
+    torch.manual_seed(7)
+    expected = torch.rand(1)
+    torch.manual_seed(7)
+    FrameDataset(frames, augment=True)[0]
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_an_augmented_face_is_the_same_face_a_little_moved() -> None:
+    crop = np.zeros((112, 112, 3), np.uint8)
+    crop[40:72, 40:72] = 200
+    seen = [Augmentation(seed=0)(crop, 0, index) for index in range(40)]
+    assert all(image.shape == crop.shape and image.dtype == np.uint8 for image in seen)
+    centres = np.array([np.argwhere(image.mean(axis=2) > 60).mean(axis=0) for image in seen])
+    assert np.abs(centres - 55.5).max() < 8  # 4 % of 112 px, and what turning about the middle adds
+    assert centres.std(axis=0).min() > 0.5
+    brightness = [image[50:60, 50:60].mean() for image in seen]
+    assert 100 < min(brightness) < 180
+    assert max(brightness) > 210
+
+
+@pytest.mark.parametrize("kind", ["inverse_frequency", "effective_number"])
+def test_rare_classes_weigh_more_and_the_mean_weight_of_a_frame_is_one(kind: str) -> None:
+    counts = np.array([1000, 10, 0, 100, 1, 1, 1, 1])
+    weights = class_weights(counts, kind)
+    assert weights[1] > weights[3] > weights[0] > 0
+    assert weights[2] == 0
+    assert (weights * counts).sum() / counts.sum() == pytest.approx(1)
+
+
+def test_balanced_sampling_draws_every_expression_equally_often() -> None:
+    labels = np.repeat([0, 1, 2], [900, 90, 10]).astype(np.float32)[:, None]
+    truth, valid = {EXPRESSION.key: labels}, {EXPRESSION.key: np.ones(1000, bool)}
+    order = balanced_order(truth, valid, np.random.default_rng(0))
+    assert len(order) == 1000
+    assert np.bincount(labels[order, 0].astype(int)) == pytest.approx([333, 333, 333], abs=60)
+
+
+def test_the_options_against_skew_train_an_encoder(corpus_root: Path, tmp_path: Path) -> None:
+    balance = BalanceConfig(
+        class_weights="effective_number", label_smoothing=0.1, unit_weights=True, sampling="balanced"
+    )
+    config = FinetuneConfig(
+        architecture=DEMO_ARCHITECTURE,
+        pretrained=None,
+        tasks=(EXPRESSION.key, "action_units"),
+        epochs=1,
+        batch=32,
+        micro_batch=8,
+        balance=balance,
+        frame_step=2,
+    )
+    scores = finetune(open_corpus(corpus_root), config, tmp_path / "encoder", quiet)
+    assert set(scores.by_task) == {EXPRESSION.key, "action_units"}
+    document = json.loads((tmp_path / "encoder/config.json").read_text())
+    assert document["provenance"]["training"]["balance"]["label_smoothing"] == 0.1
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        pytest.param(lambda: FitConfig(amp="int8"), "amp is 'int8'; expected one of auto, none", id="amp"),
+        pytest.param(lambda: FitConfig(validator="mine"), "expected official or paper", id="validator"),
+        pytest.param(lambda: FinetuneConfig(micro_batch=0), "micro_batch is 0; expected at least 1", id="micro-batch"),
+        pytest.param(lambda: BalanceConfig(class_weights="x"), "class_weights is 'x'", id="class-weights"),
+        pytest.param(lambda: FitConfig(balance=BalanceConfig(sampling="balanced")), "expected uniform", id="sampling"),
+    ],
+)
+def test_wrong_configurations_are_refused(build: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build()
 
 
 def test_unknown_architectures_and_weights_are_named() -> None:
@@ -250,4 +299,4 @@ def test_the_commands_of_the_readme_lead_from_a_corpus_to_a_repository(tmp_path:
     told = run("export --encoder @encoder --head @va --head @other --out @repository --parity-data @corpus")
     assert "valence_arousal, expression, action_units" in told
     manifest = json.loads((tmp_path / "repository/manifest.json").read_text())
-    assert [head["training"]["head"]["use_encoder"] for head in manifest["heads"]] == [True, False]
+    assert [head["training"]["head"]["use_encoder"] for head in manifest["versions"]["1"]["heads"]] == [True, False]

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib.util
-import json
 import os
 import shutil
 import signal
@@ -29,8 +27,18 @@ from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException
 
 from affserve.export import supervisor, triton_installation
-from affserve.export.contract import AFFECT, CLIP_ENCODER, FEATURE_WIDTH, TASK_OUTPUTS, TEMPORAL_HEAD
+from affserve.export.contract import (
+    AFFECT,
+    CLIP_ENCODER,
+    FEATURE_WIDTH,
+    ONNX_FILE,
+    TASK_OUTPUTS,
+    TEMPORAL_HEAD,
+    default_head_description,
+)
 from affserve.export.cores import cgroup_cpus, usable_cores
+from affserve.export.manifest import CPU, ArtefactRecord, Manifest, VersionRecord
+from affserve.export.plans import file_sha256
 from affserve.export.repository_check import verify_repository
 from affserve.export.supervisor import SupervisedServer
 from affserve.export.triton import ServerConfig, TritonServer
@@ -558,17 +566,41 @@ def test_incomplete_repository_is_refused(tmp_path: Path, gone: str, message: st
 def with_manifest(tmp_path: Path) -> Path:
     root = tmp_path / "repository"
     write_repository(root)
-    files = {
-        f"{model.name}/1/model.onnx": hashlib.sha256((root / model.name / "1" / "model.onnx").read_bytes()).hexdigest()
+    artefacts = tuple(
+        ArtefactRecord(
+            path=f"{model.name}/1/{ONNX_FILE}",
+            model=model.name,
+            use=CPU,
+            precision="fp32",
+            sha256=file_sha256(root / model.name / "1" / ONNX_FILE),
+            bytes=0,
+            flops=0,
+            parity=(),
+        )
         for model in (CLIP_ENCODER, TEMPORAL_HEAD)
-    }
-    (root / "manifest.json").write_text(json.dumps({"schema": 1, "files": files, "trained_on": "synthetic"}))
+    )
+    described = default_head_description()
+    version = VersionRecord(
+        trained_on="synthetic",
+        labels=described.labels,
+        window_frames=described.window_frames,
+        stride_frames=described.stride_frames,
+        encoder={"fingerprint": "unknown"},
+        heads=(),
+        built_with={},
+        artefacts=artefacts,
+    )
+    configs = {path.relative_to(root).as_posix(): file_sha256(path) for path in root.rglob("*.pbtxt")}
+    manifest = Manifest(served=1, versions={1: version}, configs=configs)
+    (root / "manifest.json").write_bytes(manifest.to_json())
     return root
 
 
 def test_manifest_of_an_unaltered_repository_is_returned(with_manifest: Path, tiny: Path) -> None:
-    assert verify_repository(with_manifest)["trained_on"] == "synthetic"
-    assert verify_repository(tiny) == {}
+    manifest = verify_repository(with_manifest)
+    assert manifest is not None
+    assert manifest.versions[1].trained_on == "synthetic"
+    assert verify_repository(tiny) is None
 
 
 def test_altered_file_is_refused(with_manifest: Path) -> None:
@@ -584,7 +616,9 @@ def test_version_that_the_manifest_does_not_know_is_refused(with_manifest: Path)
 
 
 @pytest.mark.parametrize(
-    "text", ["{", '{"schema": 99, "files": {}}', '{"schema": 1}', "[]"], ids=["cut_off", "newer", "no_files", "list"]
+    "text",
+    ["{", '{"schema": 99}', '{"schema": 2}', '{"schema": 2, "served": 1, "versions": {}, "configs": {}}', "[]"],
+    ids=["cut_off", "newer", "empty", "nothing_served", "list"],
 )
 def test_unreadable_manifest_is_refused(with_manifest: Path, text: str) -> None:
     (with_manifest / "manifest.json").write_text(text)

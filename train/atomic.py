@@ -1,13 +1,17 @@
-"""Folders that appear whole or not at all."""
+"""Folders and files that appear whole or not at all."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+_AT_FDCWD = -100  # "relative to the working folder", as the kernel's headers have it
+_RENAME_EXCHANGE = 2
 
 
 @contextmanager
@@ -21,16 +25,45 @@ def staged_folder(target: Path) -> Iterator[Path]:
     try:
         yield staging
         staging.chmod(0o755)  # mkdtemp's 0700 would lock out a server of another user
-        _replace(staging, target)
+        replace_folder(staging, target)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
 
 
-def _replace(staging: Path, target: Path) -> None:
-    # rename() cannot replace a folder that holds files, so the old one steps aside first.
-    aside = staging.with_name(staging.name + ".old")
-    if target.exists():
+def replace_folder(new: Path, target: Path) -> None:
+    """Move the folder `new` to `target`, on the same file system; what stood there is removed afterwards.
+
+    Who looks at `target` sees the old folder or the new one; where the file system cannot exchange two names, there is
+    a moment between two renames in which there is none.
+    """
+    aside = new.with_name(new.name + ".old")
+    if not target.exists():
+        os.rename(new, target)
+    elif _exchange(new, target):
+        shutil.rmtree(new, ignore_errors=True)
+    else:
         os.rename(target, aside)
-    os.rename(staging, target)
-    shutil.rmtree(aside, ignore_errors=True)
+        os.rename(new, target)
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two names in one step, with Linux's renameat2; say whether that was possible."""
+    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
+    if renameat2 is None:
+        return False
+    return int(renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE)) == 0
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file that appears whole or not at all; after an error the one that stood there is untouched."""
+    handle, staging = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            os.fchmod(file.fileno(), 0o644)  # mkstemp's 0600 is for secrets
+        os.replace(staging, path)
+    except BaseException:
+        Path(staging).unlink(missing_ok=True)
+        raise

@@ -2,7 +2,8 @@
 
 AffserveError
 ├── DataError          a corpus, an annotation file or an index is not what it should be
-├── CheckpointError    a checkpoint folder cannot be read or does not fit
+├── CheckpointError    a checkpoint folder cannot be read, written or does not fit
+├── TrainingStopped    somebody asked a training to stop; its state is saved
 ├── ExportError        an artefact could not be made
 │   └── ParityError    an artefact does not compute what the PyTorch model computes
 ├── RepositoryError    a model repository is incomplete, altered or not for this machine
@@ -27,7 +28,11 @@ class DataError(AffserveError):
 
 
 class CheckpointError(AffserveError):
-    """A checkpoint folder cannot be read or does not fit what is asked of it."""
+    """A checkpoint folder cannot be read, cannot be written, or does not fit what is asked of it."""
+
+
+class TrainingStopped(AffserveError):
+    """Somebody asked a training to stop; its state is saved and the same command goes on."""
 
 
 class ExportError(AffserveError):

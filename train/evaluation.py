@@ -10,7 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from affserve.train.labels import ACTION_UNITS, EXPRESSION, TASKS, VALENCE_AROUSAL
-from affserve.train.metrics import action_unit_f1, ccc, expression_f1
+from affserve.train.metrics import action_unit_f1, ccc, expression_classes, expression_f1
+
+OFFICIAL = "official"  # each labelled frame once, after overlapping segments are averaged: the challenge's way
+PAPER = "paper"  # full windows only, a frame as often as it lies in one: the way of the paper's authors
+PROTOCOLS = (OFFICIAL, PAPER)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +51,7 @@ def _parts(key: str, predicted: NDArray[Any], truth: NDArray[Any]) -> NDArray[np
     if key == VALENCE_AROUSAL.key:
         return np.array([ccc(truth[:, k], predicted[:, k]) for k in range(VALENCE_AROUSAL.outputs)])
     if key == EXPRESSION.key:
-        return expression_f1(truth[:, 0].astype(np.int64), predicted.argmax(axis=1))
+        return expression_f1(truth[:, 0].astype(np.int64), expression_classes(predicted))
     return action_unit_f1(truth, predicted)
 
 

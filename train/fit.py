@@ -1,204 +1,251 @@
 """Stage 2: train a temporal head over windows of features.
 
-In come the features of every frame, out goes a head checkpoint, the best epoch on videos never trained on. Validation
-scores every labelled frame once, on predictions merged over overlapping segments: what a served video gets.
+In come the features of every frame, out goes a head checkpoint, of the epoch that does best on videos never trained on.
+Two validators score each epoch on the same predictions of overlapping segments: `official` merges them and counts each
+labelled frame once, which is what a served video gets; `paper` takes full windows only, drops tails and counts
+overlapped frames twice, as the paper's authors do.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch  # noqa: TID253 - this file is about it
 from numpy.typing import NDArray
-from torch import Tensor  # noqa: TID253
-from torch.utils.data import DataLoader, Dataset  # noqa: TID253
+from torch import Tensor, nn  # noqa: TID253
 
 from affserve.train.affwild2 import TRAIN, VALIDATION, Corpus
+from affserve.train.balance import loss_weights
 from affserve.train.checkpoint import Provenance, save_head
+from affserve.train.distributed import Ranks
 from affserve.train.errors import DataError
-from affserve.train.evaluation import Scores, score
-from affserve.train.features import on_timeline, read_features
-from affserve.train.labels import Task, task_by_key
-from affserve.train.loop import check_device, to_device, warmup_cosine
-from affserve.train.losses import task_losses
-from affserve.train.temporal_head import TemporalHead, TemporalHeadConfig, activate
-from affserve.train.windows import STRIDE_FRAMES, WINDOW_FRAMES, Outputs, OverlapMerger
+from affserve.train.evaluation import OFFICIAL, PAPER, Scores, score
+from affserve.train.gaps import HOLD, check_policy
+from affserve.train.gradients import Batch
+from affserve.train.head_ensemble import HeadEnsemble
+from affserve.train.labels import ACTION_UNITS, EXPRESSION, VALENCE_AROUSAL, task_by_key
+from affserve.train.loop import run_training, shuffled
+from affserve.train.stage import Stage, TrainingConfig, Validation
+from affserve.train.temporal_head import TemporalHead, TemporalHeadConfig
+from affserve.train.training_log import Log
+from affserve.train.training_state import Fresh
+from affserve.train.window_dataset import LabelledVideo, WindowDataset, load_videos
+from affserve.train.windows import STRIDE_FRAMES, WINDOW_FRAMES, Outputs, OverlapMerger, segments
+
+PAPER_EPOCHS = {VALENCE_AROUSAL.key: 40, EXPRESSION.key: 10, ACTION_UNITS.key: 30}
+MULTI_TASK_EPOCHS = 40
+
+Arrays = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class FitConfig:
+class FitConfig(TrainingConfig):
     """Stage 2; the defaults are the paper's."""
 
     head: TemporalHeadConfig = field(default_factory=TemporalHeadConfig)
-    epochs: int = 40  # passes over the windows
-    batch: int = 32  # windows
+    epochs: int | None = None  # passes over the windows; None: VA 40, EXPR 10, AU 30, several tasks 40
+    batch: int = 32  # windows of an optimiser step
     lr: float = 3e-5  # peak learning rate of AdamW
     weight_decay: float = 1e-5  # of AdamW
+    amp: str = "none"  # autocast: none, bf16, fp16, or auto, by the device
     window: int = WINDOW_FRAMES  # frames
     stride: int = STRIDE_FRAMES  # frames between training windows
-    device: str = "cpu"
-    seed: int = 0
+    full_only: bool = False  # train on full windows only, as the paper; otherwise tails and short videos are padded
+    gaps: str = HOLD  # what stands where a frame has no crop: a policy of train.gaps
+    validator: str = OFFICIAL  # whose scores choose the best epoch: official or paper
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        check_policy(self.gaps)
         if not 1 <= self.stride <= self.window <= WINDOW_FRAMES:
             raise ValueError(
                 f"window is {self.window}, stride {self.stride}; expected 1 <= stride <= window <= {WINDOW_FRAMES}"
             )
+        if self.validator not in (OFFICIAL, PAPER):
+            raise ValueError(f"validator is {self.validator!r}; expected {OFFICIAL} or {PAPER}")
+        if self.balance.sampling != "uniform":
+            raise ValueError(f"sampling is {self.balance.sampling}; windows hold many expressions: expected uniform")
+
+    @property
+    def passes(self) -> int:
+        """Epochs to train."""
+        if self.epochs is not None:
+            return self.epochs
+        return PAPER_EPOCHS[self.head.tasks[0]] if len(self.head.tasks) == 1 else MULTI_TASK_EPOCHS
+
+    @property
+    def served_stride(self) -> int:
+        """Frames between the segments of inference."""
+        return min(STRIDE_FRAMES, self.window)
 
 
-@dataclass(frozen=True, kw_only=True)
-class LabelledVideo:
-    """One video on its annotation's timeline, frames 1..N."""
-
-    features: NDArray[np.float32]  # (N, D), gaps held
-    truth: dict[str, NDArray[np.float32]]  # (N, columns) by task
-    valid: dict[str, NDArray[np.bool_]]  # (N,) by task: labelled, and its crop exists
-
-
-class WindowDataset(Dataset[dict[str, Any]]):
-    """Windows of at most T frames over videos, padded to T; `present` tells padding from frames."""
-
-    def __init__(self, videos: Sequence[LabelledVideo], window: int, stride: int) -> None:
-        self.videos = videos
-        self.window = window
-        # The last window starts where it still holds something no earlier window does.
-        self.starts = [
-            (index, start)
-            for index, video in enumerate(videos)
-            for start in range(0, max(1, len(video.features) - window + stride), stride)
-        ]
-
-    def __len__(self) -> int:
-        return len(self.starts)
-
-    def __getitem__(self, item: int) -> dict[str, Any]:
-        index, start = self.starts[item]
-        video, cut = self.videos[index], slice(start, start + self.window)
-        frames = len(video.features[cut])
-        return {
-            "features": self._padded(video.features[cut]),
-            "present": np.arange(self.window) < frames,
-            "truth": {key: self._padded(values[cut]) for key, values in video.truth.items()},
-            "valid": {key: self._padded(values[cut]) for key, values in video.valid.items()},
-        }
-
-    def _padded(self, values: NDArray[Any]) -> NDArray[Any]:
-        padding = [(0, self.window - len(values))] + [(0, 0)] * (values.ndim - 1)
-        return np.pad(values, padding)
-
-
-def load_videos(corpus: Corpus, features: Path, tasks: Sequence[Task], part: str) -> list[LabelledVideo]:
-    """Lay out the videos of a set that are labelled for at least one of the tasks."""
-    videos = []
-    for name in corpus.part_videos(tasks, part):
-        held = [task for task in tasks if name in corpus.videos(task, part)]
-        frames = max(len(corpus.annotation(task, part, name).values) for task in held)
-        sequence, present = on_timeline(read_features(features, name), frames)
-        labels = {task.key: corpus.labels(task, part, name, np.arange(1, frames + 1)) for task in tasks}
-        videos.append(
-            LabelledVideo(
-                features=sequence,
-                truth={key: rows for key, (rows, _) in labels.items()},
-                valid={key: ok & present for key, (_, ok) in labels.items()},
-            )
-        )
-    if not videos:
-        raise DataError(f"{corpus.root}: no videos in {part} for {', '.join(task.key for task in tasks)}")
-    return videos
-
-
-def fit(corpus: Corpus, features: Path, config: FitConfig, target: Path, log: Callable[[str], None] = print) -> Scores:
+def fit(
+    corpus: Corpus, features: Path, config: FitConfig, target: Path, log: Log = print, *, fresh: Fresh = False
+) -> Scores:
     """Train a head, write the best epoch's checkpoint to `target` and return its scores on the validation videos.
 
-    features: the folder that extract_features returned; its name is the encoder's fingerprint.
+    features: the folder that extract_features returned; its name is the encoder's fingerprint. Run again after it was
+    stopped or killed, it goes on; its state, log and last checkpoint are in `<target>.run/` (train.training_state).
+    CheckpointError when another training is there.
     """
-    check_device(config.device)
-    torch.manual_seed(config.seed)
+    description = {
+        "stage": "head",
+        "config": config.description(),
+        "corpus": corpus.fingerprint(),
+        "features": features.name,
+    }
+    return run_training(target, config, description, partial(_stage, corpus, features, config), log, fresh)
+
+
+def _stage(corpus: Corpus, features: Path, config: FitConfig, ranks: Ranks, device: str) -> Stage:
     tasks = [task_by_key(key) for key in config.head.tasks]
-    training = load_videos(corpus, features, tasks, TRAIN)
-    validation = load_videos(corpus, features, tasks, VALIDATION)
-    windows = WindowDataset(training, config.window, config.stride)
-    generator = torch.Generator().manual_seed(config.seed)
-    loader = DataLoader(windows, batch_size=config.batch, shuffle=True, generator=generator)
-    model = TemporalHead(config.head).to(config.device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
-    steps = config.epochs * len(loader)
-    # The paper warms up over the first epoch.
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, steps, len(loader)))
+    load = partial(load_videos, corpus, features, tasks, gaps=config.gaps)
+    training, held_out = load(TRAIN, hold_out=config.hold_out), load(VALIDATION)
+    windows = WindowDataset(training, config.window, config.stride, full_only=config.full_only)
+    if not len(windows):
+        raise DataError(f"no training video has {config.window} frames, which full windows need; allow shorter ones")
+    model = TemporalHead(config.head)
 
-    best: tuple[float, Scores, dict[str, Tensor]] | None = None
-    for epoch in range(config.epochs):
-        model.train()
-        total = 0.0
-        for batch in loader:
-            loss = _loss(model, to_device(batch, config.device))
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            scheduler.step()
-            total += float(loss.detach())
-        scores = evaluate_videos(model, validation, config)
-        mean = float(np.mean(list(scores.by_task.values())))
-        log(f"head epoch {epoch + 1}/{config.epochs}: loss {total / len(loader):.3f}, {_readable(scores)}")
-        if best is None or mean > best[0]:
-            best = mean, scores, copy.deepcopy(model.state_dict())
+    def save(path: Path, scores: Scores) -> str:
+        return save_head(path, model, _provenance(corpus, features, config, scores, len(windows)))
 
-    if best is None:
-        raise ValueError(f"epochs is {config.epochs}; expected at least 1")
-    _, scores, weights = best
-    model.load_state_dict(weights)
-    save_head(target, model, _provenance(corpus, features, config, scores, windows))
-    return scores
+    return Stage(
+        name="head",
+        model=model,
+        dataset=windows,
+        order=lambda epoch: shuffled(config.seed, epoch, len(windows)),
+        samples=len(windows),
+        frames_per_sample=config.window,
+        forward=partial(window_outputs, device=device),
+        validate=partial(validate_videos, model, held_out, config, device),
+        save=save,
+        # The paper warms up over the first epoch.
+        warmup_steps=-(-len(windows) // config.batch),
+        weights=loss_weights(config.balance, *_all_labels(training, config.head.tasks), device),
+        validator=config.validator,
+    )
 
 
-def _loss(model: TemporalHead, batch: dict[str, Any]) -> Tensor:
-    raw = model(batch["features"], batch["present"])
-    return torch.stack(list(task_losses(raw, batch["truth"], batch["valid"]).values())).sum()
+def window_outputs(model: nn.Module, batch: Batch, device: str) -> dict[str, Tensor]:
+    """Return the raw outputs (B, T, K) by task of a batch of windows; B may be 0."""
+    present = batch["present"]
+    mask = None if bool(present.all()) else present.to(device, non_blocking=True)
+    outputs: dict[str, Tensor] = model(batch["features"].to(device, non_blocking=True), mask)
+    return outputs
 
 
-def evaluate_videos(model: TemporalHead, videos: Sequence[LabelledVideo], config: FitConfig) -> Scores:
-    """Score a head on whole videos, every labelled frame once."""
-    keys = config.head.tasks
-    merged = [predict_video(model, video.features, config) for video in videos]
-    return score(
-        {key: np.concatenate([outputs[key] for outputs in merged]) for key in keys},
+def validate_videos(
+    model: TemporalHead | HeadEnsemble,
+    videos: Sequence[LabelledVideo],
+    config: FitConfig,
+    device: str,
+    ranks: Ranks,
+    now_and_then: Callable[[], None] = lambda: None,
+) -> Validation:
+    """Score a head on whole videos with both validators; each rank predicts some of the videos."""
+    mine: dict[int, list[Outputs]] = {}
+    for index in range(ranks.rank, len(videos), ranks.world):
+        now_and_then()
+        mine[index] = predict_segments(model, videos[index].features(), config, device)
+    by_video = {index: one for part in ranks.gather_objects(mine) for index, one in part.items()}
+    protocols: dict[str, Callable[[LabelledVideo, list[Outputs]], Iterator[tuple[Outputs, slice]]]] = {
+        OFFICIAL: partial(_merged, config=config),
+        PAPER: partial(_full_windows, config=config),
+    }
+    scores: dict[str, Scores] = {}
+    joined: dict[str, tuple[Arrays, Arrays, Arrays]] = {}
+    for name, protocol in protocols.items():
+        pieces = [
+            (outputs, video, span)
+            for index, video in enumerate(videos)
+            for outputs, span in protocol(video, by_video[index])
+        ]
+        if pieces:
+            joined[name] = _join(pieces, config.head.tasks)
+            scores[name] = score(*joined[name])
+    predicted, truth, valid = ({name: three[k] for name, three in joined.items()} for k in range(3))
+    return Validation(scores=scores, predicted=predicted, truth=truth, valid=valid)
+
+
+def _merged(video: LabelledVideo, predicted: list[Outputs], *, config: FitConfig) -> Iterator[tuple[Outputs, slice]]:
+    """Merge the predictions of overlapping segments, as a client does."""
+    if predicted:
+        yield merge_segments(predicted, video.frames, config), slice(0, video.frames)
+
+
+def _full_windows(
+    video: LabelledVideo, predicted: list[Outputs], *, config: FitConfig
+) -> Iterator[tuple[Outputs, slice]]:
+    """Leave full windows as they are, overlaps and all."""
+    for outputs, span in zip(predicted, segments(video.frames, config.window, config.served_stride), strict=True):
+        if span.stop - span.start == config.window:
+            yield outputs, span
+
+
+def _join(pieces: Sequence[tuple[Outputs, LabelledVideo, slice]], keys: Sequence[str]) -> tuple[Arrays, Arrays, Arrays]:
+    return (
+        {key: np.concatenate([outputs[key] for outputs, _, _ in pieces]) for key in keys},
+        {key: np.concatenate([video.truth[key][span] for _, video, span in pieces]) for key in keys},
+        {key: np.concatenate([video.valid[key][span] for _, video, span in pieces]) for key in keys},
+    )
+
+
+def predict_segments(
+    model: TemporalHead | HeadEnsemble, features: NDArray[np.float32], config: FitConfig, device: str
+) -> list[Outputs]:
+    """Predict each segment of a video, (N, D) -> (T, K) by task; full ones in batches, the others on their own."""
+    model.eval()
+
+    def predict(stack: NDArray[np.float32]) -> Outputs:
+        with torch.inference_mode():
+            outputs = model.answers(torch.from_numpy(stack).to(device))
+        return {key: values.float().cpu().numpy() for key, values in outputs.items()}
+
+    spans = segments(len(features), config.window, config.served_stride)
+    full = [span for span in spans if span.stop - span.start == config.window]
+    predicted: list[Outputs] = []
+    for first in range(0, len(full), config.batch):
+        stacked = predict(np.stack([features[span] for span in full[first : first + config.batch]]))
+        rows = len(next(iter(stacked.values())))
+        predicted += [{key: values[row] for key, values in stacked.items()} for row in range(rows)]
+    for span in spans[len(full) :]:
+        predicted.append({key: values[0] for key, values in predict(features[span][None]).items()})
+    return predicted
+
+
+def merge_segments(predicted: Sequence[Outputs], frames: int, config: FitConfig) -> Outputs:
+    """Merge the predictions of a video's segments, in order, to one of every frame, (frames, K) by task."""
+    left = iter(predicted)
+    # The merger cuts the very segments that were predicted; it needs their lengths, not their features.
+    merger = OverlapMerger(lambda _: next(left), config.window, config.served_stride)
+    parts = [*merger.push(np.empty((frames, 0), np.float32)), *merger.finish()]
+    return {key: np.concatenate([part[key] for part in parts]) for key in predicted[0]}
+
+
+def predict_video(model: TemporalHead | HeadEnsemble, features: NDArray[np.float32], config: FitConfig) -> Outputs:
+    """Predict every frame of a video, (N, D) -> (N, K) by task, as it is served: windows of 300, 200 apart, merged."""
+    return merge_segments(predict_segments(model, features, config, config.device), len(features), config)
+
+
+def _all_labels(videos: Sequence[LabelledVideo], keys: Sequence[str]) -> tuple[Arrays, Arrays]:
+    return (
         {key: np.concatenate([video.truth[key] for video in videos]) for key in keys},
         {key: np.concatenate([video.valid[key] for video in videos]) for key in keys},
     )
 
 
-def predict_video(model: TemporalHead, features: NDArray[np.float32], config: FitConfig) -> Outputs:
-    """Predict every frame of a video, (N, D) -> (N, K) by task, as it is served: windows of 300, 200 apart, merged."""
-
-    def predict(segment: NDArray[np.float32]) -> Outputs:
-        with torch.inference_mode():
-            outputs = activate(model(torch.from_numpy(segment)[None].to(config.device)))
-        return {key: values[0].float().cpu().numpy() for key, values in outputs.items()}
-
-    model.eval()
-    merger = OverlapMerger(predict, config.window, min(STRIDE_FRAMES, config.window))
-    parts = [*merger.push(features), *merger.finish()]
-    return {key: np.concatenate([part[key] for part in parts]) for key in config.head.tasks}
-
-
-def _provenance(
-    corpus: Corpus, features: Path, config: FitConfig, scores: Scores, windows: WindowDataset
-) -> Provenance:
+def _provenance(corpus: Corpus, features: Path, config: FitConfig, scores: Scores, windows: int) -> Provenance:
     return Provenance(
         trained_on=corpus.name,
-        data={"fingerprint": corpus.fingerprint(), "windows": len(windows)},
+        data={"fingerprint": corpus.fingerprint(), "windows": windows},
         metrics=scores.summary(),
-        training=asdict(config),
+        training={**asdict(config), "epochs": config.passes},
         encoder=features.name,
         window_frames=config.window,
-        stride_frames=min(STRIDE_FRAMES, config.window),
+        stride_frames=config.served_stride,
     )
-
-
-def _readable(scores: Scores) -> str:
-    return ", ".join(f"{task_by_key(key).title} {value:.3f}" for key, value in scores.by_task.items())

@@ -120,9 +120,23 @@ def read_annotation(path: str | os.PathLike[str], task: Task) -> Annotation:
     if not lines or lines[0].replace(" ", "") != task.header:
         found = lines[0] if lines else "nothing"
         raise DataError(f"{path}: first line is {found!r}, expected {task.header!r} ({task.challenge})")
-    rows = [_parse_row(path, number, line, task) for number, line in enumerate(lines[1:], start=2) if line.strip()]
-    values = np.array(rows, dtype=np.float32).reshape(-1, task.columns)
+    values = _parse(path, lines, task)
     return Annotation(task=task, values=values, valid=validity(task, values))
+
+
+def _parse(path: Path, lines: list[str], task: Task) -> NDArray[np.float32]:
+    """Return the numbers of a file's lines after the header, (N, task.columns)."""
+    try:
+        # Three times as fast as line by line, which is then left to say what is wrong where.
+        values = (
+            np.loadtxt(lines[1:], delimiter=",", ndmin=2, comments=None) if any(map(str.strip, lines[1:])) else None
+        )
+    except ValueError:
+        values = None
+    if values is None or values.shape[1] != task.columns:
+        rows = [_parse_row(path, number, line, task) for number, line in enumerate(lines[1:], start=2) if line.strip()]
+        values = np.array(rows, dtype=np.float64).reshape(-1, task.columns)
+    return values.astype(np.float32)
 
 
 def _parse_row(path: Path, number: int, line: str, task: Task) -> list[float]:

@@ -1,0 +1,122 @@
+"""`affserve doctor`: what this machine can serve with, what would stop it, and the command that puts it right.
+
+Every finding is a line that can be read aloud. For a repository it says of each of its three configurations whether it
+may be served here, as it stands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from affserve.export import container
+from affserve.export.contract import CUDA_CONFIG_NAME, ONNX_CONFIG_NAME, TENSORRT_CONFIG_NAME
+from affserve.export.machine import find_gpus
+from affserve.export.machine_findings import (
+    CUDA_PROVIDER,
+    INSTALL_CUDA,
+    LOOKS,
+    Finding,
+    Verdict,
+    onnxruntime_providers,
+    ports_finding,
+)
+from affserve.export.repository_check import verify_repository
+from affserve.export.triton_installation import Installation, find_installation
+from affserve.train.errors import MissingExtraError, RepositoryError
+
+SERVED_WITH = {
+    ONNX_CONFIG_NAME: "ONNX Runtime on the CPU",
+    CUDA_CONFIG_NAME: "ONNX Runtime on the GPU",
+    TENSORRT_CONFIG_NAME: "TensorRT on the GPU",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diagnosis:
+    """All findings, and for a repository whether each configuration of it may be served here."""
+
+    findings: tuple[Finding, ...]
+    configurations: Mapping[str, Finding]  # by the name for --config-name; empty without a repository
+
+    @property
+    def can_serve(self) -> bool:
+        """Say whether some configuration can be served; true without a repository."""
+        return not self.configurations or any(one.verdict is Verdict.GOOD for one in self.configurations.values())
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything as plain values."""
+        return {
+            "can_serve": self.can_serve,
+            "findings": [asdict(finding) for finding in self.findings],
+            "configurations": {name: asdict(finding) for name, finding in self.configurations.items()},
+        }
+
+    def text(self) -> str:
+        """Return a page for people."""
+        lines = [finding.line() for finding in (*self.findings, *self.configurations.values())]
+        if self.configurations:
+            good = [name for name, one in self.configurations.items() if one.verdict is Verdict.GOOD]
+            lines.append("")
+            lines.append(
+                f"This repository can be served here: --config-name {' or '.join(good)}"
+                if good
+                else "This repository cannot be served here by any of its configurations."
+            )
+        return "\n".join(lines)
+
+
+def examine(
+    repository: Path | None, ports: Mapping[str, int], more: Sequence[Finding] = (), host: str = "127.0.0.1"
+) -> Diagnosis:
+    """Look at this machine, and at a repository when one is given.
+
+    ports: where it is to be served, by name; more: what the caller has found.
+    """
+    findings = [finding for look in LOOKS for finding in look()]
+    configurations = {} if repository is None else {name: _configuration(repository, name) for name in SERVED_WITH}
+    return Diagnosis(findings=(*findings, ports_finding(host, ports), *more), configurations=configurations)
+
+
+def _configuration(repository: Path, name: str) -> Finding:
+    """Say whether one configuration of a repository may be served here; the first obstacle counts."""
+    topic = f"{repository} with {SERVED_WITH[name]} (--config-name {name})"
+    try:
+        verify_repository(repository, name)
+    except RepositoryError as error:
+        return Finding(topic=topic, verdict=Verdict.PROBLEM, text=str(error))
+    text, remedy = _engine_obstacle(name)
+    if text:
+        return Finding(topic=topic, verdict=Verdict.PROBLEM, text=text, remedy=remedy)
+    return Finding(
+        topic=topic,
+        verdict=Verdict.GOOD,
+        text="may be served",
+        remedy=f"affserve serve {repository} --config-name {name}",
+    )
+
+
+def _engine_obstacle(name: str) -> tuple[str, str]:
+    """Return what this machine lacks for a configuration, and what to do; empty when it lacks nothing."""
+    try:
+        installation = find_installation()
+    except MissingExtraError as error:
+        return str(error), "pip install 'affserve[serve]'"
+    if name != ONNX_CONFIG_NAME and not find_gpus():
+        return "this machine shows no NVIDIA GPU", f"serve with --config-name {ONNX_CONFIG_NAME}"
+    if installation.wheel is None:
+        return "", ""  # a container's Triton brings its engines along
+    return _wheel_obstacle(name, installation)
+
+
+def _wheel_obstacle(name: str, installation: Installation) -> tuple[str, str]:
+    if name == TENSORRT_CONFIG_NAME:
+        return f"{installation.binary} has no TensorRT", f"serve inside {container.image()}"
+    providers = onnxruntime_providers()
+    if not providers:
+        return "ONNX Runtime is not installed", "pip install 'affserve[serve]'"
+    if name == CUDA_CONFIG_NAME and CUDA_PROVIDER not in providers:
+        return "the installed ONNX Runtime cannot use a GPU", INSTALL_CUDA
+    return "", ""

@@ -1,0 +1,207 @@
+"""What this machine has to serve with, one finding at a time; nothing is started and nothing is changed."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+from affserve.export import container
+from affserve.export.cores import usable_cores
+from affserve.export.machine import driver_obstacle, find_gpus, installed_tensorrt
+from affserve.export.ports import PortTakenError, choose_ports
+from affserve.export.triton import SHM_DEFAULT_BYTES, SHM_GROWTH_BYTES
+from affserve.export.triton_installation import WHEEL, find_installation, lay_out_backends
+from affserve.train.errors import MissingExtraError, ServerError
+
+SHARED_MEMORY = Path("/dev/shm")
+CPU_INFO = Path("/proc/cpuinfo")
+# Per model: where it starts, and a window of 300 frames in and out.
+NEEDED_SHM_BYTES = 2 * (SHM_DEFAULT_BYTES + SHM_GROWTH_BYTES)
+DOCKER_TIMEOUT_S = 5.0
+# Instructions that multiply 8 bit numbers into 32 bit sums; without them ONNX Runtime's INT8 products go by way of 16
+# bits, which saturate for weights of more than 7 bits.
+INT8_INSTRUCTIONS = ("avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
+CUDA_PROVIDER = "CUDAExecutionProvider"
+INSTALL_CUDA = "pip uninstall onnxruntime && pip install onnxruntime-gpu"
+
+
+class Verdict(str, Enum):
+    """How a finding is meant."""
+
+    GOOD = "ok"
+    NOTE = "note"  # stops nothing that is needed
+    PROBLEM = "problem"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One thing that was looked at."""
+
+    topic: str
+    verdict: Verdict
+    text: str
+    remedy: str = ""  # a command, or what to do
+
+    def line(self) -> str:
+        """Return it as text."""
+        remedy = f"\n{'':9}-> {self.remedy}" if self.remedy else ""
+        return f"{self.verdict.value:<8} {self.topic}: {self.text}{remedy}"
+
+
+def _gpu() -> Iterator[Finding]:
+    gpus = find_gpus()
+    if not gpus:
+        yield Finding(
+            topic="GPU",
+            verdict=Verdict.NOTE,
+            text="the NVIDIA driver shows none (nvidia-smi), so models are served on the CPU",
+        )
+    for gpu in gpus:
+        trouble = driver_obstacle(gpu)
+        text = trouble or f"{gpu}, {gpu.memory_bytes / (1 << 30):.0f} GiB"
+        yield Finding(topic=f"GPU {gpu.index}", verdict=Verdict.PROBLEM if trouble else Verdict.GOOD, text=text)
+
+
+def _tensorrt() -> Iterator[Finding]:
+    found = installed_tensorrt()
+    install = f"pip install {container.TENSORRT_REQUIREMENT}"
+    if found is None:
+        text = "not installed for Python; affserve export can print a script that builds plans in the container instead"
+        yield Finding(topic="TensorRT", verdict=Verdict.NOTE, text=text, remedy="affserve export --print-trtexec ...")
+    elif found != container.TENSORRT_VERSION:
+        text = f"{found}, whose plans the serving container's {container.TENSORRT_VERSION} does not load"
+        yield Finding(topic="TensorRT", verdict=Verdict.PROBLEM, text=text, remedy=install)
+    else:
+        yield Finding(topic="TensorRT", verdict=Verdict.GOOD, text=f"{found}, the same as in the serving container")
+
+
+def _triton() -> Iterator[Finding]:
+    try:
+        installation = find_installation()
+        with tempfile.TemporaryDirectory() as folder:
+            lay_out_backends(installation, Path(folder))
+    except (MissingExtraError, ServerError) as error:
+        yield Finding(topic="Triton", verdict=Verdict.PROBLEM, text=str(error), remedy="pip install 'affserve[serve]'")
+        return
+    version = ".".join(map(str, installation.version or ())) or "of unknown version"
+    if installation.wheel is None:
+        yield Finding(topic="Triton", verdict=Verdict.GOOD, text=f"{version}, {installation.binary}")
+        return
+    yield Finding(
+        topic="Triton",
+        verdict=Verdict.GOOD,
+        text=f"{version} of the wheel {WHEEL}, which serves with ONNX Runtime and listens on this machine only",
+    )
+    if (numpy := importlib.metadata.version("numpy")).partition(".")[0] != "1":
+        text = f"{numpy}; the wheel's Python backend was built for version 1"
+        yield Finding(topic="NumPy", verdict=Verdict.PROBLEM, text=text, remedy="pip install 'numpy<2'")
+
+
+def _onnxruntime() -> Iterator[Finding]:
+    providers = onnxruntime_providers()
+    if not providers:
+        text = "not installed; the wheel's Triton computes with it"
+        yield Finding(topic="ONNX Runtime", verdict=Verdict.PROBLEM, text=text, remedy="pip install 'affserve[serve]'")
+        return
+    # "Azure" calls a service elsewhere and is in every build.
+    names = ", ".join(name.removesuffix("ExecutionProvider") for name in providers if not name.startswith("Azure"))
+    yield Finding(topic="ONNX Runtime", verdict=Verdict.GOOD, text=f"computes with {names}")
+    if find_gpus() and CUDA_PROVIDER not in providers:
+        text = "does not use the GPU of this machine"
+        yield Finding(topic="ONNX Runtime", verdict=Verdict.NOTE, text=text, remedy=INSTALL_CUDA)
+
+
+def onnxruntime_providers() -> list[str]:
+    """Return what the installed ONNX Runtime can compute with; nothing when there is none."""
+    try:
+        import onnxruntime
+    except ImportError:
+        return []
+    return list(onnxruntime.get_available_providers())
+
+
+def _container() -> Iterator[Finding]:
+    image = container.image()
+    engine, text = docker_engine()
+    yield Finding(
+        topic="Container",
+        verdict=Verdict.GOOD if engine else Verdict.NOTE,
+        text=f"{text}; GPU serving is pinned to {image}, which has TensorRT {container.TENSORRT_VERSION} and needs "
+        f"NVIDIA driver {container.MINIMUM_DRIVER} or later",
+        remedy=f"docker pull {image}" if engine and find_gpus() else "",
+    )
+
+
+def docker_engine() -> tuple[bool, str]:
+    """Say whether a Docker engine answers, and how to put it in words."""
+    if shutil.which("docker") is None:
+        return False, "docker is not installed"
+    command = ["docker", "version", "--format", "{{.Server.Version}}"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=DOCKER_TIMEOUT_S, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return False, "docker is installed, but its engine does not answer"
+    return True, f"Docker engine {answer.stdout.strip()}"
+
+
+def _cpu() -> Iterator[Finding]:
+    instructions = int8_instructions()
+    cores = usable_cores()
+    if instructions:
+        text = f"{cores} usable cores; fast INT8 with {', '.join(instructions)}"
+        yield Finding(topic="CPU", verdict=Verdict.GOOD, text=text)
+        return
+    text = (
+        f"{cores} usable cores, no instructions for 8 bit sums (VNNI or AMX): INT8 graphs may be slow here, and less "
+        "exact than on a machine that has them"
+    )
+    remedy = "affserve export --precision fp32 ..., or export on this machine, which compares and measures"
+    yield Finding(topic="CPU", verdict=Verdict.NOTE, text=text, remedy=remedy)
+
+
+def int8_instructions(cpu_info: Path = CPU_INFO) -> list[str]:
+    """Return which of the instructions that INT8 needs this CPU has, as the kernel names them."""
+    try:
+        lines = cpu_info.read_text().splitlines()
+    except OSError:
+        return []
+    flags = {flag for line in lines if line.startswith(("flags", "Features")) for flag in line.split()}
+    return [flag for flag in INT8_INSTRUCTIONS if flag in flags]
+
+
+def shared_memory_finding() -> Iterator[Finding]:
+    """Say whether Triton has room for its tensors."""
+    free = shutil.disk_usage(SHARED_MEMORY).free
+    text = f"{free >> 20} MiB free in {SHARED_MEMORY}"
+    if free >= NEEDED_SHM_BYTES:
+        yield Finding(topic="Shared memory", verdict=Verdict.GOOD, text=text)
+    else:
+        text += f"; Triton's Python backend wants {NEEDED_SHM_BYTES >> 20} MiB"
+        remedy = "in a container: docker run --shm-size=1g ...; else remove old files there"
+        yield Finding(topic="Shared memory", verdict=Verdict.PROBLEM, text=text, remedy=remedy)
+
+
+LOOKS: tuple[Callable[[], Iterator[Finding]], ...] = (
+    _cpu,
+    _gpu,
+    _triton,
+    _onnxruntime,
+    _tensorrt,
+    _container,
+    shared_memory_finding,
+)
+
+
+def ports_finding(host: str, ports: Mapping[str, int]) -> Finding:
+    """Say whether the ports are free."""
+    try:
+        chosen = choose_ports(host, ports)
+    except PortTakenError as error:
+        return Finding(topic="Ports", verdict=Verdict.PROBLEM, text=str(error))
+    return Finding(topic="Ports", verdict=Verdict.GOOD, text=f"{', '.join(map(str, chosen.values()))} are free")

@@ -1,0 +1,59 @@
+"""Corpora without a picture: annotations and made-up features, for training heads in seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from corpora import write_annotation
+from numpy.typing import NDArray
+
+from affserve.train.affwild2 import TRAIN, VALIDATION
+from affserve.train.feature_store import StoreDescription
+from affserve.train.feature_writer import FeatureWriter
+from affserve.train.labels import TASKS, VALENCE_AROUSAL, format_annotation
+
+FINGERPRINT = "0123456789abcdef"
+WIDTH = 8  # D
+
+
+def write_features(root: Path, rows: Mapping[str, NDArray[np.float16]]) -> Path:
+    """Store the features (N, D) of some videos, and make their empty crop folders."""
+    folder = root / "features" / FINGERPRINT
+    with FeatureWriter(folder, StoreDescription(width=WIDTH, corpus="Aff-Wild2")) as writer:
+        for video, values in rows.items():
+            (root / "cropped_aligned" / video).mkdir(parents=True)
+            writer.append(video, np.arange(1, len(values) + 1), values)
+            writer.complete(video)
+    return folder
+
+
+def temporal_corpus(root: Path) -> tuple[Path, Path]:
+    """A corpus whose valence is the running mean of a noisy feature: seen over time, hardly on one frame."""
+    rng = np.random.default_rng(0)
+    rows = {}
+    for index in range(12):
+        part = VALIDATION if index >= 9 else TRAIN
+        signal = np.sin(np.arange(320) * rng.uniform(0.01, 0.03) + rng.uniform(0, 6))
+        observed = np.stack([signal + 2 * rng.normal(size=320) for _ in range(WIDTH)], axis=1)
+        labels = np.stack([signal, -signal], axis=1).astype(np.float32) * 0.8
+        write_annotation(root, VALENCE_AROUSAL.challenge, part, f"v{index}", format_annotation(VALENCE_AROUSAL, labels))
+        rows[f"v{index}"] = observed.astype(np.float16)
+    return root, write_features(root, rows)
+
+
+def three_task_corpus(root: Path, videos: int = 8, frames: int = 130) -> tuple[Path, Path]:
+    """A corpus of noise, labelled for all tasks but for a tenth of the frames; a quarter of the videos validate."""
+    rng = np.random.default_rng(1)
+    rows = {}
+    for index in range(videos):
+        part = VALIDATION if index % 4 == 3 else TRAIN
+        for task in TASKS.values():
+            drawn = rng.uniform(task.low, task.high + task.integer, (frames, task.columns))
+            values = np.floor(drawn) if task.integer else drawn
+            values = np.where(rng.random((frames, 1)) < 0.1, task.invalid, np.clip(values, task.low, task.high))
+            text = format_annotation(task, values.astype(np.float32))
+            write_annotation(root, task.challenge, part, f"v{index}", text)
+        rows[f"v{index}"] = rng.normal(size=(frames, WIDTH)).astype(np.float16)
+    return root, write_features(root, rows)

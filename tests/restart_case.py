@@ -1,0 +1,91 @@
+"""Trainings in processes of their own that a test may kill; started from a process that has everything imported."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from affserve.train.affwild2 import open_corpus
+from affserve.train.errors import AffserveError, TrainingStopped
+from affserve.train.fit import FitConfig, fit
+
+START = multiprocessing.get_context("forkserver")
+START.set_forkserver_preload(
+    ["affserve.train.fit", "affserve.train.finetune", "torch.utils.tensorboard", "matplotlib.figure"]
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """A process that trains, and where its output goes."""
+
+    process: multiprocessing.process.BaseProcess
+    output: Path
+
+    def wait_for(self, true: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 60
+        while not true():
+            assert self.process.is_alive(), self.output.read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+
+    def end(self, number: signal.Signals | None = None) -> int:
+        """Send a signal if one is given, and return the exit code once the process has ended."""
+        if number is not None:
+            os.kill(self.process.pid or 0, number)
+        self.process.join(timeout=60)
+        assert self.process.exitcode is not None, "still running"
+        return self.process.exitcode
+
+    @property
+    def told(self) -> str:
+        return self.output.read_text()
+
+
+def start(output: Path, work: Callable[..., None], *arguments: object) -> Training:
+    process = START.Process(target=_run, args=(output, work, *arguments))
+    process.start()
+    return Training(process=process, output=output)
+
+
+def _run(output: Path, work: Callable[..., None], *arguments: object) -> None:
+    multiprocessing.set_start_method("fork", force=True)  # data loaders start like this outside of tests
+    torch.set_num_threads(1)
+    with output.open("w", buffering=1) as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+        sys.stdout = sys.stderr = file
+        work(*arguments)
+
+
+def train_head(corpus: Path, features: Path, target: Path, config: FitConfig, limit_bytes: int | None = None) -> None:
+    """Train as the command does; `limit_bytes` is the kernel's limit on the size of every file written."""
+    if limit_bytes is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, resource.RLIM_INFINITY))
+    try:
+        scores = fit(open_corpus(corpus), features, config, target)
+    except TrainingStopped as stopped:
+        print(stopped)
+        sys.exit(143)
+    except AffserveError as error:
+        print(f"error: {error}")
+        sys.exit(1)
+    print(json.dumps(scores.summary()))
+
+
+def run_command(*arguments: str) -> None:
+    """Run `python -m affserve.train` with some arguments."""
+    from affserve.train.__main__ import main
+
+    sys.argv = ["affserve.train", *arguments]
+    main()

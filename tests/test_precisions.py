@@ -1,0 +1,212 @@
+"""FP16 and INT8: what they cost in accuracy, that they are what they say, and that outliers do not break them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from conftest import blurred_noise
+from numpy.typing import NDArray
+from tiny_models import make_decisive, run_onnx, run_torch, tiny_head, tiny_heads, tiny_vit
+
+from affserve.export import parity
+from affserve.export.artefacts import Artefact, Material, fastest, make_artefacts
+from affserve.export.contract import CLIP_ENCODER, TEMPORAL_HEAD
+from affserve.export.graphs import HeadGraph
+from affserve.export.lean_layers import Dialect
+from affserve.export.precision import Precision
+from affserve.export.quantize import Calibrated, calibrate, quantize
+from affserve.export.to_half import WIDER_ISLANDS, to_half
+from affserve.export.to_onnx import export_encoder, export_head
+from affserve.train.clip_encoder import ClipEncoder
+from affserve.train.errors import ExportError, ParityError
+
+FACES = blurred_noise(24, seed=1)
+CALIBRATION = blurred_noise(32, seed=2)
+
+
+def centred_cosine(answer: NDArray[np.float32], truth: NDArray[np.float32]) -> float:
+    a, b = answer - truth.mean(axis=0), truth - truth.mean(axis=0)
+    return float(np.min((a * b).sum(axis=1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)))
+
+
+def calibrated(encoder: ClipEncoder, folder: Path, smoothing: bool = True) -> Calibrated:
+    export_encoder(encoder, folder / "source.onnx", Dialect.CPU)
+    return calibrate(folder / "source.onnx", [{"frames": CALIBRATION}], smoothing)
+
+
+def test_half_computes_norms_in_float32_and_everything_else_in_half(tmp_path: Path) -> None:
+    encoder = tiny_vit()
+    export_encoder(encoder, tmp_path / "fp32.onnx")
+    to_half(tmp_path / "fp32.onnx", tmp_path / "fp16.onnx", WIDER_ISLANDS)
+    model = onnx.shape_inference.infer_shapes(onnx.load(tmp_path / "fp16.onnx"))
+    types = {one.name: one.type.tensor_type.elem_type for one in [*model.graph.value_info, *model.graph.input]}
+    types |= {one.name: one.data_type for one in model.graph.initializer}
+    computed: dict[str, set[int]] = {}
+    for node in model.graph.node:
+        computed.setdefault(node.op_type, set()).add(types[node.input[0]])
+    wide, half = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
+    assert computed.pop("LayerNormalization") == {wide} == computed.pop("Softmax")
+    computed.pop("Cast")
+    assert set().union(*computed.values()) == {half}
+    assert [one.type.tensor_type.elem_type for one in model.graph.output] == [wide]
+    truth, answer = run_torch(encoder, FACES)[0], run_onnx(tmp_path / "fp16.onnx", FACES)[0]
+    assert centred_cosine(answer, truth) > 0.9999
+    assert (tmp_path / "fp16.onnx").stat().st_size < 0.55 * (tmp_path / "fp32.onnx").stat().st_size
+
+
+@pytest.mark.parametrize("kind", ["three-trunks", "ensemble"])
+def test_half_of_heads_keeps_the_contract(tmp_path: Path, kind: str) -> None:
+    graph = tiny_heads()[kind].eval()
+    export_head(graph, tmp_path / "fp32.onnx")
+    to_half(tmp_path / "fp32.onnx", tmp_path / "fp16.onnx")
+    features = np.random.default_rng(0).standard_normal((1, 31, 512)).astype(np.float32)
+    for given, expected in zip(run_onnx(tmp_path / "fp16.onnx", features), run_torch(graph, features), strict=True):
+        assert given.dtype == np.float32
+        np.testing.assert_allclose(given, expected, atol=5e-3)
+
+
+def test_int8_runs_in_the_fast_kernels_and_reads_pixels_as_they_are(tmp_path: Path) -> None:
+    quantize(calibrated(tiny_vit(), tmp_path), tmp_path / "int8.onnx")
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(str(tmp_path / "int8.onnx"), options, providers=["CPUExecutionProvider"])
+    operators = Counter(node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node)
+    # Patches, projection, and per block q, k, v, out, up, down: none is left to float32, and no pixel is cast to it.
+    assert operators["MatMulIntegerToFloat"] == 2 + 6 * 3
+    assert not {"MatMul", "Cast", "DequantizeLinear"} & set(operators)
+    model = onnx.load(tmp_path / "int8.onnx")
+    by_name = {one.name: one for one in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "QuantizeLinear":
+            assert by_name[node.input[2]].data_type == onnx.TensorProto.UINT8
+        if node.op_type == "DequantizeLinear" and node.input[0] in by_name:
+            assert by_name[node.input[0]].data_type == onnx.TensorProto.INT8
+            assert len(by_name[node.input[1]].dims) == 1, "one scale per output channel"
+
+
+def test_int8_features_do_not_depend_on_the_batch(tmp_path: Path) -> None:
+    encoder = tiny_vit()
+    quantize(calibrated(encoder, tmp_path), tmp_path / "int8.onnx")
+    frames = np.concatenate([FACES[:7], parity.adversarial_frames()])
+    together = run_onnx(tmp_path / "int8.onnx", frames)[0]
+    for size in (1, 2, 3):
+        parts = [run_onnx(tmp_path / "int8.onnx", frames[i : i + size])[0] for i in range(0, len(frames), size)]
+        np.testing.assert_allclose(np.concatenate(parts), together, atol=1e-5)
+    assert centred_cosine(together[:7], run_torch(encoder, frames[:7])[0]) > 0.99
+
+
+def plant_outliers(encoder: ClipEncoder, factor: float) -> None:
+    """Give activations the few large channels that trained ViTs have, the residual stream as it was."""
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for block in encoder.visual.transformer.resblocks:
+            for norm in (block.ln_1, block.ln_2):
+                channels = torch.randperm(128, generator=generator)[:3]
+                norm.weight[channels] *= factor
+                norm.bias[channels] *= factor
+                reader = block.attn.in_proj_weight if norm is block.ln_1 else block.mlp.c_fc.weight
+                reader[:, channels] /= factor
+            channels = torch.randperm(512, generator=generator)[:3]
+            block.mlp.c_fc.bias[channels] += factor / 3  # large after GELU
+            block.mlp.c_proj.weight[:, channels] /= factor
+
+
+@pytest.mark.parametrize("factor", [10, 30, 100])
+def test_smoothing_and_the_ladder_bear_outliers(tmp_path: Path, factor: float) -> None:
+    encoder = tiny_vit()
+    plant_outliers(encoder, factor)
+    truth = run_torch(encoder, FACES)[0]
+    quantize(calibrated(encoder, tmp_path, smoothing=False), tmp_path / "plain.onnx")
+    smoothed = calibrated(encoder, tmp_path)
+    quantize(smoothed, tmp_path / "smooth.onnx")
+    kept = smoothed.products[:3]
+    quantize(smoothed, tmp_path / "ladder.onnx", keep=kept)
+    plain, smooth, ladder = (
+        centred_cosine(run_onnx(tmp_path / f"{name}.onnx", FACES)[0], truth) for name in ("plain", "smooth", "ladder")
+    )
+    print(f"outliers x{factor}: plain {plain:.4f}, smoothed {smooth:.4f}, 3 products in float32 {ladder:.4f}")
+    assert ladder > smooth > plain
+    assert ladder > 0.98
+
+
+def test_smoothing_is_exact_in_float32(tmp_path: Path) -> None:
+    encoder = tiny_vit()
+    plant_outliers(encoder, 30)
+    before = calibrated(encoder, tmp_path)
+    assert before.smoothed == 10, "two norms and the value projection of each of three blocks, and the last norm"
+    quantize(before, tmp_path / "kept.onnx", keep=before.products)
+    answer, truth = run_onnx(tmp_path / "kept.onnx", FACES)[0], run_torch(encoder, FACES)[0]
+    np.testing.assert_allclose(answer, truth, atol=1e-4)
+
+
+def test_head_in_int8_follows_the_trained_one(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    mixed = rng.standard_normal((6, 512)).astype(np.float32)  # features vary in few ways, as those of one face do
+    windows = [rng.standard_normal((1, n, 6)).astype(np.float32) @ mixed for n in (300, 300, 40)]
+    head = tiny_head()
+    make_decisive(head, windows[0][0])
+    graph = HeadGraph([head]).eval()
+    export_head(graph, tmp_path / "source.onnx", Dialect.CPU)
+    found = calibrate(tmp_path / "source.onnx", [{"features": one} for one in windows[:1]])
+    assert found.smoothed == 6, "value projection, last norm, feed-forward layer and three MLPs behind their ReLU"
+    quantize(found, tmp_path / "int8.onnx")
+    for window in windows[1:]:
+        answers = run_onnx(tmp_path / "int8.onnx", window)
+        for given, expected in zip(answers, run_torch(graph, window), strict=True):
+            assert parity.steady_ccc(expected.ravel(), given.ravel()) > 0.98
+
+
+def test_int8_without_calibration_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="nothing to be calibrated on"):
+        make(tmp_path, tiny_vit(layers=1), {CLIP_ENCODER.name: [Precision.INT8]}, calibration=FACES[:0])
+
+
+def make(
+    folder: Path, encoder: ClipEncoder, wanted: dict[str, list[Precision]], calibration: NDArray[np.uint8] = CALIBRATION
+) -> list[Artefact]:
+    material = Material(calibration=calibration, parity=FACES)
+    return make_artefacts(encoder, HeadGraph([tiny_head()]), folder, wanted, material)
+
+
+def test_artefacts_of_all_precisions_pass_and_the_fastest_is_one_that_passed(tmp_path: Path) -> None:
+    every = list(Precision)
+    made = make(tmp_path, tiny_vit(), {CLIP_ENCODER.name: every, TEMPORAL_HEAD.name: every})
+    assert [(one.model, one.precision) for one in made] == [
+        (model, precision) for model in (CLIP_ENCODER.name, TEMPORAL_HEAD.name) for precision in every
+    ]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        f"{one.model}.{one.precision.value}.onnx" for one in made
+    )
+    for one in made:
+        if one.precision is not Precision.INT8:
+            assert one.passed, "\n".join(map(str, one.checks))
+    assert any("products with a weight in INT8" in note for one in made for note in one.notes)
+    encoders = [one for one in made if one.model == CLIP_ENCODER.name]
+    failed = Artefact(
+        model=CLIP_ENCODER.name,
+        precision=Precision.INT8,
+        path=tmp_path / "nowhere.onnx",
+        checks=[parity.Check(what="x", figure=1, limit=0, at_least=False)],
+        seconds=0,
+    )
+    assert fastest([failed, *encoders], threads=1) in encoders
+    with pytest.raises(ParityError, match="clip_encoder in int8"):
+        fastest([failed])
+
+
+def test_ladder_stops_at_the_first_rung_that_passes(tmp_path: Path) -> None:
+    encoder = tiny_vit(layers=2)
+    plant_outliers(encoder, 100)
+    (artefact,) = make(tmp_path, encoder, {CLIP_ENCODER.name: [Precision.INT8]})
+    assert artefact.passed, "\n".join(map(str, artefact.checks))
+    (note,) = artefact.notes
+    left = int(note.split(" products left")[0].rsplit(" ", 1)[1])
+    assert 1 <= left <= 7, note
+    assert note.count("matmul") == left or note.count(",") >= left
