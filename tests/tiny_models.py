@@ -27,7 +27,7 @@ SMALL: dict[str, Any] = {
 }
 
 
-def tiny_vit(layers: int = 3, **config: Any) -> ClipEncoder:
+def tiny_vit(layers: int = 2, **config: Any) -> ClipEncoder:
     """An encoder like ViT-B-32 but 128 wide."""
     torch.manual_seed(0)
     vision = {"image_size": 224, "layers": layers, "width": 128, "head_width": 32, "patch_size": 32}
@@ -66,7 +66,7 @@ def make_decisive(head: TemporalHead, features: NDArray[np.float32]) -> None:
         raw = head(torch.from_numpy(features)[None])
         for key, mlp in head.mlps.items():
             deviation, mean = raw[key].std(dim=(0, 1)), raw[key].mean(dim=(0, 1))
-            wanted = 0.3 if key == VALENCE_AROUSAL.key else 1.5
+            wanted = 0.3 if key == VALENCE_AROUSAL.key else 1.0
             mlp.out.weight.mul_(wanted / deviation[:, None])
             mlp.out.bias.sub_(mean).mul_(wanted / deviation)
 

@@ -30,7 +30,7 @@ from affserve.train.gradients import autocast
 
 CARD_BYTES = 24e9  # of the paper's GPUs
 RESERVED_BYTES = 1.5e9  # CUDA itself, workspaces of its libraries
-SLACK = 1.2  # what a backward pass holds for a moment, and what is lost between blocks of memory
+SLACK = 1.25  # what a backward pass holds for a moment, and what is lost between blocks of memory
 NUMBERS_PER_TOKEN_AND_WIDTH = 16
 LAYER_NORM_INPUTS = 2  # of the 16
 
