@@ -31,6 +31,9 @@ bench: demo ## measure speed and memory into benchmarks/results
 	$(AFFSERVE) bench generator
 	$(AFFSERVE) bench memory build/demo/repository build/demo/corpus/videos/face02.mp4
 	$(AFFSERVE) bench demo
+	$(AFFSERVE) bench features
+	$(AFFSERVE) bench training build/demo/corpus
+	$(AFFSERVE) bench precisions
 
 wheel: setup ## build dist/*.whl and dist/*.tar.gz
 	$(VENV)/bin/python -m build
