@@ -30,7 +30,7 @@ _WHY_NOT = {
     (
         CPU,
         Precision.FP16,
-    ): "ONNX Runtime computes FP16 on a CPU by way of FP32, slower than FP32 itself",
+    ): "ONNX Runtime computes FP16 on a CPU by way of FP32, which gains nothing",
     (GPU, Precision.INT8): "the INT8 graph is made for the instructions of CPUs",
 }
 
