@@ -49,7 +49,7 @@ TOLERANCES: Mapping[Precision, Tolerance] = {
         centred_cosine=None,
         batch_difference=1e-2,
         output_difference=0.05,
-        tie=0.02,
+        tie=0.01,
         agreement=0.999,
         ccc=0.999,
     ),

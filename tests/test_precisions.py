@@ -107,7 +107,8 @@ def test_int8_features_do_not_depend_on_the_batch(source: Path, tmp_path: Path) 
     for size in (1, 2, 3):
         parts = [run_onnx(tmp_path / "int8.onnx", frames[i : i + size])[0] for i in range(0, len(frames), size)]
         np.testing.assert_allclose(np.concatenate(parts), together, atol=1e-5)
-    assert centred_cosine(together[:7], run_torch(tiny_vit(), frames[:7])[0]) > 0.98
+    # Not constant: 8 bits leave 0.988 between seven much alike pictures in two random blocks (0.982 without smoothing).
+    assert centred_cosine(together[:7], run_torch(tiny_vit(), frames[:7])[0]) > 0.985
 
 
 def plant_outliers(encoder: ClipEncoder, factor: float) -> None:
