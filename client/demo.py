@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from affserve.client.analyze import analyze_to_files
+from affserve.client.analyze_files import analyze_to_files
 from affserve.client.client import AffectClient
 from affserve.client.demo_report import Comparison, Judged, compare
 from affserve.client.face_model import find_detector

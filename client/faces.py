@@ -155,6 +155,18 @@ def _scaled(image: NDArray[np.uint8], width_px: int) -> tuple[NDArray[np.uint8],
     return np.asarray(scaled, dtype=np.uint8), np.array(size) / (width, height)
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FaceCrop:
+    """One person's face in one frame, ready for the encoder.
+
+    track_id: 0, 1, 2, ... in order of appearance; the same person keeps it. pixels: (224, 224, 3) uint8 RGB.
+    """
+
+    track_id: int
+    face: Face
+    pixels: NDArray[np.uint8]
+
+
 class FaceCropper:
     """Chooses the subject of each frame and cuts its crop: the largest face, or the previous one if nearly as large."""
 
@@ -167,13 +179,13 @@ class FaceCropper:
         """Name of the detector."""
         return self._detector.name
 
-    def crop(self, image: NDArray[np.uint8]) -> tuple[Face, NDArray[np.uint8]] | None:
-        """Return the subject of an RGB frame (H, W, 3) and its crop (224, 224, 3), or None where there is no face."""
+    def crop(self, image: NDArray[np.uint8]) -> list[FaceCrop]:
+        """Return the crop of the subject of an RGB frame (H, W, 3); none where there is no face."""
         face = choose_subject(self._detector.detect(image), self._previous)
         if face is None:
-            return None
+            return []
         self._previous = face
-        return face, to_encoder_input(align_face(image, face.landmarks_px))
+        return [FaceCrop(track_id=0, face=face, pixels=to_encoder_input(align_face(image, face.landmarks_px)))]
 
 
 class WholeImageCropper:
@@ -181,7 +193,7 @@ class WholeImageCropper:
 
     name = "none (frames are crops)"
 
-    def crop(self, image: NDArray[np.uint8]) -> tuple[Face, NDArray[np.uint8]]:
+    def crop(self, image: NDArray[np.uint8]) -> list[FaceCrop]:
         """Return the whole image (H, W, 3) as a face of score 1, resized to (224, 224, 3)."""
         height, width = image.shape[:2]
         face = Face(
@@ -189,7 +201,7 @@ class WholeImageCropper:
             score=1.0,
             landmarks_px=np.empty((0, 2), dtype=np.float32),
         )
-        return face, to_encoder_input(image)
+        return [FaceCrop(track_id=0, face=face, pixels=to_encoder_input(image))]
 
 
 class Cropper(Protocol):
@@ -200,8 +212,8 @@ class Cropper(Protocol):
         """How faces are found, for the summary."""
         ...
 
-    def crop(self, image: NDArray[np.uint8]) -> tuple[Face, NDArray[np.uint8]] | None:
-        """Return the subject and its crop (224, 224, 3) of an RGB frame (H, W, 3)."""
+    def crop(self, image: NDArray[np.uint8]) -> list[FaceCrop]:
+        """Return the faces of the next RGB frame (H, W, 3) of a video, in the order of their track_id."""
         ...
 
 

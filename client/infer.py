@@ -6,10 +6,9 @@ Results and summaries go to stdout; progress, notes and errors to stderr.
 from __future__ import annotations
 
 import ctypes
-import os
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +17,9 @@ from types import FrameType
 import cv2
 import typer
 
-from affserve.client.analyze import STANDARD_OUTPUT, analyze_to_files
+from affserve.client.analyze_files import STANDARD_OUTPUT, analyze_to_files
 from affserve.client.client import AffectClient
+from affserve.client.connection import Connection, connected
 from affserve.client.face_model import find_detector
 from affserve.client.faces import FaceDetector
 from affserve.client.output_file import check_writable
@@ -28,7 +28,6 @@ from affserve.client.video import FOLDER_FPS, open_source
 from affserve.train.affwild2 import SYNTHETIC
 from affserve.train.errors import OutputError, VideoError
 
-URL_ENVIRONMENT = "AFFSERVE_URL"
 RESULT_SUFFIX = ".affect.csv"
 TERMINATED = 128 + signal.SIGTERM
 M_MMAP_THRESHOLD = -3  # of <malloc.h>
@@ -40,8 +39,7 @@ class InferOptions:
     """What the command line asks for."""
 
     sources: tuple[Path, ...]
-    repository: Path | None = None  # start a server for this model repository
-    url: str | None = None  # HOST:PORT of a running server
+    connection: Connection
     out: Path | None = None  # file, folder or "-"
     plot: bool | None = None  # None: where the rows go to a file
     face_detector: str = "auto"
@@ -53,19 +51,8 @@ class InferOptions:
     quiet: bool = False
 
     def __post_init__(self) -> None:
-        if self.repository is not None and self.url is not None:
-            raise typer.BadParameter("give --repository or --url, not both")
-        if self.repository is None and self.server_url is None:
-            raise typer.BadParameter(
-                f"give --repository DIR (starts a server) or --url HOST:PORT (uses one; also ${URL_ENVIRONMENT})"
-            )
         if self.to_stdout and (len(self.sources) > 1 or self.plot or self.json):
             raise typer.BadParameter("--out - takes one source, and neither --plot nor --json")
-
-    @property
-    def server_url(self) -> str | None:
-        """The address to use; --repository wins over the environment."""
-        return self.url or (os.environ.get(URL_ENVIRONMENT) if self.repository is None else None)
 
     @property
     def wants_plot(self) -> bool:
@@ -91,7 +78,7 @@ def infer_sources(options: InferOptions) -> bool:
     with ExitStack() as stack:
         stack.enter_context(_terminated_cleanly())
         detector = _detector(options, list(good))
-        client = stack.enter_context(AffectClient(stack.enter_context(_server(options))))
+        client = stack.enter_context(connected(options.connection))
         if client.describe().trained_on == SYNTHETIC:
             print("warning: this model was trained on generated faces only: not for people", file=sys.stderr)
         for source, csv in good.items():
@@ -156,32 +143,6 @@ def _detector(options: InferOptions, sources: list[Path]) -> FaceDetector | None
     if options.crops is None and all(open_source(source, fps=options.fps).already_cropped for source in sources):
         return None
     return find_detector(options.face_detector, options.face_model)
-
-
-@contextmanager
-def _server(options: InferOptions) -> Iterator[str]:
-    """Yield the address of the server to use; one that was started here is stopped at the end."""
-    url = options.server_url
-    if url is not None or options.repository is None:
-        yield url or ""
-        return
-    from affserve.export.supervisor import SupervisedServer
-    from affserve.export.triton import ServerConfig
-
-    server = SupervisedServer(
-        ServerConfig(repository=options.repository, threads=options.threads), on_event=_tell_server_event
-    )
-    with Terminal(quiet=options.quiet).status("starting a server"):
-        server.start()
-    try:
-        yield server.grpc_url
-    finally:
-        server.stop()
-
-
-def _tell_server_event(event: Mapping[str, object]) -> None:
-    reason = f" ({event['reason']})" if "reason" in event else ""
-    print(f"note: the local server: {event['event']}{reason}", file=sys.stderr)
 
 
 @contextmanager

@@ -86,7 +86,7 @@ def read_timeline(path: Path, description: HeadDescription, most_bins: int = MOS
     for number, row in enumerate(_rows(path)):
         if number % per_bin == 0:
             starts.append(float(row["timestamp_s"]))
-        if row["face_score"]:
+        if row["track_id"]:
             faces[number // per_bin] += 1
             for task, columns in names.items():
                 sums[task][number // per_bin] += [float(row[column]) for column in columns]

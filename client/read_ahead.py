@@ -13,7 +13,7 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-from affserve.client.faces import Cropper, Face
+from affserve.client.faces import Cropper, Face, FaceCrop
 from affserve.client.video import FrameSource
 from affserve.export.contract import CHUNK_FRAMES, IMAGE_SIZE_PX
 
@@ -34,17 +34,25 @@ class StageSeconds:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SeenFace:
+    """A face that has been cropped; its pixels are on their way to the encoder."""
+
+    track_id: int
+    face: Face
+
+
+@dataclass(frozen=True, kw_only=True)
 class SeenFrame:
     """A frame that has been looked at; its pixels are gone."""
 
     index: int
     timestamp_s: float
-    face: Face | None
+    faces: tuple[SeenFace, ...]  # in the order of their track_id
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Chunk:
-    """Consecutive frames, and the crops (n, 224, 224, 3) of those that show a face."""
+    """Consecutive frames, and the crops (n, 224, 224, 3) of their faces: frame by frame, in the order of the faces."""
 
     frames: list[SeenFrame]
     crops: NDArray[np.uint8]
@@ -93,9 +101,9 @@ class ReadAhead:
         try:
             frames: list[SeenFrame] = []
             crops: list[NDArray[np.uint8]] = []
-            for frame, crop in self._look_at_each():
+            for frame, found in self._look_at_each():
                 frames.append(frame)
-                crops.extend([] if crop is None else [crop])
+                crops.extend(one.pixels for one in found)
                 if len(frames) == CHUNK_FRAMES:
                     self._put(_chunk(frames, crops))
                     frames, crops = [], []
@@ -106,7 +114,7 @@ class ReadAhead:
             self._put(_chunk(frames, crops))
             self._put(None)
 
-    def _look_at_each(self) -> Iterator[tuple[SeenFrame, NDArray[np.uint8] | None]]:
+    def _look_at_each(self) -> Iterator[tuple[SeenFrame, list[FaceCrop]]]:
         source = iter(self._source)
         while True:
             start = time.perf_counter()
@@ -115,9 +123,10 @@ class ReadAhead:
             self._seconds.decode_s += decoded - start
             if frame is None:
                 return
-            face, crop = self._cropper.crop(frame.image) or (None, None)
+            found = self._cropper.crop(frame.image)
             self._seconds.detect_s += time.perf_counter() - decoded
-            yield SeenFrame(index=frame.index, timestamp_s=frame.timestamp_s, face=face), crop
+            faces = tuple(SeenFace(track_id=one.track_id, face=one.face) for one in found)
+            yield SeenFrame(index=frame.index, timestamp_s=frame.timestamp_s, faces=faces), found
 
     def _put(self, chunk: Chunk | None) -> None:
         """Queue a chunk; give up when nobody is going to take it."""

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from affserve.train.labels import ACTION_UNITS, EXPRESSION, VALENCE_AROUSAL
 from affserve.train.windows import Outputs
 
+PROBABILITY_DIGITS = 4  # after the point
+NO_TRACK = -1  # track_id of a row without a face
 PROBABILITY_PREFIX = "p_"
 ACTION_UNIT_MEANINGS = {
     "AU1": "inner brow raiser",
@@ -48,7 +50,7 @@ class Column:
     unit: str = ""  # "" for names and numbers without a unit
     minimum: float | None = None
     maximum: float | None = None
-    digits: int = 4  # after the point
+    digits: int = PROBABILITY_DIGITS  # after the point
     always: bool = False  # filled in every row, also where there is no face
 
     @property
@@ -80,16 +82,22 @@ FRAME_COLUMNS = (
         always=True,
     ),
     Column(
-        name="face_score",
-        description="the face detector's confidence in the subject's face; empty where there is none, and then all "
-        "columns after it are empty too",
+        name="track_id",
+        description="number of the person, 0, 1, 2, ... in order of appearance, the same through the whole file; empty "
+        "where no face was found, and then all columns after it are empty too",
+        datatype="integer",
         minimum=0,
-        maximum=1,
     ),
     Column(name="box_x_px", description="left edge of the face box", unit="px", digits=1),
     Column(name="box_y_px", description="upper edge of the face box", unit="px", digits=1),
     Column(name="box_w_px", description="width of the face box", unit="px", digits=1, minimum=0),
     Column(name="box_h_px", description="height of the face box", unit="px", digits=1, minimum=0),
+    Column(
+        name="face_score",
+        description="the face detector's confidence that this is a face",
+        minimum=0,
+        maximum=1,
+    ),
 )
 
 
@@ -131,14 +139,16 @@ def described_columns(labels: Mapping[str, Sequence[str]]) -> list[tuple[str, st
 class Rows:
     """A block of n consecutive rows of the result; NaN where a frame has no face.
 
-    frame: (n,) int64. timestamp_s: (n,) float64. face_score: (n,) float64. box_px: (n, 4) float64: x, y, width, height.
-    predictions: (n, K) float32 per task.
+    frame: (n,) int64. timestamp_s: (n,) float64. track_id: (n,) int64, NO_TRACK where a frame has no face.
+    box_px: (n, 4) float64: x, y, width, height. face_score: (n,) float64. predictions: (n, K) float32 per task.
+    Ordered by frame, then track_id. A frame has a row for each of its faces, or one row without a face.
     """
 
     frame: NDArray[np.int64]
     timestamp_s: NDArray[np.float64]
-    face_score: NDArray[np.float64]
+    track_id: NDArray[np.int64]
     box_px: NDArray[np.float64]
+    face_score: NDArray[np.float64]
     predictions: Outputs
 
     def __len__(self) -> int:
@@ -164,7 +174,7 @@ class RowFormatter:
 
     def text(self, rows: Rows) -> str:
         """Render one block."""
-        seen = np.isfinite(rows.face_score).tolist()
+        seen = (rows.track_id != NO_TRACK).tolist()
         return "".join(
             self._with_face % row if face else self._without_face % row[: self._always]
             for face, row in zip(seen, zip(*self._cells(rows), strict=True), strict=True)
@@ -174,14 +184,15 @@ class RowFormatter:
         """Yield the columns of a block, each a list of n cells."""
         yield rows.frame.tolist()
         yield rows.timestamp_s.tolist()
-        yield rows.face_score.tolist()
+        yield rows.track_id.tolist()
         yield from rows.box_px.T.tolist()
+        yield rows.face_score.tolist()
         for task, names in self._labels.items():
             values = rows.predictions[task]
             if task == EXPRESSION.key:
                 yield [names[k] for k in values.argmax(axis=1)]
             # Adding 0 turns the -0 that rounding leaves into 0.
-            yield from (np.round(values, FRAME_COLUMNS[2].digits) + 0.0).T.tolist()
+            yield from (np.round(values, PROBABILITY_DIGITS) + 0.0).T.tolist()
 
 
 def csv_metadata(

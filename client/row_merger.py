@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from affserve.client.read_ahead import SeenFrame
-from affserve.client.results import Rows
+from affserve.client.results import NO_TRACK, Rows
 from affserve.export.contract import HeadDescription
 from affserve.train.windows import Outputs, OverlapMerger, PredictWindow
 
@@ -32,7 +32,7 @@ class RowMerger:
     def push(self, frames: list[SeenFrame], features: NDArray[np.float32]) -> Iterator[Rows]:
         """Take the next frames and the features (n, 512) of those with a face; yield the rows that are final."""
         if self._last is None:
-            leading = next((k for k, frame in enumerate(frames) if frame.face is not None), len(frames))
+            leading = next((k for k, frame in enumerate(frames) if frame.faces), len(frames))
             yield from self._rows(frames[:leading], None)
             frames = frames[leading:]
         steps = self._steps(frames, features)
@@ -55,7 +55,7 @@ class RowMerger:
             if self._last is not None:
                 number, held = self._last
                 yield from ((None, held) for _ in range(number + 1, frame.index))
-            feature = next(unused) if frame.face is not None or self._last is None else self._last[1]
+            feature = next(unused) if frame.faces or self._last is None else self._last[1]
             self._last = (frame.index, feature)
             yield frame, feature
 
@@ -68,16 +68,19 @@ class RowMerger:
     def _rows(self, frames: Sequence[SeenFrame], outputs: Outputs | None) -> Iterator[Rows]:
         if not frames:
             return
-        faceless = np.array([frame.face is None for frame in frames])
+        faces = [frame.faces[0].face if frame.faces else None for frame in frames]
+        faceless = np.array([face is None for face in faces])
         predictions: Outputs = {}
         for task, names in self._labels.items():
             empty = np.full((len(frames), len(names)), np.nan, dtype=np.float32)
             predictions[task] = empty if outputs is None else np.where(faceless[:, None], empty, outputs[task])
         nowhere = (np.nan,) * 4
+        tracks = [frame.faces[0].track_id if frame.faces else NO_TRACK for frame in frames]
         yield Rows(
             frame=np.array([frame.index for frame in frames], dtype=np.int64),
             timestamp_s=np.array([frame.timestamp_s for frame in frames], dtype=np.float64),
-            face_score=np.array([frame.face.score if frame.face else np.nan for frame in frames], dtype=np.float64),
-            box_px=np.array([frame.face.box_px if frame.face else nowhere for frame in frames], dtype=np.float64),
+            track_id=np.array(tracks, dtype=np.int64),
+            box_px=np.array([face.box_px if face else nowhere for face in faces], dtype=np.float64),
+            face_score=np.array([face.score if face else np.nan for face in faces], dtype=np.float64),
             predictions=predictions,
         )

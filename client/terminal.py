@@ -21,7 +21,8 @@ from rich.progress import (
 from rich.progress import Progress as Bar
 from rich.text import Text
 
-from affserve.client.analyze import Progress, Summary
+from affserve.client.analyze import Progress
+from affserve.client.analyze_files import Summary
 from affserve.train.errors import AffserveError
 
 JSON_DIGITS = 4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -10,8 +11,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from affserve.client.client import AffectClient
 from affserve.export.material import parity_only
 from affserve.export.repository import CPU_FP32, export_repository
+from affserve.export.triton import ServerConfig, TritonServer
 from affserve.train.checkpoint import Provenance, save_encoder, save_head
 from affserve.train.clip_encoder import DEMO_ARCHITECTURE, create_encoder
 from affserve.train.temporal_head import TemporalHead, demo_head_config
@@ -54,3 +57,17 @@ def repository(checkpoints: tuple[Path, Path], tmp_path_factory: pytest.TempPath
     encoder, head = checkpoints
     export_repository(encoder, [head], target, material=parity_only(blurred_noise(8)), options=CPU_FP32)
     return target
+
+
+@pytest.fixture(scope="session")
+def server_url(repository: Path) -> Iterator[str]:
+    """The gRPC address of a server for `repository`, for tests that only ask it."""
+    with TritonServer(ServerConfig(repository=repository)) as server:
+        yield server.grpc_url
+
+
+@pytest.fixture(scope="session")
+def client(server_url: str) -> Iterator[AffectClient]:
+    """A connected client."""
+    with AffectClient(server_url) as client:
+        yield client

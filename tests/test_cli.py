@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,15 +17,8 @@ from clips import moving_square, noise, truncated, write_crops, write_sound, wri
 from affserve.client.face_model import YUNET_FILE
 from affserve.client.results import described_columns
 from affserve.export.contract import default_head_description
-from affserve.export.triton import ServerConfig, TritonServer
 
 CLIENT_MODULES = sorted(path.stem for path in (Path(__file__).parents[1] / "client").glob("[a-z]*.py"))
-
-
-@pytest.fixture(scope="module")
-def server_url(repository: Path) -> Iterator[str]:
-    with TritonServer(ServerConfig(repository=repository)) as server:
-        yield server.grpc_url
 
 
 @pytest.fixture

@@ -101,6 +101,7 @@ def judged(folder: Path, rows: int, faces: list[bool]) -> Judged:
     block = Rows(
         frame=np.arange(len(face)),
         timestamp_s=np.arange(len(face)) / 30,
+        track_id=np.where(face, 0, -1),
         face_score=np.where(face, 1.0, np.nan),
         box_px=np.zeros((len(face), 4)),
         predictions={key: values[: len(face)] for key, values in served.items()},

@@ -117,9 +117,8 @@ def test_a_small_face_in_a_large_frame_is_found(shared_data: Path, yunet: YuNetD
 def test_crop_puts_the_landmarks_where_training_has_them(shared_data: Path, yunet: YuNetDetector) -> None:
     cropper = FaceCropper(yunet)
     for image in images(shared_data / "single_face.mp4")[::12]:
-        found = cropper.crop(image)
-        assert found is not None
-        subject, crop = found
+        (found,) = cropper.crop(image)
+        subject, crop = found.face, found.pixels
         placed = landmarks_in_crop(subject.landmarks_px, similarity_to_reference(subject.landmarks_px))
 
         assert crop.shape == (224, 224, 3)
@@ -172,10 +171,10 @@ def test_overlap_is_intersection_over_union() -> None:
 def test_whole_image_is_the_crop_of_a_crop() -> None:
     image = np.full((112, 112, 3), 7, dtype=np.uint8)
 
-    subject, crop = WholeImageCropper().crop(image)
+    (found,) = WholeImageCropper().crop(image)
 
-    assert subject.box_px == pytest.approx((0, 0, 112, 112))
-    assert (crop == np.full((224, 224, 3), 7)).all()
+    assert found.face.box_px == pytest.approx((0, 0, 112, 112))
+    assert (found.pixels == np.full((224, 224, 3), 7)).all()
 
 
 def test_model_is_taken_from_option_then_environment(

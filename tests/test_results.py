@@ -18,7 +18,7 @@ import pytest
 
 from affserve.client.output_file import OutputFile, check_writable, write_whole
 from affserve.client.plots import draw_result, read_timeline
-from affserve.client.results import RowFormatter, Rows, columns_of, csv_metadata
+from affserve.client.results import NO_TRACK, RowFormatter, Rows, columns_of, csv_metadata
 from affserve.export.contract import HeadDescription, default_head_description
 from affserve.train.errors import OutputError
 from affserve.train.labels import TASKS
@@ -37,6 +37,7 @@ def rows(count: int, *, faceless: tuple[int, ...] = (), labels: dict[str, tuple[
     return Rows(
         frame=np.arange(count),
         timestamp_s=np.arange(count) / 10,
+        track_id=np.where(np.isnan(score), NO_TRACK, 0),
         face_score=score,
         box_px=np.tile(np.array([1.0, 2.0, 3.0, 4.04]), (count, 1)),
         predictions=predictions,
@@ -56,8 +57,8 @@ def written(path: Path, block: Rows) -> Path:
 def test_row_is_printed_with_fixed_digits() -> None:
     (row,) = parsed(RowFormatter(LABELS), rows(1))
 
-    assert list(row)[:7] == ["frame", "timestamp_s", "face_score", "box_x_px", "box_y_px", "box_w_px", "box_h_px"]
-    assert list(row)[7:10] == ["valence", "arousal", "expression"]
+    assert list(row)[:4] == ["frame", "timestamp_s", "track_id", "box_x_px"]
+    assert list(row)[7:11] == ["face_score", "valence", "arousal", "expression"]
     assert list(row)[-1] == "AU26"
     assert (row["frame"], row["timestamp_s"], row["face_score"], row["box_h_px"]) == ("0", "0.000000", "0.9000", "4.0")
     assert (row["valence"], row["p_Fear"], row["AU12"]) == ("0.0000", "0.1250", "0.0833")
@@ -82,7 +83,7 @@ def test_head_with_one_task_gives_only_its_columns(tasks: list[str]) -> None:
     labels = {task: TASKS[task].names for task in tasks}
     (row,) = parsed(RowFormatter(labels), rows(1, labels=labels))
 
-    assert len(row) == 7 + len(labels[tasks[0]]) + (tasks == ["expression"])
+    assert len(row) == 8 + len(labels[tasks[0]]) + (tasks == ["expression"])
     assert all(row.values())
 
 

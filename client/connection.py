@@ -1,0 +1,75 @@
+"""Which server a command talks to: one that runs already, or one that is started for a repository and stopped after.
+
+In comes what the command line says, out comes a connected client.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import typer
+
+from affserve.client.client import AffectClient
+from affserve.client.terminal import Terminal
+
+URL_ENVIRONMENT = "AFFSERVE_URL"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Connection:
+    """Where the model is: a repository or a running server."""
+
+    repository: Path | None = None  # start a server for this model repository
+    url: str | None = None  # HOST:PORT of a running server
+    threads: int | None = None  # of a server that is started here; None: it decides
+    quiet: bool = False
+
+    def __post_init__(self) -> None:
+        if self.repository is not None and self.url is not None:
+            raise typer.BadParameter("give --repository or --url, not both")
+        if self.repository is None and self.server_url is None:
+            raise typer.BadParameter(
+                f"give --repository DIR (starts a server) or --url HOST:PORT (uses one; also ${URL_ENVIRONMENT})"
+            )
+
+    @property
+    def server_url(self) -> str | None:
+        """The address to use; --repository wins over the environment."""
+        return self.url or (os.environ.get(URL_ENVIRONMENT) if self.repository is None else None)
+
+
+@contextmanager
+def connected(connection: Connection) -> Iterator[AffectClient]:
+    """Yield a connected client; a server that was started here is stopped at the end."""
+    with _server(connection) as url, AffectClient(url) as client:
+        yield client
+
+
+@contextmanager
+def _server(connection: Connection) -> Iterator[str]:
+    url = connection.server_url
+    if url is not None or connection.repository is None:
+        yield url or ""
+        return
+    from affserve.export.supervisor import SupervisedServer
+    from affserve.export.triton import ServerConfig
+
+    server = SupervisedServer(
+        ServerConfig(repository=connection.repository, threads=connection.threads), on_event=_tell_server_event
+    )
+    with Terminal(quiet=connection.quiet).status("starting a server"):
+        server.start()
+    try:
+        yield server.grpc_url
+    finally:
+        server.stop()
+
+
+def _tell_server_event(event: Mapping[str, object]) -> None:
+    reason = f" ({event['reason']})" if "reason" in event else ""
+    print(f"note: the local server: {event['event']}{reason}", file=sys.stderr)
