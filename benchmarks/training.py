@@ -21,7 +21,6 @@ import torch  # noqa: TID253 - this file is about it
 from torch import nn  # noqa: TID253
 
 from affserve.train.affwild2 import TRAIN, open_corpus
-from affserve.train.alignment import to_encoder_input
 from affserve.train.augmentation import Augmentation
 from affserve.train.clip_encoder import FrameClassifier, create_encoder
 from affserve.train.finetune import FinetuneConfig, frame_outputs
@@ -60,11 +59,10 @@ def measure_loader(corpus: Path, frames: int) -> dict[str, Any]:
     labelled = labelled_frames(open_corpus(corpus), [task_by_key(EXPRESSION.key)], TRAIN)
     paths = labelled.paths[:frames]
     augment = Augmentation(seed=0)
-    times: dict[str, list[float]] = {"read": [], "augment": [], "resize": []}
+    times: dict[str, list[float]] = {"read": [], "augment": []}
     for index, path in enumerate(paths):
         crop = _timed(times["read"], partial(read_crop, path))
-        other = _timed(times["augment"], partial(augment, crop, 0, index))
-        _timed(times["resize"], partial(to_encoder_input, other))
+        _timed(times["augment"], partial(augment, crop, 0, index))
     dataset = FrameDataset(labelled, augment=True)
     whole: list[float] = []
     for index in range(len(paths)):

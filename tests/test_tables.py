@@ -19,9 +19,10 @@ from typer.testing import CliRunner
 
 from affserve.client.cli import app
 from affserve.train.affwild2 import TRAIN, VALIDATION, Corpus, open_corpus, subject
+from affserve.train.atomic import sole_user
 from affserve.train.checkpoint import load_head
 from affserve.train.crossval import ABLATIONS, FOLDS, FULL, deal_folds, fold_corpus
-from affserve.train.errors import DataError
+from affserve.train.errors import DataError, OutputError
 from affserve.train.evaluation import OFFICIAL, PAPER
 from affserve.train.head_ensemble import HeadEnsemble
 from affserve.train.labels import EXPRESSION, TASKS
@@ -299,3 +300,16 @@ def test_an_encoder_per_fold_and_every_corpus_view_are_planned(corpus_root: Path
     assert [name for name in names(False) if name.startswith("encoder")] == ["encoder of fold 0"]
     assert len([name for name in names(False) if "ensemble" in name]) == 3
     assert "full model, fold 2, action_units, seed 0" in names(False)
+
+
+def test_two_studies_in_one_folder_do_not_disturb_each_other(corpus_root: Path, tmp_path: Path) -> None:
+    out = tmp_path / "tables"
+    out.mkdir()
+    with sole_user(out):
+        result = tables_command(corpus_root, out)
+    assert result.exit_code != 0
+    assert isinstance(result.exception, OutputError)
+    assert f"another process is at work in {out}" in str(result.exception)
+    assert list(out.iterdir()) == []
+    with sole_user(out):
+        pass

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
@@ -58,15 +60,27 @@ def test_causal_tcn_sees_only_the_past() -> None:
     assert min(centred) < 10
 
 
-def test_padding_changes_nothing() -> None:
-    head = TemporalHead(demo_head_config()).eval()
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "centred"])
+@pytest.mark.parametrize("training", [True, False], ids=["training", "serving"])
+def test_padding_changes_nothing(causal: bool, training: bool) -> None:
+    head = TemporalHead(demo_head_config(causal=causal, dropout=0.0)).train(training)
+    twin = copy.deepcopy(head)
     features = torch.randn(1, 25, 512)
     padded = torch.cat([features, torch.randn(1, 15, 512)], dim=1)
     present = torch.arange(40)[None] < 25
-    with torch.inference_mode():
-        alone, within = head(features), head(padded, present)
+    with torch.no_grad():
+        alone, within = head(features), twin(padded, present)
     for key, values in alone.items():
         torch.testing.assert_close(within[key][:, :25], values, atol=1e-5, rtol=1e-5)
+    # What training remembers of the frames it saw is served later: padding must not be part of it.
+    for one, other in zip(head.buffers(), twin.buffers(), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
+def test_a_batch_of_a_single_frame_can_be_trained_on() -> None:
+    head = TemporalHead(demo_head_config()).train()
+    raw = head(torch.randn(1, 30, 512), torch.arange(30)[None] < 1)
+    assert all(values.isfinite().all() for values in raw.values())
 
 
 def test_served_values_lie_in_their_ranges() -> None:

@@ -1,14 +1,17 @@
-"""Folders and files that appear whole or not at all."""
+"""Folders and files that appear whole or not at all, and folders that one process at a time may fill."""
 
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from affserve.train.errors import OutputError
 
 _AT_FDCWD = -100  # "relative to the working folder", as the kernel's headers have it
 _RENAME_EXCHANGE = 2
@@ -67,3 +70,26 @@ def write_file(path: Path, content: bytes) -> None:
     except BaseException:
         Path(staging).unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def sole_user(folder: Path) -> Iterator[None]:
+    """Keep other processes that ask for the same out of a folder; OutputError where one is at work in it.
+
+    The kernel forgets it with the process, however that ends: nothing is left behind that could lock anybody out.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        _lock(descriptor, folder)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, folder: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise OutputError(
+            f"another process is at work in {folder}: wait for it, or give this one another folder"
+        ) from error

@@ -41,10 +41,9 @@ class FrameDataset(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         crop = read_crop(self.frames.paths[index])
-        if self.augmentation is not None:
-            crop = self.augmentation(crop, self.epoch, index)
+        augment = self.augmentation
         return {
-            "frames": to_encoder_input(crop),
+            "frames": to_encoder_input(crop) if augment is None else augment(crop, self.epoch, index),
             "truth": {key: values[index] for key, values in self.frames.truth.items()},
             "valid": {key: values[index] for key, values in self.frames.valid.items()},
         }

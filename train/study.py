@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from affserve.train.affwild2 import Corpus
-from affserve.train.atomic import write_file
+from affserve.train.atomic import sole_user, write_file
 from affserve.train.crossval import ABLATIONS, FULL, OFFICIAL_FOLD, Variant
 from affserve.train.errors import AffserveError, TrainingStopped
 from affserve.train.evaluation import OFFICIAL
@@ -58,6 +58,10 @@ class Study:
     def run(self) -> Tables:
         """Do every step, write the tables after each and return them at the end."""
         self.out.mkdir(parents=True, exist_ok=True)
+        with sole_user(self.out):
+            return self._run()
+
+    def _run(self) -> Tables:
         steps = self.plan()
         durations: dict[str, list[float]] = {}
         for number, step in enumerate(steps, start=1):

@@ -84,9 +84,13 @@ class ResidualBlock(nn.Module):
         self.around = nn.Conv1d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
         self.activation = nn.PReLU()
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x: (B, C_in, T) -> (B, C_out, T)."""
-        y: Tensor = self.activation(self.body(x) + self.around(x))
+    def forward(self, x: Tensor, present: Tensor | None = None) -> Tensor:
+        """x: (B, C_in, T), present: (B, T) bool or None -> (B, C_out, T)."""
+        y = x
+        for layer in self.body:
+            # Beyond the end of a segment a convolution sees zeros, in a padded batch as in a segment of its own.
+            y = layer(y * present[:, None] if present is not None and isinstance(layer, TemporalConv) else y)
+        y = self.activation(y + self.around(x))
         return y
 
 
@@ -131,12 +135,19 @@ class OutputLayers(nn.Module):
         self.drop = nn.Dropout(config.dropout)
         self.out = nn.Linear(config.mlp_width, outputs)
 
-    def forward(self, h: Tensor) -> Tensor:
-        """h: (B, T, C) -> (B, T, K)."""
-        x = self.hidden(h).transpose(1, 2)  # (B, M, T)
-        x = F.relu(self.norm(x)).transpose(1, 2)  # (B, T, M)
-        y: Tensor = self.out(self.drop(x))  # (B, T, K)
+    def forward(self, h: Tensor, present: Tensor | None = None) -> Tensor:
+        """h: (B, T, C), present: (B, T) bool or None -> (B, T, K)."""
+        x = self.normalised(self.hidden(h), present)  # (B, T, M)
+        y: Tensor = self.out(self.drop(F.relu(x)))  # (B, T, K)
         return y
+
+    def normalised(self, x: Tensor, present: Tensor | None) -> Tensor:
+        """x: (B, T, M) -> (B, T, M); the statistics are those of frames, padding is zero."""
+        if present is None or int(present.sum()) == 1:  # one frame alone has no statistics
+            y: Tensor = self.norm(x.transpose(1, 2)).transpose(1, 2)  # (B, T, M)
+            return y
+        frames = self.norm(x[present])  # (n, M)
+        return frames.new_zeros(x.shape).index_put((present,), frames)
 
 
 class TemporalHead(nn.Module):
@@ -157,11 +168,13 @@ class TemporalHead(nn.Module):
     def forward(self, features: Tensor, present: Tensor | None = None) -> dict[str, Tensor]:
         """features: (B, T, D), present: (B, T) bool, False where padding -> raw outputs (B, T, K) by task."""
         f = features.transpose(1, 2)  # (B, D, T)
-        g = self.project(self.tcn(f)).transpose(1, 2)  # (B, T, C)
+        for residual in self.tcn:
+            f = residual(f, present)  # (B, C_out, T)
+        g = self.project(f).transpose(1, 2)  # (B, T, C)
         h = g
         for block in self.encoder:
             h = block(h, present)  # (B, T, C)
-        return {key: mlp(h) for key, mlp in self.mlps.items()}  # (B, T, K) each
+        return {key: mlp(h, present) for key, mlp in self.mlps.items()}  # (B, T, K) each
 
     def answers(self, features: Tensor, present: Tensor | None = None) -> dict[str, Tensor]:
         """features: (B, T, D), present: (B, T) bool -> what is served, (B, T, K) by task."""
