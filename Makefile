@@ -27,13 +27,13 @@ test: setup ## lint, types and all tests, with the real Triton server
 	$(VENV)/bin/pytest
 
 bench: demo ## measure speed and memory into benchmarks/results
-	$(AFFSERVE) bench startup
 	$(AFFSERVE) bench generator
 	$(AFFSERVE) bench memory build/demo/repository build/demo/corpus/videos/face02.mp4
 	$(AFFSERVE) bench demo
 	$(AFFSERVE) bench features
 	$(AFFSERVE) bench training build/demo/corpus
 	$(AFFSERVE) bench precisions
+	$(AFFSERVE) bench all --target cpu
 
 wheel: setup ## build dist/*.whl and dist/*.tar.gz
 	$(VENV)/bin/python -m build

@@ -8,11 +8,12 @@ occasions; medians of the resident size tell whether anything stays.
 from __future__ import annotations
 
 import itertools
+import json
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,9 @@ def measure_memory(repository: Path, film: Path, lengths: list[int], scratch: Pa
     rows = []
     for frames in lengths:
         video = loop_film(film, frames, scratch / f"{frames}.mp4")
-        started = time.monotonic()
-        peaks = _run_infer(video, repository, scratch / f"{frames}.csv")
-        rows.append({"frames": frames, "seconds": round(time.monotonic() - started, 1), **peaks})
+        run = run_infer(video, scratch / f"{frames}.csv", "--repository", str(repository))
+        peaks = {name: value for name, value in run.items() if name.endswith("_mib")}
+        rows.append({"frames": frames, "seconds": round(run["command_s"], 1), **peaks})
         video.unlink()
     first, last = rows[0], rows[-1]
     growth = {key: round(last[key] / first[key], 3) for key in first if key.endswith("_mib")}
@@ -39,9 +40,14 @@ def measure_memory(repository: Path, film: Path, lengths: list[int], scratch: Pa
 
 def loop_film(film: Path, frames: int, target: Path) -> Path:
     """Write a film of exactly `frames` frames by playing another one over and over."""
+    return write_film(itertools.islice(_played_forever(film), frames), target)
+
+
+def write_film(frames: Iterable[av.VideoFrame], target: Path) -> Path:
+    """Write frames, all as large as the first one, as a film of FPS."""
     with av.open(str(target), "w") as output:
         stream = output.add_stream("libx264", rate=FPS, options={"preset": "ultrafast"})
-        for number, frame in enumerate(itertools.islice(_played_forever(film), frames)):
+        for number, frame in enumerate(frames):
             if number == 0:
                 stream.width, stream.height, stream.pix_fmt = frame.width, frame.height, "yuv420p"
             frame.pts, frame.time_base = number, Fraction(1, FPS)
@@ -56,18 +62,24 @@ def _played_forever(film: Path) -> Iterator[av.VideoFrame]:
             yield from source.decode(video=0)
 
 
-def _run_infer(video: Path, repository: Path, csv: Path) -> dict[str, float]:
-    command = [sys.executable, "-m", "affserve.client", "infer", str(video), "--repository", str(repository)]
-    process = subprocess.Popen([*command, "--out", str(csv), "--no-plot", "--quiet"])
+def run_infer(video: Path, csv: Path, *options: str) -> dict[str, Any]:
+    """Run `affserve infer` and return the memory of client and server in MiB, its own summary, and the time it took."""
+    command = [sys.executable, "-m", "affserve.client", "infer", str(video), "--out", str(csv), "--no-plot", "--json"]
+    started = time.monotonic()
+    process = subprocess.Popen([*command, *options], stdout=subprocess.PIPE, text=True)
     seen: list[dict[int, tuple[int, int]]] = []  # by process: resident now and at most, KiB
+    # The summary is one line, far below what a pipe holds: nobody needs to read while the command runs.
     while process.poll() is None:
         seen.append({pid: _resident_kib(pid) for pid in _family(process.pid)})
         time.sleep(POLL_S)
+    told, _ = process.communicate()
     if process.returncode:
-        raise subprocess.CalledProcessError(process.returncode, command)
+        raise subprocess.CalledProcessError(process.returncode, [*command, *options])
     return {
         **_figures("client", seen, lambda pid: pid == process.pid),
         **_figures("server", seen, lambda pid: pid != process.pid),
+        "command_s": round(time.monotonic() - started, 3),
+        "summary": json.loads(told),
     }
 
 

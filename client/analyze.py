@@ -1,8 +1,8 @@
 """Video in, rows out: decode and crop ahead in one thread, encode in flight, predict per window, write as it comes.
 
 Memory does not depend on the length of the video: chunks of frames wait in a bounded queue, features and frames wait
-for one window at most. Every frame gets exactly one row, in order. Frames without a face carry the last feature
-through the head, as in training, so that windows stay contiguous in time; their rows stay empty.
+for one window at most. Every frame gets a row for each of its faces, or one row without a face, in order. A person who
+is not seen carries their last feature through the head, as in training, so that windows stay contiguous in time.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from affserve.client.read_ahead import Chunk, ReadAhead, SeenFrame, StageSeconds
 from affserve.client.results import Rows
 from affserve.client.row_merger import RowMerger
 from affserve.client.video import FrameSource
+from affserve.export.contract import FEATURE_WIDTH
 from affserve.train.windows import Outputs, PredictWindow
 
 Progress = Callable[[int, int | None], None]
@@ -39,17 +40,21 @@ def analyze(
     A VideoError at the end says that the source broke off; the rows of what could be read have been yielded by then.
     """
     seconds = seconds if seconds is not None else StageSeconds()
-    rows = RowMerger(_timed(client.predict, seconds), client.describe())
+    rows = RowMerger(_timed(client.predict, seconds), client.describe(), cropper.patience_frames)
     with ReadAhead(source, cropper, seconds) as chunks:
         waiting: deque[list[SeenFrame]] = deque()
         encoded = 0
+        early = np.empty((0, FEATURE_WIDTH), dtype=np.float32)  # of faces whose frame ends in the next chunk
         for features in _timed_encoding(client, _crops(chunks, waiting), seconds):
             frames = waiting.popleft()
             encoded += len(frames)
             # Rows come a window at a time; whoever waits wants to see more than that.
             if progress is not None:
                 progress(encoded, source.frames_hint)
-            yield from rows.push(frames, features)
+            features = np.concatenate([early, features])
+            faces = sum(len(frame.faces) for frame in frames)
+            yield from rows.push(frames, features[:faces])
+            early = features[faces:]
         yield from rows.finish()
         chunks.raise_error()
 

@@ -1,4 +1,4 @@
-"""One source to its files: rows as they come, what they mean beside them, a plot at the end.
+"""One source to its files: rows as they come, what they mean beside them, a plot and an overlay video at the end.
 
 In comes a path and a connected client; out come files that appear only when they are complete, and a summary.
 """
@@ -6,20 +6,42 @@ In comes a path and a connected client; out come files that appear only when the
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from affserve.client.analyze import Progress, analyze
 from affserve.client.client import AffectClient
-from affserve.client.faces import Cropper, FaceCropper, FaceDetector, WholeImageCropper
+from affserve.client.crops import WholeImageCropper
+from affserve.client.face_settings import FaceSettings, make_cropper
+from affserve.client.faces import Cropper, FaceDetector
 from affserve.client.output_file import OutputFile, write_whole
+from affserve.client.output_paths import OutputPaths
 from affserve.client.read_ahead import StageSeconds
-from affserve.client.results import NO_TRACK, RowFormatter, Rows, csv_metadata
+from affserve.client.result_metadata import ResultTable, metadata_path, metadata_text
+from affserve.client.results import NO_TRACK, Rows
+from affserve.client.row_formats import RowWriter
+from affserve.client.run_record import BYTES, ERROR, OPTIONS, SOURCE, ModelRecord, source_state, written_options
 from affserve.client.video import FOLDER_FPS, FrameSource, open_source
-from affserve.export.contract import HeadDescription
 from affserve.train.errors import VideoError
 
-STANDARD_OUTPUT = Path("-")
+
+@dataclass(frozen=True, kw_only=True)
+class AnalysisSettings:
+    """How a source is looked at."""
+
+    crops: bool | None = None  # frames are face crops already; None: decided by their size
+    fps: float = FOLDER_FPS  # of a folder of images, frames per second
+    threads: int = 0  # of decoding; 0: the decoder decides
+    faces: FaceSettings = field(default_factory=FaceSettings)
+
+    def as_text(self, cropper: Cropper) -> str:
+        """Return all that changes the rows, for the record of a run."""
+        return written_options({"fps": self.fps, "face_detector": cropper.name, **asdict(self.faces)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +50,10 @@ class Summary:
 
     file: str
     error: str | None  # why the file broke off, with the rows before that kept
-    frames: int  # rows written
+    frames: int
     frames_with_face: int
+    rows: int  # one per face, or one for a frame without any
+    people: int  # different track_ids
     duration_s: float  # timestamp of the last frame
     seconds: float  # wall-clock time of the analysis
     frames_per_s: float
@@ -37,9 +61,12 @@ class Summary:
     url: str
     engine: str
     trained_on: str
-    csv: str | None  # None: standard output
-    metadata: str | None
+    out: str | None  # None: standard output
+    metadata: str | None  # None: standard output, or a format that describes itself
     plot: str | None
+    overlay: str | None
+    overlay_s: float  # wall-clock time of the overlay, after the analysis
+    notices: tuple[str, ...]  # what a user should know about the files
     stages: StageSeconds
 
 
@@ -47,114 +74,167 @@ def analyze_to_files(
     path: Path,
     client: AffectClient,
     detector: FaceDetector | None,
+    outputs: OutputPaths,
     *,
-    csv: Path,
-    plot: Path | None = None,
-    crops: bool | None = None,
-    fps: float = FOLDER_FPS,
-    threads: int = 0,
+    settings: AnalysisSettings | None = None,
+    model: ModelRecord | None = None,
     progress: Progress | None = None,
 ) -> Summary:
-    """Analyse one video, image or folder into `csv`, its metadata beside it, and `plot`.
+    """Analyse one video, image or folder into its outputs.
 
-    csv: "-" writes the table to standard output, without metadata and plot. crops: whether the frames are face crops
-    already; None decides by their size. detector: may be None only for crops.
+    detector: may be None only for crops. model: what the server said about itself, when it has been asked already.
     VideoError, ServerError or OutputError leave no file behind, except that of a source that breaks off after some
     frames the rows are kept and the reason stands in the summary.
     """
-    source = open_source(path, fps=fps, threads=threads)
-    cropper = _cropper(source, detector, crops)
+    settings = settings or AnalysisSettings()
+    source = open_source(path, fps=settings.fps, threads=settings.threads)
+    cropper = cropper_for(source, detector, settings)
     start = time.perf_counter()
     tally = _Tally()
-    to_file = csv != STANDARD_OUTPUT
-    with OutputFile(csv if to_file else None) as file:
-        _write_rows(file, source, client, cropper, tally, progress)
-    metadata = csv.with_name(csv.name + "-metadata.json") if to_file else None
-    if metadata is not None:
-        write_whole(metadata, _metadata(csv, path, client, cropper).encode())
-    if plot is not None and to_file:
-        _draw(csv, plot, path, client.describe())
+    table = _table(path, outputs, client, cropper, settings, model)
+    with OutputFile(None if outputs.to_stdout else outputs.rows) as file:
+        writer = outputs.row_format.open(file, table)
+        _write_rows(writer, source, client, cropper, tally, progress)
+        writer.finish(tally.closing())
+    metadata = _write_metadata(outputs, table, tally.closing())
+    _draw_plot(path, outputs, client)
     seconds = time.perf_counter() - start
+    notices = _draw_overlay(path, outputs, client, settings, progress)
     return Summary(
         file=str(path),
         error=tally.error,
         frames=tally.frames,
         frames_with_face=tally.frames_with_face,
+        rows=tally.rows,
+        people=len(tally.people),
         duration_s=tally.last_s,
         seconds=seconds,
         frames_per_s=tally.frames / seconds,
         detector=cropper.name,
         url=client.url,
-        engine=client.engine(),
-        trained_on=client.describe().trained_on,
-        csv=str(csv) if to_file else None,
-        metadata=str(metadata) if metadata is not None else None,
-        plot=str(plot) if plot is not None and to_file else None,
+        engine=table.provenance["engine"],
+        trained_on=table.provenance["trained_on"],
+        out=None if outputs.to_stdout else str(outputs.rows),
+        metadata=_text(metadata),
+        plot=_text(outputs.plot),
+        overlay=_text(outputs.overlay),
+        overlay_s=time.perf_counter() - start - seconds,
+        notices=notices,
         stages=tally.stages,
     )
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
+
+
+def _table(
+    path: Path,
+    outputs: OutputPaths,
+    client: AffectClient,
+    cropper: Cropper,
+    settings: AnalysisSettings,
+    model: ModelRecord | None,
+) -> ResultTable:
+    """Tell what the rows are of and what makes them."""
+    provenance = {
+        **(model or ModelRecord.of(client)).provenance(),
+        "face_detector": cropper.name,
+        SOURCE: source_state(path),
+        OPTIONS: settings.as_text(cropper),
+    }
+    labels = client.describe().labels
+    return ResultTable(name=outputs.rows.name, source=path.name, labels=labels, provenance=provenance)
+
+
+def cropper_for(source: FrameSource, detector: FaceDetector | None, settings: AnalysisSettings) -> Cropper:
+    """Return what finds the faces of a source."""
+    if settings.crops or (settings.crops is None and source.already_cropped):
+        return WholeImageCropper()
+    if detector is None:
+        raise ValueError(f"{source.path} does not hold face crops: a face detector is needed")
+    return make_cropper(settings.faces, detector)
 
 
 class _Tally:
     """What is counted while rows go by."""
 
     def __init__(self) -> None:
+        self.rows = 0
         self.frames = 0
         self.frames_with_face = 0
+        self.people: set[int] = set()
         self.last_s = 0.0
         self.error: str | None = None
         self.stages = StageSeconds()
+        self._last_frame = -1
 
     def add(self, rows: Rows) -> None:
-        """Count a block."""
-        self.frames += len(rows)
-        self.frames_with_face += int((rows.track_id != NO_TRACK).sum())
+        """Count a block; the rows of a frame are in one block or in two that follow each other."""
+        faces = rows.track_id != NO_TRACK
+        self.rows += len(rows)
+        self.frames += self._new_frames(rows.frame)
+        self.frames_with_face += self._new_frames(rows.frame[faces])
+        self.people.update(rows.track_id[faces].tolist())
         self.last_s = float(rows.timestamp_s[-1])
+        self._last_frame = int(rows.frame[-1])
+
+    def _new_frames(self, frames: NDArray[np.int64]) -> int:
+        return len(set(frames.tolist()) - {self._last_frame})
+
+    def closing(self) -> dict[str, str]:
+        """Return what is known only at the end."""
+        facts = {"frames": str(self.frames), "rows": str(self.rows)}
+        return facts if self.error is None else {**facts, ERROR: self.error}
 
 
 def _write_rows(
-    file: OutputFile,
+    writer: RowWriter,
     source: FrameSource,
     client: AffectClient,
     cropper: Cropper,
     tally: _Tally,
     progress: Progress | None,
 ) -> None:
-    formatter = RowFormatter(client.describe().labels)
-    file.write(formatter.header.encode())
     try:
         for rows in analyze(source, client, cropper, seconds=tally.stages, progress=progress):
             start = time.perf_counter()
-            file.write(formatter.text(rows).encode())
+            writer.write(rows)
             tally.stages.write_s += time.perf_counter() - start
             tally.add(rows)
     except VideoError as error:
-        if not tally.frames:
+        if not tally.rows:
             raise
         tally.error = str(error)
 
 
-def _cropper(source: FrameSource, detector: FaceDetector | None, crops: bool | None) -> Cropper:
-    if crops or (crops is None and source.already_cropped):
-        return WholeImageCropper()
-    if detector is None:
-        raise ValueError(f"{source.path} does not hold face crops: a face detector is needed")
-    return FaceCropper(detector)
+def _write_metadata(outputs: OutputPaths, table: ResultTable, closing: Mapping[str, str]) -> Path | None:
+    """Write the description beside the rows, where the format has no place for it; it also says that they are whole."""
+    if outputs.to_stdout or outputs.row_format.describes_itself:
+        return None
+    path = metadata_path(outputs.rows)
+    facts = {**table.provenance, **closing, BYTES: str(outputs.rows.stat().st_size)}
+    write_whole(path, metadata_text(replace(table, provenance=facts)).encode())
+    return path
 
 
-def _metadata(csv: Path, path: Path, client: AffectClient, cropper: Cropper) -> str:
-    description = client.describe()
-    provenance = {
-        "trained_on": description.trained_on,
-        "encoder": description.encoder,
-        "engine": client.engine(),
-        "window_frames": str(description.window_frames),
-        "stride_frames": str(description.stride_frames),
-        "face_detector": cropper.name,
-    }
-    return csv_metadata(csv.name, description.labels, source=path.name, provenance=provenance)
-
-
-def _draw(csv: Path, plot: Path, path: Path, description: HeadDescription) -> None:
+def _draw_plot(path: Path, outputs: OutputPaths, client: AffectClient) -> None:
+    if outputs.plot is None:
+        return
     from affserve.client.plots import draw_result  # matplotlib takes a while to load and most runs draw nothing
 
-    write_whole(plot, draw_result(csv, description, title=path.name))
+    description = client.describe()
+    read = partial(outputs.row_format.read, outputs.rows, description.labels)
+    write_whole(outputs.plot, draw_result(read, description, title=path.name))
+
+
+def _draw_overlay(
+    path: Path, outputs: OutputPaths, client: AffectClient, settings: AnalysisSettings, progress: Progress | None
+) -> tuple[str, ...]:
+    if outputs.overlay is None:
+        return ()
+    from affserve.client.overlay import draw_overlay
+
+    rows = outputs.row_format.read(outputs.rows, client.describe().labels)
+    source = open_source(path, fps=settings.fps, threads=settings.threads)
+    return draw_overlay(source, rows, client.describe(), outputs.overlay, progress=progress)

@@ -14,6 +14,8 @@ import typer
 from affserve.benchmarks.cli import bench_app  # only here: the root alone knows every stage
 from affserve.client.doctor import doctor
 from affserve.client.infer_cli import CommandWithColumns, infer
+from affserve.client.live_cli import live
+from affserve.client.status_cli import status
 from affserve.export.cli import serve
 from affserve.export.export_cli import export
 from affserve.train.cli import train_app
@@ -38,8 +40,10 @@ app.add_typer(data_app, name="data")
 app.add_typer(train_app, name="train")
 app.command()(export)
 app.command()(serve)
+app.command()(status)
 app.command()(evaluate)
 app.command(cls=CommandWithColumns)(infer)
+app.command()(live)
 app.command()(doctor)
 app.add_typer(bench_app, name="bench")
 

@@ -15,7 +15,11 @@ from pathlib import Path
 import typer
 
 from affserve.client.client import AffectClient
+from affserve.client.retry import RetryPolicy
+from affserve.client.settings import DEFAULT_POLICY
 from affserve.client.terminal import Terminal
+from affserve.client.transport import Transport
+from affserve.export.server_security import CallerTls
 
 URL_ENVIRONMENT = "AFFSERVE_URL"
 
@@ -25,9 +29,16 @@ class Connection:
     """Where the model is: a repository or a running server."""
 
     repository: Path | None = None  # start a server for this model repository
-    url: str | None = None  # HOST:PORT of a running server
+    url: str | None = None  # HOST:PORT of a running server, or several with commas between
     threads: int | None = None  # of a server that is started here; None: it decides
     quiet: bool = False
+    transport: Transport = Transport.AUTO  # how frames travel
+    tls: bool = False  # encrypt; any of the following turns it on
+    tls_ca: Path | None = None  # PEM: who vouches for the server; None: the public authorities
+    tls_cert: Path | None = None  # PEM: our own certificate
+    tls_key: Path | None = None  # PEM: its key
+    tls_name: str | None = None  # in the server's certificate, when it is not the host of the url
+    policy: RetryPolicy = DEFAULT_POLICY  # deadlines, and for how long a call is repeated
 
     def __post_init__(self) -> None:
         if self.repository is not None and self.url is not None:
@@ -36,17 +47,37 @@ class Connection:
             raise typer.BadParameter(
                 f"give --repository DIR (starts a server) or --url HOST:PORT (uses one; also ${URL_ENVIRONMENT})"
             )
+        if self.repository is not None and self.caller_tls is not None:
+            raise typer.BadParameter("--tls... is for --url: a server that is started here talks to this machine only")
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise typer.BadParameter("give --tls-cert and --tls-key together")
 
     @property
     def server_url(self) -> str | None:
         """The address to use; --repository wins over the environment."""
         return self.url or (os.environ.get(URL_ENVIRONMENT) if self.repository is None else None)
 
+    @property
+    def caller_tls(self) -> CallerTls | None:
+        """How the server is checked and who we are; None: plain text."""
+        if not (self.tls or self.tls_ca or self.tls_cert or self.tls_key or self.tls_name):
+            return None
+        return CallerTls(root=self.tls_ca, certificate=self.tls_cert, key=self.tls_key, server_name=self.tls_name)
+
 
 @contextmanager
 def connected(connection: Connection) -> Iterator[AffectClient]:
     """Yield a connected client; a server that was started here is stopped at the end."""
-    with _server(connection) as url, AffectClient(url) as client:
+    with (
+        _server(connection) as url,
+        AffectClient(
+            url,
+            transport=connection.transport,
+            tls=connection.caller_tls,
+            timeout_s=connection.policy.timeout_s,
+            retry_for_s=connection.policy.retry_for_s,
+        ) as client,
+    ):
         yield client
 
 

@@ -26,6 +26,7 @@ from affserve.client.analyze_files import analyze_to_files
 from affserve.client.client import AffectClient
 from affserve.client.demo_report import Comparison, Judged, compare
 from affserve.client.face_model import find_detector
+from affserve.client.output_paths import OutputPaths
 from affserve.export.manifest import MANIFEST_SCHEMA
 from affserve.export.supervisor import SupervisedServer
 from affserve.export.triton import ServerConfig
@@ -224,7 +225,8 @@ def _serve_and_compare(corpus: Path, repository: Path, single_frame: Path, resul
         log(server.describe())
         for video in sorted((corpus / "videos").glob("*.mp4")):
             csv = results / f"{video.stem}.csv"
-            summary = analyze_to_files(video, client, detector, csv=csv, plot=csv.with_suffix(".png"))
+            outputs = OutputPaths(rows=csv, plot=csv.with_suffix(".png"))
+            summary = analyze_to_files(video, client, detector, outputs)
             frames, seconds = frames + summary.frames, seconds + summary.seconds
             single = _single_frame_outputs(single_frame, client.recorded())
             judged.append(Judged(csv=csv, truth=video.with_suffix(".csv"), single_frame=single))

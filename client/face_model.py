@@ -15,7 +15,8 @@ import tempfile
 import urllib.request
 from pathlib import Path
 
-from affserve.client.faces import FaceDetector, HaarDetector, YuNetDetector
+from affserve.client.detectors import HaarDetector, YuNetDetector
+from affserve.client.faces import FaceDetector
 from affserve.train.errors import VideoError
 
 DETECTORS = ("auto", "yunet", "haar")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -20,18 +21,25 @@ class OutputFile:
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
+        self._part = path or Path("/dev/stdout")
         self._replaces = path is not None and _is_replaceable(path)
         if path is None:
             self._file = sys.stdout.buffer
             return
         # A device or a pipe has no half-written state: it is written directly.
-        self._part = path.with_name(f".{path.name}.{os.getpid()}.part") if self._replaces else path
+        if self._replaces:
+            self._part = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
             if self._replaces and path.exists() and not os.access(path, os.W_OK):
                 raise PermissionError(13, "Permission denied")
             self._file = open(self._part, "wb")  # noqa: SIM115 closed by close()
         except OSError as error:
             raise self._error(error) from error
+
+    @property
+    def part(self) -> Path:
+        """The name under which it is written until it is complete."""
+        return self._part
 
     def write(self, content: bytes) -> None:
         """Append to the file."""
@@ -78,6 +86,16 @@ class OutputFile:
             return error  # a reader such as `head` that has seen enough
         name = self._path or "standard output"
         return OutputError(f"{name} cannot be written: {error.strerror or error}; choose another place with --out")
+
+
+@contextmanager
+def staged(path: Path) -> Iterator[Path]:
+    """Yield the name of a file beside `path` that takes its place when the block ends without an error.
+
+    For libraries that want to open their file themselves. OutputError: the place cannot be written.
+    """
+    with OutputFile(path) as file:
+        yield file.part
 
 
 def write_whole(path: Path, content: bytes) -> None:

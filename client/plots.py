@@ -1,22 +1,19 @@
 """One picture of a result: valence and arousal, expressions, action units over time.
 
-In comes a result CSV, out come the bytes of a PNG. The file is read twice and averaged into at most `MOST_BINS` steps
-while it is read, so that neither memory nor the picture grows with the length of the video.
+In come the rows of a result, out come the bytes of a PNG. Several people stand below each other on one time axis.
 """
 
 from __future__ import annotations
 
-import csv
 import io
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from affserve.client.results import ACTION_UNIT_MEANINGS, PROBABILITY_PREFIX
+from affserve.client.palette import PALETTE, track_colour
+from affserve.client.results import ACTION_UNIT_MEANINGS
+from affserve.client.timelines import ReadRows, Timeline, read_timelines
 from affserve.export.contract import HeadDescription
 from affserve.train.affwild2 import SYNTHETIC
 from affserve.train.labels import ACTION_UNITS, EXPRESSION, VALENCE_AROUSAL
@@ -25,120 +22,92 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MOST_BINS = 1200  # steps on the time axis, about one per pixel
 WIDTH_IN, DPI = 12.0, 130
 PANEL_HEIGHTS_IN = {VALENCE_AROUSAL.key: 2.0, EXPRESSION.key: 2.3, ACTION_UNITS.key: 2.8}
 MARGIN_LEFT_IN, MARGIN_RIGHT_IN, MARGIN_TOP_IN, MARGIN_BOTTOM_IN, PANEL_GAP_IN = 2.0, 1.45, 0.75, 0.55, 0.3
-# Okabe and Ito's palette, told apart with every common colour blindness; black, the first, gives way to grey.
-PALETTE = ("#B8B8B8", "#D55E00", "#009E73", "#CC79A7", "#F0E442", "#0072B2", "#E69F00", "#56B4E9")
+SEVERAL_SHRINK = 0.8  # of the panels' heights, where there are several people
+NAME_IN, SET_GAP_IN = 0.4, 0.45  # height of a person's name, gap between people
 LINE_COLOURS = ("#0072B2", "#D55E00")
 STRIP_MIDDLE, STRIP_HALF = 1.11, 0.05  # the strip above the expressions, in units of their axis
-STILL_S = 1.0  # width that a single frame is drawn with
 SYNTHETIC_NOTICE = "model trained on generated faces: not for people"
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Timeline:
-    """A result averaged into B consecutive bins.
-
-    edges_s: (B + 1,) limits of the bins. values: (B, K) mean per task, NaN where no frame of a bin shows a face.
-    """
-
-    edges_s: NDArray[np.float64]
-    values: dict[str, NDArray[np.float64]]
-    faceless: NDArray[np.bool_]  # (B,)
-
-
-def draw_result(path: Path, description: HeadDescription, *, title: str) -> bytes:
-    """Draw the result CSV at `path` as a PNG; the panels are those tasks that the head has."""
+def draw_result(read: ReadRows, description: HeadDescription, *, title: str) -> bytes:
+    """Draw a result as a PNG: the panels are those tasks that the head has, once for each of the people seen most."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    timeline = read_timeline(path, description)
+    timelines = read_timelines(read, description.labels)
     tasks = [task for task in PANEL_HEIGHTS_IN if task in description.labels]
-    height = sum(PANEL_HEIGHTS_IN[task] + PANEL_GAP_IN for task in tasks) - PANEL_GAP_IN
+    several = len(timelines) > 1
+    shrink = SEVERAL_SHRINK if several else 1.0
+    set_in = sum(PANEL_HEIGHTS_IN[task] * shrink + PANEL_GAP_IN for task in tasks) - PANEL_GAP_IN
+    set_in += NAME_IN if several else 0.0
+    height = len(timelines) * (set_in + SET_GAP_IN) - SET_GAP_IN
     figure = Figure(figsize=(WIDTH_IN, height + MARGIN_TOP_IN + MARGIN_BOTTOM_IN), dpi=DPI)
     FigureCanvasAgg(figure)
-    panels = _panels(figure, tasks)
-    draw = {VALENCE_AROUSAL.key: _draw_lines, EXPRESSION.key: _draw_expressions, ACTION_UNITS.key: _draw_action_units}
-    for task, axes in panels.items():
-        draw[task](axes, timeline, description.labels[task])
-    _label(figure, list(panels.values()), timeline, description, title)
+    axes: list[Axes] = []
+    for place, timeline in enumerate(timelines):
+        top = figure.get_size_inches()[1] - MARGIN_TOP_IN - place * (set_in + SET_GAP_IN)
+        if several:
+            _name(figure, top, timeline)
+            top -= NAME_IN
+        panels = _panels(figure, tasks, top, shrink, axes[0] if axes else None)
+        axes += _draw_set(panels, timeline, description)
+    _label(figure, axes, timelines, description, title)
     image = io.BytesIO()
     figure.savefig(image, format="png")
     return image.getvalue()
 
 
-def read_timeline(path: Path, description: HeadDescription, most_bins: int = MOST_BINS) -> Timeline:
-    """Average a result CSV into at most `most_bins` bins of equally many rows."""
-    rows, first_s, last_s = 0, 0.0, 0.0
-    for row in _rows(path):
-        last_s = float(row["timestamp_s"])
-        first_s = last_s if rows == 0 else first_s
-        rows += 1
-    per_bin = max(1, -(-rows // most_bins))
-    interval_s = (last_s - first_s) / (rows - 1) if rows > 1 else STILL_S
-    names = {task: _column_names(task, labels) for task, labels in description.labels.items()}
-    starts: list[float] = []
-    bins = -(-rows // per_bin)
-    sums = {task: np.zeros((bins, len(columns))) for task, columns in names.items()}
-    faces = np.zeros(bins)
-    for number, row in enumerate(_rows(path)):
-        if number % per_bin == 0:
-            starts.append(float(row["timestamp_s"]))
-        if row["track_id"]:
-            faces[number // per_bin] += 1
-            for task, columns in names.items():
-                sums[task][number // per_bin] += [float(row[column]) for column in columns]
-    with np.errstate(invalid="ignore"):
-        values = {task: total / faces[:, None] for task, total in sums.items()}
-    # A damaged container may step back in time; an axis may not.
-    edges_s = np.maximum.accumulate([*starts, last_s + interval_s])
-    return Timeline(edges_s=edges_s, values=values, faceless=faces == 0)
+def _draw_set(panels: dict[str, Axes], timeline: Timeline, description: HeadDescription) -> list[Axes]:
+    """Draw one person's panels."""
+    draw = {VALENCE_AROUSAL.key: _draw_lines, EXPRESSION.key: _draw_expressions, ACTION_UNITS.key: _draw_action_units}
+    for task, axes in panels.items():
+        draw[task](axes, timeline, description.labels[task])
+        _shade_faceless(axes, timeline)
+    return list(panels.values())
 
 
-def _rows(path: Path) -> Iterator[dict[str, str]]:
-    with open(path, newline="", encoding="utf-8") as file:
-        yield from csv.DictReader(file)
+def _name(figure: Figure, top_in: float, timeline: Timeline) -> None:
+    """Write whose panels follow."""
+    width, height = figure.get_size_inches()
+    text = f"person {timeline.track_id}"
+    left, line = MARGIN_LEFT_IN / width, (top_in - NAME_IN + 0.1) / height
+    colour = track_colour(timeline.track_id)
+    figure.text(left, line, text, fontsize=10, fontweight="bold", color=colour)
+    figure.text(left + 0.9 / width, line, f"seen in {timeline.frames} frames", fontsize=9, color="#555555")
 
 
-def _column_names(task: str, labels: tuple[str, ...]) -> list[str]:
-    if task == EXPRESSION.key:
-        return [PROBABILITY_PREFIX + label for label in labels]
-    known = task in (VALENCE_AROUSAL.key, ACTION_UNITS.key)
-    return list(labels) if known else [f"{task}_{label}" for label in labels]
-
-
-def _panels(figure: Figure, tasks: list[str]) -> dict[str, Axes]:
-    """Place the panels below each other, in inches, with one time axis."""
+def _panels(figure: Figure, tasks: list[str], top: float, shrink: float, share: Axes | None) -> dict[str, Axes]:
+    """Place the panels of one person below each other from `top`, in inches; all people share one time axis."""
     width, height = figure.get_size_inches()
     panels: dict[str, Axes] = {}
-    top = height - MARGIN_TOP_IN
     for task in tasks:
-        bottom = top - PANEL_HEIGHTS_IN[task]
+        panel = PANEL_HEIGHTS_IN[task] * shrink
         inside = width - MARGIN_LEFT_IN - MARGIN_RIGHT_IN
-        place = (MARGIN_LEFT_IN / width, bottom / height, inside / width, PANEL_HEIGHTS_IN[task] / height)
-        panels[task] = figure.add_axes(place, sharex=next(iter(panels.values()), None))
+        place = (MARGIN_LEFT_IN / width, (top - panel) / height, inside / width, panel / height)
+        panels[task] = figure.add_axes(place, sharex=share or next(iter(panels.values()), None))
         panels[task].tick_params(labelsize=8, labelbottom=task == tasks[-1])
         panels[task].spines[["top", "right"]].set_visible(False)
-        top = bottom - PANEL_GAP_IN
+        top -= panel + PANEL_GAP_IN
     return panels
 
 
-def _label(figure: Figure, panels: list[Axes], timeline: Timeline, description: HeadDescription, title: str) -> None:
+def _label(
+    figure: Figure, panels: list[Axes], timelines: list[Timeline], description: HeadDescription, title: str
+) -> None:
     width, height = figure.get_size_inches()
     figure.text(MARGIN_LEFT_IN / width, 1 - 0.3 / height, title, fontsize=12, fontweight="bold")
     notice = SYNTHETIC_NOTICE if description.trained_on == SYNTHETIC else f"model trained on {description.trained_on}"
     colour = "#B00020" if description.trained_on == SYNTHETIC else "#555555"
     figure.text(MARGIN_LEFT_IN / width, 1 - 0.55 / height, notice, fontsize=9, color=colour)
-    if timeline.faceless.any():
+    if any(timeline.faceless.any() for timeline in timelines):
         figure.text(
             1 - MARGIN_RIGHT_IN / width, 1 - 0.55 / height, "hatched: no face", fontsize=9, color="#555555", ha="right"
         )
-    for axes in panels:
-        _shade_faceless(axes, timeline)
     panels[-1].set_xlabel("time (s)", fontsize=9)
-    panels[-1].set_xlim(timeline.edges_s[0], timeline.edges_s[-1])
+    panels[-1].set_xlim(timelines[0].edges_s[0], timelines[0].edges_s[-1])
 
 
 def _shade_faceless(axes: Axes, timeline: Timeline) -> None:
@@ -153,8 +122,8 @@ def _draw_lines(axes: Axes, timeline: Timeline, labels: tuple[str, ...]) -> None
     axes.axhline(0, color="#999999", linewidth=0.8, zorder=1)
     for k, label in enumerate(labels):
         colour = LINE_COLOURS[k % len(LINE_COLOURS)]
-        axes.stairs(values[:, k], timeline.edges_s, baseline=None, color=colour, linewidth=1.5, label=label)
-    axes.set_ylim(-1, 1)
+        _steps(axes, timeline, values[:, k], baseline=None, edgecolor=colour, linewidth=1.5, label=label)
+    axes.set_ylim(-1.04, 1.04)
     axes.set_yticks([-1, -0.5, 0, 0.5, 1])
     axes.set_ylabel("valence, arousal", fontsize=9)
     axes.yaxis.set_label_coords(-0.05, 0.5)
@@ -167,7 +136,7 @@ def _draw_expressions(axes: Axes, timeline: Timeline, labels: tuple[str, ...]) -
     for k, label in enumerate(labels):
         colour = PALETTE[k % len(PALETTE)]
         bottom = tops[:, k - 1] if k else np.zeros(len(tops))
-        axes.stairs(tops[:, k], timeline.edges_s, baseline=bottom, fill=True, color=colour, linewidth=0, label=label)
+        _steps(axes, timeline, tops[:, k], baseline=bottom, fill=True, facecolor=colour, linewidth=0, label=label)
     _draw_strip(axes, timeline)
     axes.set_ylim(0, STRIP_MIDDLE + STRIP_HALF + 0.01)
     axes.set_yticks([0, 0.5, 1, STRIP_MIDDLE], ["0", "0.5", "1", "most probable"])
@@ -181,14 +150,22 @@ def _draw_strip(axes: Axes, timeline: Timeline) -> None:
     winners = np.where(timeline.faceless, -1, np.nan_to_num(timeline.values[EXPRESSION.key]).argmax(axis=1))
     for k in np.unique(winners[winners >= 0]):
         top = np.where(winners == k, STRIP_MIDDLE + STRIP_HALF, STRIP_MIDDLE - STRIP_HALF)
-        axes.stairs(
+        _steps(
+            axes,
+            timeline,
             top,
-            timeline.edges_s,
             baseline=STRIP_MIDDLE - STRIP_HALF,
             fill=True,
-            color=PALETTE[k % len(PALETTE)],
+            facecolor=PALETTE[k % len(PALETTE)],
             linewidth=0,
         )
+
+
+def _steps(axes: Axes, timeline: Timeline, values: NDArray[np.float64], *, fill: bool = False, **looks: Any) -> None:
+    """Draw steps over time as `axes.stairs` does, without its search for limits, which takes longer than drawing."""
+    from matplotlib.patches import StepPatch
+
+    axes.add_artist(StepPatch(values, timeline.edges_s, fill=fill, **looks))
 
 
 def _draw_action_units(axes: Axes, timeline: Timeline, labels: tuple[str, ...]) -> None:

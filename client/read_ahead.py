@@ -18,6 +18,7 @@ from affserve.client.video import FrameSource
 from affserve.export.contract import CHUNK_FRAMES, IMAGE_SIZE_PX
 
 CHUNKS_AHEAD = 4  # decoded and cropped chunks that may wait for the server, 4.8 MB each
+CHUNK_WAITS_FRAMES = 4 * CHUNK_FRAMES  # a chunk that few faces fill leaves after so many frames
 STOP_POLL_S = 0.1
 
 
@@ -52,7 +53,10 @@ class SeenFrame:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Chunk:
-    """Consecutive frames, and the crops (n, 224, 224, 3) of their faces: frame by frame, in the order of the faces."""
+    """Crops (n, 224, 224, 3) in the order of frames and their faces, and the frames whose last crop is among them.
+
+    A frame with several faces may begin in one chunk and end in the next, so that chunks are full.
+    """
 
     frames: list[SeenFrame]
     crops: NDArray[np.uint8]
@@ -69,6 +73,8 @@ class ReadAhead:
         self._stop = threading.Event()
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="affserve-frames")
         self._done: Future[None] | None = None
+        self._frames: list[SeenFrame] = []  # of the chunk that is being filled
+        self._crops: list[NDArray[np.uint8]] = []
 
     def __enter__(self) -> ReadAhead:
         """Start reading."""
@@ -99,19 +105,20 @@ class ReadAhead:
 
     def _produce(self) -> None:
         try:
-            frames: list[SeenFrame] = []
-            crops: list[NDArray[np.uint8]] = []
             for frame, found in self._look_at_each():
-                frames.append(frame)
-                crops.extend(one.pixels for one in found)
-                if len(frames) == CHUNK_FRAMES:
-                    self._put(_chunk(frames, crops))
-                    frames, crops = [], []
+                for one in found:
+                    self._crops.append(one.pixels)
+                    # The frame goes with its last crop.
+                    if len(self._crops) == CHUNK_FRAMES and one is not found[-1]:
+                        self._put(self._chunk())
+                self._frames.append(frame)
+                if len(self._crops) == CHUNK_FRAMES or len(self._frames) == CHUNK_WAITS_FRAMES:
+                    self._put(self._chunk())
                 if self._stop.is_set():
                     return
         finally:
             # After an error too: what was read before it is kept.
-            self._put(_chunk(frames, crops))
+            self._put(self._chunk())
             self._put(None)
 
     def _look_at_each(self) -> Iterator[tuple[SeenFrame, list[FaceCrop]]]:
@@ -137,7 +144,8 @@ class ReadAhead:
                 continue
         return None
 
-
-def _chunk(frames: list[SeenFrame], crops: list[NDArray[np.uint8]]) -> Chunk:
-    none = np.empty((0, IMAGE_SIZE_PX, IMAGE_SIZE_PX, 3), dtype=np.uint8)
-    return Chunk(frames=frames, crops=np.stack(crops) if crops else none)
+    def _chunk(self) -> Chunk:
+        none = np.empty((0, IMAGE_SIZE_PX, IMAGE_SIZE_PX, 3), dtype=np.uint8)
+        chunk = Chunk(frames=self._frames, crops=np.stack(self._crops) if self._crops else none)
+        self._frames, self._crops = [], []
+        return chunk

@@ -1,12 +1,10 @@
-"""Rows to a CSV file that explains itself: one column table makes the header, the help text and the metadata file.
+"""The rows of a result and what their columns mean: the one column table behind every format, help text and metadata.
 
-In come blocks of rows as they are ready, out comes the text of `<name>.csv` and of `<name>.csv-metadata.json` (W3C "CSV
-on the Web") with description, unit and range of every column and where the numbers come from.
+In come blocks of rows as they are ready, out come their cells, and the text of a CSV file.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -42,16 +40,21 @@ VALENCE_AROUSAL_MEANINGS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """One column of the result: what it holds and how it is printed."""
+    """One column of the result: what it holds, and how it is stored and printed."""
 
     name: str
     description: str
-    datatype: str = "number"  # of CSV on the Web
+    storage: str = "float32"  # type of its numbers in typed formats: int64, float32, float64 or string
     unit: str = ""  # "" for names and numbers without a unit
     minimum: float | None = None
     maximum: float | None = None
     digits: int = PROBABILITY_DIGITS  # after the point
     always: bool = False  # filled in every row, also where there is no face
+
+    @property
+    def datatype(self) -> str:
+        """The type in the words of CSV on the Web."""
+        return {"int64": "integer", "string": "string"}.get(self.storage, "number")
 
     @property
     def template(self) -> str:
@@ -70,13 +73,14 @@ FRAME_COLUMNS = (
     Column(
         name="frame",
         description="frame number: 0, 1, 2, ... in decoding order; in a folder of images the number in the file name",
-        datatype="integer",
+        storage="int64",
         minimum=0,
         always=True,
     ),
     Column(
         name="timestamp_s",
         description="time since the start of the video stream, as the container gives it",
+        storage="float64",
         unit="s",
         digits=6,
         always=True,
@@ -85,13 +89,13 @@ FRAME_COLUMNS = (
         name="track_id",
         description="number of the person, 0, 1, 2, ... in order of appearance, the same through the whole file; empty "
         "where no face was found, and then all columns after it are empty too",
-        datatype="integer",
+        storage="int64",
         minimum=0,
     ),
-    Column(name="box_x_px", description="left edge of the face box", unit="px", digits=1),
-    Column(name="box_y_px", description="upper edge of the face box", unit="px", digits=1),
-    Column(name="box_w_px", description="width of the face box", unit="px", digits=1, minimum=0),
-    Column(name="box_h_px", description="height of the face box", unit="px", digits=1, minimum=0),
+    Column(name="box_x_px", description="left edge of the face box", storage="float64", unit="px", digits=1),
+    Column(name="box_y_px", description="upper edge of the face box", storage="float64", unit="px", digits=1),
+    Column(name="box_w_px", description="width of the face box", storage="float64", unit="px", digits=1, minimum=0),
+    Column(name="box_h_px", description="height of the face box", storage="float64", unit="px", digits=1, minimum=0),
     Column(
         name="face_score",
         description="the face detector's confidence that this is a face",
@@ -111,15 +115,24 @@ def _task_columns(task: str, names: Sequence[str]) -> Iterator[Column]:
         for name in names:
             yield Column(name=name, description=VALENCE_AROUSAL_MEANINGS.get(name, name), minimum=-1, maximum=1)
     elif task == EXPRESSION.key:
-        yield Column(name="expression", description="the most probable expression", datatype="string")
-        for name in names:
-            yield _probability(PROBABILITY_PREFIX + name, f"probability of the expression {name}; they sum to 1")
+        yield Column(name="expression", description="the most probable expression", storage="string")
+        for name, column in zip(names, prediction_columns(task, names), strict=True):
+            yield _probability(column, f"probability of the expression {name}; they sum to 1")
     elif task == ACTION_UNITS.key:
         for name in names:
             yield _probability(name, f"probability that {name} ({ACTION_UNIT_MEANINGS.get(name, name)}) is active")
     else:
         # A head may be newer than this client: its numbers are passed on under the names that it gives.
-        yield from (Column(name=f"{task}_{name}", description=f"output {name} of task {task}") for name in names)
+        for name, column in zip(names, prediction_columns(task, names), strict=True):
+            yield Column(name=column, description=f"output {name} of task {task}")
+
+
+def prediction_columns(task: str, names: Sequence[str]) -> list[str]:
+    """Return the names of the columns that hold the numbers of a task, in the order of its labels."""
+    if task == EXPRESSION.key:
+        return [PROBABILITY_PREFIX + name for name in names]
+    known = task in (VALENCE_AROUSAL.key, ACTION_UNITS.key)
+    return list(names) if known else [f"{task}_{name}" for name in names]
 
 
 def _probability(name: str, description: str) -> Column:
@@ -155,74 +168,61 @@ class Rows:
         return len(self.frame)
 
 
+def column_values(rows: Rows, labels: Mapping[str, Sequence[str]]) -> Iterator[NDArray[Any]]:
+    """Yield the values (n,) of every column, in the order of `columns_of`, as the model gave them.
+
+    Where a frame has no face, what stands in a column that is not `always` filled means nothing.
+    """
+    yield rows.frame
+    yield rows.timestamp_s
+    yield rows.track_id
+    yield from rows.box_px.T
+    yield rows.face_score
+    for task, names in labels.items():
+        values = rows.predictions[task]
+        if task == EXPRESSION.key:
+            yield np.array(names, dtype=object)[values.argmax(axis=1)]
+        yield from values.T
+
+
 class RowFormatter:
     """Turns blocks of rows into CSV text; always the same text for the same numbers."""
 
     def __init__(self, labels: Mapping[str, Sequence[str]]) -> None:
-        self._labels = labels
-        self._columns = columns_of(labels)
-        with_face = [column.template for column in self._columns]
-        without = [column.template if column.always else "" for column in self._columns]
-        self._with_face = ",".join(with_face) + "\n"
-        self._without_face = ",".join(without) + "\n"
-        self._always = sum(column.always for column in self._columns)
+        columns = columns_of(labels)
+        self.header = ",".join(column.name for column in columns) + "\n"  # the first line
+        self._lines = Lines(
+            labels,
+            with_face=",".join(column.template for column in columns) + "\n",
+            without_face=",".join(column.template if column.always else "" for column in columns) + "\n",
+        )
 
-    @property
-    def header(self) -> str:
-        """The first line."""
-        return ",".join(column.name for column in self._columns) + "\n"
+    def text(self, rows: Rows) -> str:
+        """Render one block."""
+        return self._lines.text(rows)
+
+
+class Lines:
+    """Prints rows through two printf templates: of a row with a face, and of a row that has only what all rows have."""
+
+    def __init__(self, labels: Mapping[str, Sequence[str]], *, with_face: str, without_face: str) -> None:
+        self._labels = labels
+        self._with_face = with_face
+        self._without_face = without_face
+        self._always = sum(column.always for column in columns_of(labels))
 
     def text(self, rows: Rows) -> str:
         """Render one block."""
         seen = (rows.track_id != NO_TRACK).tolist()
+        cells = zip(*(_printed(values) for values in column_values(rows, self._labels)), strict=True)
         return "".join(
             self._with_face % row if face else self._without_face % row[: self._always]
-            for face, row in zip(seen, zip(*self._cells(rows), strict=True), strict=True)
+            for face, row in zip(seen, cells, strict=True)
         )
 
-    def _cells(self, rows: Rows) -> Iterator[list[Any]]:
-        """Yield the columns of a block, each a list of n cells."""
-        yield rows.frame.tolist()
-        yield rows.timestamp_s.tolist()
-        yield rows.track_id.tolist()
-        yield from rows.box_px.T.tolist()
-        yield rows.face_score.tolist()
-        for task, names in self._labels.items():
-            values = rows.predictions[task]
-            if task == EXPRESSION.key:
-                yield [names[k] for k in values.argmax(axis=1)]
-            # Adding 0 turns the -0 that rounding leaves into 0.
-            yield from (np.round(values, PROBABILITY_DIGITS) + 0.0).T.tolist()
 
-
-def csv_metadata(
-    csv_name: str, labels: Mapping[str, Sequence[str]], *, source: str, provenance: Mapping[str, str]
-) -> str:
-    """Return the text of `<csv_name>-metadata.json`: the table's schema and where its numbers come from.
-
-    source: name of the video. provenance: names and values that tell which model made the numbers.
-    """
-    document = {
-        "@context": ["http://www.w3.org/ns/csvw", {"@language": "en"}],
-        "url": csv_name,
-        "dc:title": f"Affect per frame of {source}",
-        "dc:source": source,
-        "schema:additionalProperty": [
-            {"@type": "schema:PropertyValue", "schema:name": name, "schema:value": value}
-            for name, value in provenance.items()
-        ],
-        "tableSchema": {"primaryKey": "frame", "columns": [_schema(column) for column in columns_of(labels)]},
-    }
-    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
-
-
-def _schema(column: Column) -> dict[str, Any]:
-    limits = {"minimum": column.minimum, "maximum": column.maximum}
-    datatype = {"base": column.datatype, **{name: value for name, value in limits.items() if value is not None}}
-    schema: dict[str, Any] = {
-        "name": column.name,
-        "dc:description": column.description,
-        "datatype": datatype,
-        "required": column.always,
-    }
-    return {**schema, "schema:unitText": column.unit} if column.unit else schema
+def _printed(values: NDArray[Any]) -> list[Any]:
+    if values.dtype != np.float32:
+        return values.tolist()  # type: ignore[no-any-return]
+    # Adding 0 turns the -0 that rounding leaves into 0.
+    return (np.round(values, PROBABILITY_DIGITS) + 0.0).tolist()  # type: ignore[no-any-return]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import (
@@ -47,6 +48,7 @@ class Terminal:
 
     def __init__(self, *, quiet: bool) -> None:
         self._console = Console(stderr=True)
+        self._quiet = quiet
         self._silent = quiet or not self._console.is_terminal
 
     def status(self, text: str) -> AbstractContextManager[Bar]:
@@ -78,6 +80,23 @@ class Terminal:
         """Print a summary as one line of JSON on stdout."""
         print(json.dumps(_rounded(asdict(summary))), flush=True)
 
+    def skipped(self, source: Path, rows: Path, *, as_json: bool) -> None:
+        """Tell that a source is done already."""
+        if as_json:
+            print(json.dumps({"file": str(source), "skipped": True, "out": str(rows)}), flush=True)
+        elif not self._quiet:
+            print(f"{source}: done already, see {rows}", flush=True)
+
+    def end(self, sources: int, skipped: int, failures: Mapping[Path, AffserveError]) -> None:
+        """Tell on stderr what became of many sources: on a long run, the errors have scrolled away."""
+        done = sources - skipped - len(failures)
+        counts = [f"{done} done", *([f"{skipped} done before"] if skipped else [])]
+        if failures:
+            counts.append(f"{len(failures)} failed:")
+        print(f"{_count(sources, 'source')}: {', '.join(counts)}", file=sys.stderr)
+        for source, error in failures.items():
+            print(f"  {source}: {str(error).removeprefix(str(source)).strip()}", file=sys.stderr)
+
     def summary(self, summary: Summary, *, to_stderr: bool) -> None:
         """Print a summary for people; on stderr when stdout carries the table."""
         print(summary_text(summary), file=sys.stderr if to_stderr else sys.stdout, flush=True)
@@ -86,20 +105,23 @@ class Terminal:
 def summary_text(summary: Summary) -> str:
     """Render a summary in a few lines."""
     stages = summary.stages
-    places = [place for place in (summary.csv, summary.metadata, summary.plot) if place is not None]
+    files = (summary.out, summary.metadata, summary.plot, summary.overlay)
+    people = f" of {_count(summary.people, 'person', 'people')}" if summary.people > 1 else ""
     lines = [
-        f"{summary.file}: {_count(summary.frames, 'frame')}, {summary.frames_with_face} with a face, "
+        f"{summary.file}: {_count(summary.frames, 'frame')}, {summary.frames_with_face} with a face{people}, "
         f"in {summary.seconds:.1f} s ({summary.frames_per_s:.1f} frames/s)",
         f"  faces: {summary.detector}; model: trained on {summary.trained_on}, {summary.engine}",
         f"  reading ahead: decode {stages.decode_s:.2f} s, faces {stages.detect_s:.2f} s; waiting: for frames "
         f"{stages.frames_wait_s:.2f} s, encoder {stages.encode_wait_s:.2f} s, head {stages.head_s:.2f} s",
-        *(f"  wrote {place}" for place in places),
+        *([f"  overlay drawn in {summary.overlay_s:.1f} s"] if summary.overlay else []),
+        *(f"  wrote {file}" for file in files if file is not None),
+        *(f"  note: {notice}" for notice in summary.notices),
     ]
     return "\n".join(lines)
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+def _count(number: int, noun: str, nouns: str = "") -> str:
+    return f"{number} {noun if number == 1 else nouns or noun + 's'}"
 
 
 def _rounded(value: object) -> object:

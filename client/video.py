@@ -7,11 +7,11 @@ the stream's announced start) and never computed from a frame rate, because phon
 
 from __future__ import annotations
 
+import glob
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import Protocol
 
@@ -24,12 +24,14 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
+from affserve.client.container_size import announced_bytes
+from affserve.client.pixels import Pixels
+from affserve.client.video_clock import Clock, Ticks, ticks_of
 from affserve.train.alignment import CROP_SIZE_PX
 from affserve.train.errors import VideoError
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
 FOLDER_FPS = 30.0  # frames per second of a folder of crops, which carries no clock of its own
-MISSING_RATE_FPS = 25  # for a frame without a timestamp in a stream that announces no frame rate either
 TRUNCATION_SLACK_S = 0.5  # a stream that ends this much before its announced end has lost its tail
 MAX_REFUSALS = 1000  # damaged places in a row, after which the rest of a file is given up
 SPARSEST_NUMBERING = 100  # numbers per image in a folder, above which the names are no frame numbers
@@ -73,6 +75,8 @@ def open_source(path: str | os.PathLike[str], *, fps: float = FOLDER_FPS, thread
     """
     path = Path(path)
     if not path.exists():
+        if glob.has_magic(str(path)):
+            raise VideoError(f"no file matches {path}; expected a pattern of videos, as 'clips/**/*.mp4'")
         raise VideoError(f"{path} does not exist; expected a video, an image or a folder of numbered images")
     if path.is_dir():
         return FolderSource(path, fps=fps)
@@ -150,7 +154,7 @@ def _numbered_images(folder: Path) -> list[tuple[int, Path]]:
     images = [file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES]
     if not images:
         kinds = ", ".join(sorted(IMAGE_SUFFIXES))
-        raise VideoError(f"{folder} holds no images ({kinds}); expected files like 00001.jpg")
+        raise VideoError(f"{folder} holds no images ({kinds}) and no videos; expected files like 00001.jpg")
     unnumbered = [file.name for file in images if not (file.stem.isascii() and file.stem.isdigit())]
     if unnumbered:
         raise VideoError(
@@ -178,37 +182,47 @@ class VideoSource:
         self.already_cropped = False
         with _opened(path) as (container, stream):
             self.frames_hint: int | None = _announced_frames(container, stream)
+            self.ticks: Ticks = ticks_of(stream)
 
     def __iter__(self) -> Iterator[Frame]:
         """Yield every frame that can be decoded; damaged packets in the middle are stepped over."""
         with _opened(self.path) as (container, stream):
             stream.thread_type = "AUTO"
             stream.codec_context.thread_count = self._threads
-            clock = _Clock(stream)
+            clock, pixels = Clock(stream), Pixels()
             index = -1
             for index, frame in enumerate(_decoded(container, stream)):
-                yield Frame(index=index, timestamp_s=clock.timestamp_s(frame), image=_upright_rgb(frame))
+                yield Frame(index=index, timestamp_s=clock.timestamp_s(frame), image=pixels.upright_rgb(frame))
             if index < 0:
                 raise VideoError(f"{self.path} has a video stream of which no frame could be decoded; is it complete?")
             self._check_end(clock.end_s, _announced_end_s(container, stream), index + 1)
 
     def _check_end(self, end_s: float, announced_s: float | None, frames: int) -> None:
-        if announced_s is not None and end_s < announced_s - TRUNCATION_SLACK_S:
-            raise VideoError(
-                f"{self.path} breaks off at {end_s:.2f} s although it announces {announced_s:.2f} s: it is truncated; "
-                f"the {frames} frames that could be decoded are in the result"
-            )
+        announced, size = announced_bytes(self.path), self.path.stat().st_size
+        if announced is not None and size < announced:
+            lost = f"has {size} bytes although it announces {announced}"
+        elif announced_s is not None and end_s < announced_s - TRUNCATION_SLACK_S:
+            lost = f"announces {announced_s:.2f} s"
+        else:
+            return
+        raise VideoError(
+            f"{self.path} breaks off at {end_s:.2f} s and {lost}: it is truncated; the {frames} frames that could be "
+            "decoded are in the result"
+        )
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
     """Open a file and its first video stream; everything FFmpeg refuses inside the block becomes a VideoError."""
     try:
-        with av.open(os.fspath(path)) as container:
+        with av.open(os.fspath(path), metadata_errors="replace") as container:  # titles are in any encoding
             if not container.streams.video:
                 kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "no streams"
                 raise VideoError(f"{path} holds no video stream (found: {kinds}); expected a video with faces")
-            yield container, container.streams.video[0]
+            stream = container.streams.video[0]
+            if getattr(stream, "codec_context", None) is None:  # its stubs promise one
+                raise VideoError(f"{path} holds a video in a codec that FFmpeg does not know; is its header damaged?")
+            yield container, stream
     except (av.error.FFmpegError, OSError) as error:
         raise VideoError(
             f"{path} cannot be read as a video ({error.strerror}); expected a complete file in a format that FFmpeg "
@@ -240,30 +254,6 @@ def _packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet[
             return
         refusals = 0
         yield packet
-
-
-def _upright_rgb(frame: VideoFrame) -> NDArray[np.uint8]:
-    """Convert any pixel format to (H, W, 3) uint8 RGB and undo the rotation that the container asks for."""
-    image = np.asarray(frame.to_ndarray(format="rgb24"), dtype=np.uint8)
-    quarter_turns = round(frame.rotation / 90) % 4  # counter-clockwise, as np.rot90 counts
-    return np.ascontiguousarray(np.rot90(image, quarter_turns)) if quarter_turns else image
-
-
-class _Clock:
-    """Timestamps of a stream: the container's where there is one, else one frame interval after the frame before."""
-
-    def __init__(self, stream: VideoStream) -> None:
-        self._time_base: Fraction = stream.time_base or Fraction(1, MISSING_RATE_FPS)
-        self._start = stream.start_time or 0
-        rate = stream.average_rate or stream.guessed_rate or Fraction(MISSING_RATE_FPS)
-        self._interval_s = float(1 / rate)
-        self.end_s = 0.0  # end of the last frame seen
-
-    def timestamp_s(self, frame: VideoFrame) -> float:
-        """Seconds from the stream's start to this frame; call it once per frame, in order."""
-        now = self.end_s if frame.pts is None else float((frame.pts - self._start) * self._time_base)
-        self.end_s = now + (float(frame.duration * self._time_base) if frame.duration else self._interval_s)
-        return now
 
 
 def _announced_frames(container: InputContainer, stream: VideoStream) -> int | None:

@@ -41,7 +41,7 @@ class TensorSpec:
     @property
     def numpy_dtype(self) -> np.dtype[np.generic]:
         """The NumPy type that travels as `datatype`."""
-        return np.dtype({"UINT8": np.uint8, "FP32": np.float32}[self.datatype])
+        return np.dtype({"UINT8": np.uint8, "FP32": np.float32, "BYTES": np.object_}[self.datatype])
 
     def matches(self, shape: tuple[int, ...]) -> bool:
         """Say whether an array of this shape fits."""
@@ -60,6 +60,7 @@ class ModelSpec:
 
 FRAMES = TensorSpec(name="frames", datatype="UINT8", shape=(IMAGE_SIZE_PX, IMAGE_SIZE_PX, 3))
 FEATURES = TensorSpec(name="features", datatype="FP32", shape=(FEATURE_WIDTH,))
+JPEG = TensorSpec(name="jpeg", datatype="BYTES", shape=(1,))  # one file of a crop of IMAGE_SIZE_PX by IMAGE_SIZE_PX
 
 
 def _per_frame(spec: TensorSpec) -> TensorSpec:
@@ -84,12 +85,34 @@ AFFECT = ModelSpec(
     inputs=(_per_frame(FRAMES),),
     outputs=TEMPORAL_HEAD.outputs,
 )
-MODELS: dict[str, ModelSpec] = {model.name: model for model in (CLIP_ENCODER, TEMPORAL_HEAD, AFFECT)}
+JPEG_DECODER = ModelSpec(name="jpeg_decoder", max_batch_size=WINDOW_FRAMES, inputs=(JPEG,), outputs=(FRAMES,))
+CLIP_ENCODER_JPEG = ModelSpec(
+    name="clip_encoder_jpeg", max_batch_size=WINDOW_FRAMES, inputs=(JPEG,), outputs=(FEATURES,)
+)
+AFFECT_JPEG = ModelSpec(
+    name="affect_jpeg",
+    max_batch_size=0,
+    inputs=(_per_frame(JPEG),),
+    outputs=TEMPORAL_HEAD.outputs,
+)
+MODELS: dict[str, ModelSpec] = {
+    model.name: model for model in (CLIP_ENCODER, TEMPORAL_HEAD, AFFECT, JPEG_DECODER, CLIP_ENCODER_JPEG, AFFECT_JPEG)
+}
+JPEG_MODELS = (
+    JPEG_DECODER.name,
+    CLIP_ENCODER_JPEG.name,
+    AFFECT_JPEG.name,
+)  # a repository may be without them; frames then travel raw
+MODELS_WITH_LABELS = (TEMPORAL_HEAD.name, AFFECT.name, AFFECT_JPEG.name)
+MODELS_WITHOUT_FILES = (AFFECT.name, *JPEG_MODELS)
+# An object store and many ways of copying have no empty folders, and Triton wants one for each version of a model.
+KEEP_FILE = "keep.txt"
+KEEP_TEXT = "This model has no file of its own; Triton needs this folder.\n"
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeadDescription:
-    """What a served head can do, as it travels in the `parameters` of the configs of `temporal_head` and `affect`.
+    """What a served head can do, as it travels in the `parameters` of the configs of MODELS_WITH_LABELS.
 
     A head may be trained for any subset of the tasks: the model has those outputs and one `labels.<task>` parameter for
     each. A client asks the server for the config and needs no copy of the labels.

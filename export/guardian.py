@@ -21,12 +21,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 SHARED_MEMORY = Path("/dev/shm")
 KILL = b"k"
 POLL_S = 0.02
+LOG_PERIOD_S = 1.0  # between looks at the size of the log
 # Triton counts an executing request of the python backend as done; it ends when its model is unloaded. What follows
 # (the server's own clean-up) takes a second more and saves nothing.
 UNLOADED = b"successfully unloaded '"
@@ -38,6 +40,7 @@ def start_guardian(
     *,
     environment: dict[str, str],
     log: Path,
+    log_limit_bytes: int,
     folder: Path,
     shm_prefix: str,
     models: int,
@@ -45,12 +48,14 @@ def start_guardian(
 ) -> tuple[subprocess.Popen[bytes], int]:
     """Start `command` under a guardian in a session of its own; return the guardian and the process id of `command`.
 
+    log: where `command` writes; copied to `<log>.1` and started over when it exceeds log_limit_bytes.
     folder: removed when the server is stopped. shm_prefix: files below /dev/shm that begin so belong to the server.
     models: how many it serves. drain_timeout_s: how long requests in flight may take when it is stopped.
     """
     settings = {
         "command": command,
         "log": str(log),
+        "log_limit_bytes": log_limit_bytes,
         "folder": str(folder),
         "shm_prefix": shm_prefix,
         "models": models,
@@ -89,7 +94,7 @@ def guard(settings: dict[str, Any]) -> int:
             preexec_fn=_Bond(ctypes.CDLL(None), os.getpid()),
         )
     print(server.pid, flush=True)
-    ended_by_us = _wait(server, wake)
+    ended_by_us = _wait(server, wake, lambda: limit_log(log, settings["log_limit_bytes"]))
     if ended_by_us and os.read(sys.stdin.fileno(), 1) != KILL:
         _drain(server, log, settings["models"], settings["drain_timeout_s"])
     with contextlib.suppress(ProcessLookupError):
@@ -124,15 +129,28 @@ def _wake_on_child() -> int:
     return readable
 
 
-def _wait(server: subprocess.Popen[bytes], wake: int) -> bool:
+def _wait(server: subprocess.Popen[bytes], wake: int, now_and_then: Callable[[], None]) -> bool:
     """Wait for the lifeline (True) or for the end of the server (False)."""
     lifeline = sys.stdin.fileno()
     while server.poll() is None:
-        ready, _, _ = select.select([lifeline, wake], [], [])
+        ready, _, _ = select.select([lifeline, wake], [], [], LOG_PERIOD_S)
         if lifeline in ready:
             return True
-        os.read(wake, 1)
+        if wake in ready:
+            os.read(wake, 1)
+        now_and_then()
     return False
+
+
+def limit_log(log: Path, limit_bytes: int) -> None:
+    """Start the log over when it has grown too large; what is written during the copy may be lost.
+
+    The server keeps its open file, which it only appends to: it goes on at the new end.
+    """
+    with contextlib.suppress(OSError):  # a full disk must not end the server
+        if log.stat().st_size > limit_bytes:
+            shutil.copyfile(log, f"{log}.1")
+            os.truncate(log, 0)
 
 
 def _drain(server: subprocess.Popen[bytes], log: Path, models: int, timeout_s: float) -> None:

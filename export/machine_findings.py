@@ -15,7 +15,7 @@ from affserve.export import container
 from affserve.export.cores import usable_cores
 from affserve.export.machine import driver_obstacle, find_gpus, installed_tensorrt
 from affserve.export.ports import PortTakenError, choose_ports
-from affserve.export.triton import SHM_DEFAULT_BYTES, SHM_GROWTH_BYTES
+from affserve.export.server_command import SHM_DEFAULT_BYTES, SHM_GROWTH_BYTES
 from affserve.export.triton_installation import WHEEL, find_installation, lay_out_backends
 from affserve.train.errors import MissingExtraError, ServerError
 

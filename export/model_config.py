@@ -9,7 +9,7 @@ from typing import Any
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from affserve.export.contract import CLIP_ENCODER, MODELS, TASK_OUTPUTS, HeadDescription
+from affserve.export.contract import MODELS, MODELS_WITH_LABELS, TASK_OUTPUTS, HeadDescription
 
 TEMPLATES = Path(__file__).parents[1] / "model_repository"
 
@@ -24,7 +24,7 @@ def write_config(
 ) -> None:
     """Write `template` to `place` without the outputs of tasks that were not trained and with what the head tells.
 
-    description: None for a model that does not tell labels (the encoder). version: the one that is served: a server
+    description: None for a model that does not tell labels. version: the one that is served: a server
     that watches the repository ignores others until this line changes.
     """
     text = template.read_text()
@@ -65,7 +65,7 @@ def served_version(config: Any, folder: Path) -> int | None:
 def write_configs(folder: Path, description: HeadDescription, version: int) -> None:
     """Write every configuration of a repository into `folder`: those of a repository that serves `version`."""
     for model in MODELS:
-        described = None if model == CLIP_ENCODER.name else description
+        described = description if model in MODELS_WITH_LABELS else None
         for template in sorted((TEMPLATES / model).rglob("*.pbtxt")):
             place = folder / template.relative_to(TEMPLATES)
             place.parent.mkdir(parents=True, exist_ok=True)

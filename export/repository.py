@@ -18,8 +18,11 @@ from affserve.export.contract import (
     FEATURES,
     FRAMES,
     GPU_ONNX_FILE,
+    KEEP_FILE,
+    KEEP_TEXT,
     MANIFEST_FILE,
     MODELS,
+    MODELS_WITHOUT_FILES,
     ONNX_FILE,
     TEMPORAL_HEAD,
 )
@@ -35,9 +38,6 @@ from affserve.export.versions import FIRST_VERSION, check_same_contract
 from affserve.train.errors import ExportError
 
 FILE_OF_USE = {CPU: ONNX_FILE, GPU: GPU_ONNX_FILE}
-# An object store and many ways of copying have no empty folders, and Triton wants one for each version of an ensemble.
-KEEP_FILE = "keep.txt"
-KEEP_TEXT = "An ensemble has no file of its own; Triton needs this folder.\n"
 
 Progress = Callable[[str], None]
 
@@ -149,7 +149,7 @@ def _fill(staging: Path, version: int, chosen: Sequence[Chosen], sources: Source
     """Copy the chosen files to where Triton looks for them and describe them."""
     for model in MODELS:
         (staging / model / str(version)).mkdir(parents=True)
-        if model not in _MEASURED_AT:
+        if model in MODELS_WITHOUT_FILES:
             (staging / model / str(version) / KEEP_FILE).write_text(KEEP_TEXT)
     for one in chosen:
         shutil.copyfile(one.artefact.path, staging / _file(one, version))

@@ -15,7 +15,16 @@ from typing import Any
 from google.protobuf import text_format
 
 from affserve.export import plans
-from affserve.export.contract import GPU_ONNX_FILE, MANIFEST_FILE, MODELS, ONNX_CONFIG_NAME, ONNX_FILE
+from affserve.export.contract import (
+    GPU_ONNX_FILE,
+    JPEG_MODELS,
+    MANIFEST_FILE,
+    MODELS,
+    MODELS_WITHOUT_FILES,
+    ONNX_CONFIG_NAME,
+    ONNX_FILE,
+    ModelSpec,
+)
 from affserve.export.machine import Gpu, find_gpus
 from affserve.export.manifest import EXPORT_COMMAND, Manifest, read_manifest
 from affserve.export.model_config import read_config, served_version
@@ -34,6 +43,11 @@ class ServedModel:
     config_file: str  # relative to the repository
 
 
+def served_models(root: Path) -> tuple[ModelSpec, ...]:
+    """Return the models that a server of this repository loads: those for JPEG only where they are there."""
+    return tuple(model for name, model in MODELS.items() if name not in JPEG_MODELS or (root / name).is_dir())
+
+
 def verify_repository(root: Path, config_name: str = ONNX_CONFIG_NAME) -> Manifest | None:
     """Check that `root` holds every model, unaltered since export, and may be served here; return its manifest.
 
@@ -42,7 +56,7 @@ def verify_repository(root: Path, config_name: str = ONNX_CONFIG_NAME) -> Manife
     """
     if not root.is_dir():
         raise RepositoryError(f"{root} is not a folder; write a model repository with: {EXPORT_COMMAND} ...")
-    models = [_find_model(root, name, config_name) for name in MODELS]
+    models = [_find_model(root, model.name, config_name) for model in served_models(root)]
     files = [file for model in models if (file := _onnx_file(root, model)) is not None]
     manifest = read_manifest(root)
     if manifest is not None:
@@ -56,22 +70,23 @@ def verify_repository(root: Path, config_name: str = ONNX_CONFIG_NAME) -> Manife
 
 
 def _find_model(root: Path, name: str, config_name: str) -> ServedModel:
-    path = _config_path(root, name, config_name)
+    path = config_path(root, name, config_name)
     try:
         config = read_config(path)
     except (text_format.ParseError, UnicodeDecodeError) as error:
         raise RepositoryError(f"{path} is not a Triton model configuration: {error}") from error
     version = served_version(config, root / name) or 1
     folder = root / name / str(version)
-    if config.platform == "ensemble" and not folder.is_dir():
+    if name in MODELS_WITHOUT_FILES and not folder.is_dir():
         raise RepositoryError(
-            f"{root} has no {name}/{version}/, the empty folder that Triton needs for an ensemble (copying often loses "
-            f"it); make it, or write the repository again with: {EXPORT_COMMAND} ..."
+            f"{root} has no {name}/{version}/, the empty folder that Triton needs for a model without files (copying "
+            f"often loses it); make it, or write the repository again with: {EXPORT_COMMAND} ..."
         )
     return ServedModel(name=name, folder=folder, config=config, config_file=path.relative_to(root).as_posix())
 
 
-def _config_path(root: Path, name: str, config_name: str) -> Path:
+def config_path(root: Path, name: str, config_name: str) -> Path:
+    """Return the configuration of a model that `config_name` chooses; RepositoryError when it has none."""
     candidates = (root / name / "configs" / f"{config_name}.pbtxt", root / name / "config.pbtxt")
     path = next((path for path in candidates if path.is_file()), None)
     if path is None:
@@ -81,7 +96,7 @@ def _config_path(root: Path, name: str, config_name: str) -> Path:
 
 def _onnx_file(root: Path, model: ServedModel) -> str | None:
     """Return the path, relative to `root`, of the graph that ONNX Runtime will load; None where it loads none."""
-    if model.config.platform in ("ensemble", TENSORRT_PLATFORM):
+    if model.name in MODELS_WITHOUT_FILES or model.config.platform == TENSORRT_PLATFORM:
         return None
     path = model.folder / (model.config.default_model_filename or ONNX_FILE)
     file = path.relative_to(root).as_posix()

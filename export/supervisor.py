@@ -6,18 +6,18 @@ else had an answer for a while, because a dead or stuck model does not show anyw
 
 from __future__ import annotations
 
-import json
-import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 from tritonclient.utils import InferenceServerException
 
-from affserve.export.contract import CLIP_ENCODER, MODELS, TEMPORAL_HEAD, ModelSpec
+from affserve.export import triton_log
+from affserve.export.contract import CLIP_ENCODER, JPEG_DECODER, TEMPORAL_HEAD, ModelSpec
 from affserve.export.probe import Prober
+from affserve.export.server_log import Event, print_event
 from affserve.export.triton import ServerConfig, TritonServer
 from affserve.train.errors import AffserveError, ServerError
 
@@ -25,17 +25,10 @@ WATCH_PERIOD_S = 0.25
 PROBE_PERIOD_S = 5.0
 PROBE_TIMEOUT_S = 5.0
 STUCK_AFTER_S = 120.0  # without one answer while asked; a full batch on two cores takes half a minute
-PROBED = {model.name: model for model in (CLIP_ENCODER, TEMPORAL_HEAD)}  # the ensemble has no process of its own
+PROBED = (CLIP_ENCODER, TEMPORAL_HEAD, JPEG_DECODER)  # where they are served; ensembles have no process of their own
 MAX_FAILURES = 5  # within FAILURE_PERIOD_S; then a restart is no cure
 FAILURE_PERIOD_S = 60.0
 FIRST_DELAY_S = 0.5  # before the second restart in a row; doubles from there
-
-Event = Mapping[str, object]
-
-
-def print_event(event: Event) -> None:
-    """Write an event as one JSON line to stderr."""
-    print(json.dumps(event), file=sys.stderr, flush=True)
 
 
 class SupervisedServer:
@@ -53,6 +46,7 @@ class SupervisedServer:
         self._failures: deque[float] = deque()  # times, s, of the last failures
         self._server = TritonServer(config, cancelled=self._stopping)
         self._children: dict[int, str] = {}
+        self._probed: tuple[ModelSpec, ...] = ()
         self._answered: dict[str, int] = {}  # requests, by model, at the last probe
         self._last_answer_s: dict[str, float] = {}  # when each model was last known to answer
         self._watcher = threading.Thread(target=self._watch, name="affserve-supervisor", daemon=True)
@@ -88,8 +82,8 @@ class SupervisedServer:
         """Return one line that says what is served, where, and by what."""
         server = self._server
         return (
-            f"serving {self._config.repository} on grpc://{server.grpc_url} http://{server.http_url}: {server.engine}, "
-            f"{server.threads} thread{'s' * (server.threads > 1)}, models {' '.join(sorted(MODELS))}"
+            f"serving {self._config.repository} on {' '.join(server.addresses())}: {server.engine}, "
+            f"{server.parallelism}, models {' '.join(sorted(model.name for model in server.models))}"
         )
 
     def start(self) -> None:
@@ -115,8 +109,9 @@ class SupervisedServer:
 
     def _mark_ready(self) -> None:
         self._children = children_of(self._server.pid)
+        self._probed = tuple(model for model in PROBED if model in self._server.models)
         self._answered = {}
-        self._last_answer_s = dict.fromkeys(PROBED, time.monotonic())
+        self._last_answer_s = {model.name: time.monotonic() for model in self._probed}
 
     def _watch(self) -> None:
         next_probe_s = time.monotonic() + PROBE_PERIOD_S
@@ -124,6 +119,7 @@ class SupervisedServer:
             reason = self._dead_process()
             if reason is None and time.monotonic() >= next_probe_s:
                 reason = self._probe()
+                self._tell_errors()
                 next_probe_s = time.monotonic() + PROBE_PERIOD_S
             if reason is not None and not self._restart(reason):
                 return
@@ -137,10 +133,10 @@ class SupervisedServer:
     def _probe(self) -> str | None:
         """Return what is wrong with the answers; being slow is not, as long as some come."""
         try:
-            with Prober(self._server.grpc_url) as prober:
-                for model in PROBED.values():
+            with self._server.prober() as prober:
+                for model in self._probed:
                     self._probe_model(prober, model)
-                self._answered = prober.answered(PROBE_TIMEOUT_S)
+                self._answered = {one.name: one.succeeded for one in prober.statistics(PROBE_TIMEOUT_S)}
         except InferenceServerException as error:
             if "DEADLINE_EXCEEDED" not in str(error.status()):
                 return f"a request failed: {error.message()}"
@@ -151,10 +147,18 @@ class SupervisedServer:
 
     def _probe_model(self, prober: Prober, model: ModelSpec) -> None:
         """Ask the model, unless it has answered somebody else: a probe would only wait in the same queue."""
-        answered = prober.answered(PROBE_TIMEOUT_S).get(model.name, 0)
-        if answered == self._answered.get(model.name, 0):
+        answered = {one.name: one.succeeded for one in prober.statistics(PROBE_TIMEOUT_S)}
+        if answered.get(model.name, 0) == self._answered.get(model.name, 0):
             prober.infer(model, PROBE_TIMEOUT_S)
         self._last_answer_s[model.name] = time.monotonic()
+
+    def _tell_errors(self) -> None:
+        """Tell of what the server has logged as errors since the last time, such as requests it had to refuse.
+
+        Its statistics will not do: to 2.51 a request that a python model refused is one that was answered.
+        """
+        if errors := triton_log.errors(self._server.new_log()):
+            self._on_event({"event": "errors", "count": len(errors), "last": errors[-1], "url": self.grpc_url})
 
     def _restart(self, reason: str) -> bool:
         """Start a new server on the old ports, trying again after growing pauses; False when stopped or given up."""

@@ -7,7 +7,6 @@ itself: supervisor.py does.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import secrets
 import shutil
@@ -16,18 +15,20 @@ import subprocess
 import tempfile
 import threading
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 from tritonclient.utils import InferenceServerException
 
 from affserve.export import triton_log
-from affserve.export.contract import MODELS, ONNX_CONFIG_NAME
-from affserve.export.cores import usable_cores
+from affserve.export.contract import ModelSpec
 from affserve.export.guardian import KILL, remove_shared_memory, start_guardian
-from affserve.export.ports import PortTakenError, choose_ports, listening
-from affserve.export.probe import Prober
-from affserve.export.repository_check import verify_repository
+from affserve.export.instances import with_instances
+from affserve.export.ports import PortTakenError, listening
+from affserve.export.probe import Prober, identify
+from affserve.export.repository_check import served_models, verify_repository
+from affserve.export.server_command import arguments, serving_options, wheel_arguments
+from affserve.export.server_config import ServerConfig
+from affserve.export.server_security import CallerTls, check_host, supervisor_tls
 from affserve.export.triton_installation import (
     Installation,
     find_installation,
@@ -36,51 +37,12 @@ from affserve.export.triton_installation import (
 )
 from affserve.train.errors import ServerError
 
+__all__ = ["ServerConfig", "TritonServer"]
+
 POLL_S = 0.02
 PORT_ATTEMPTS = 5
-# A chunk of 32 frames fits at once, and a whole window of 300 (45 MB) after growing, within the 64 MB of /dev/shm that
-# containers have by default. It never shrinks.
-SHM_DEFAULT_BYTES = 8 << 20
-SHM_GROWTH_BYTES = 8 << 20
-STUB_TIMEOUT_S = 60  # for a stub to import ONNX Runtime and read its model
-
-
-@dataclass(frozen=True, kw_only=True)
-class ServerConfig:
-    """What to serve and where."""
-
-    repository: Path  # the folder that `affserve export` wrote
-    host: str = "127.0.0.1"  # address to listen on
-    grpc_port: int = 0  # 0: any free one
-    http_port: int = 0  # 0: any free one
-    metrics_port: int | None = None  # Prometheus metrics; None: off, 0: any free one
-    config_name: str = ONNX_CONFIG_NAME  # which configs/<name>.pbtxt, else config.pbtxt
-    threads: int | None = None  # per model on a CPU; None: the physical cores this process may use
-    startup_timeout_s: float = 120.0  # from start to the first true answer, s
-    drain_timeout_s: float = 30.0  # for requests in flight when stopping, s; 0: end at once (draining takes 1.5 s)
-
-    def __post_init__(self) -> None:
-        for field in ("grpc_port", "http_port", "metrics_port"):
-            port = getattr(self, field)
-            if port is not None and not 0 <= port <= 65535:
-                raise ServerError(f"{field} is {port}; expected 0 (any free one) to 65535")
-        if self.threads is not None and self.threads < 1:
-            raise ServerError(f"threads is {self.threads}; expected at least 1")
-        if self.startup_timeout_s <= 0 or self.drain_timeout_s < 0:
-            raise ServerError(
-                f"startup_timeout_s is {self.startup_timeout_s:g}, drain_timeout_s is {self.drain_timeout_s:g}; "
-                "expected more than 0 s and at least 0 s"
-            )
-
-    def with_ports(self) -> ServerConfig:
-        """Return the same with free ports in place of the open ones; PortTakenError when a given one is in use."""
-        wanted = {"grpc": self.grpc_port, "http": self.http_port}
-        if self.metrics_port is not None:
-            wanted["metrics"] = self.metrics_port
-        ports = choose_ports(self.host, wanted)
-        return dataclasses.replace(
-            self, grpc_port=ports["grpc"], http_port=ports["http"], metrics_port=ports.get("metrics")
-        )
+OTHER_SERVER_TIMEOUT_S = 1.0  # to say who it is
+LOG_LIMIT_BYTES = 8 << 20  # then it starts over, and one file of that size before it is kept
 
 
 class TritonServer:
@@ -91,13 +53,17 @@ class TritonServer:
 
     def __init__(self, config: ServerConfig, *, cancelled: threading.Event | None = None) -> None:
         self.config = config
-        self.threads = config.threads or usable_cores()
+        self.parallelism = config.parallelism
         self.pid = 0  # of tritonserver
         self.engine = ""  # such as "Triton 2.51.0, ONNX Runtime 1.31.1 CPU"
+        self.models: tuple[ModelSpec, ...] = ()  # once it has been started
         self._cancelled = cancelled or threading.Event()
         self._identity = f"affserve-{secrets.token_hex(8)}"  # its name, and the prefix of its shared memory
         self._guardian: subprocess.Popen[bytes] | None = None
         self._folder: Path | None = None
+        self._tls: CallerTls | None = None
+        self._log_start = 0  # bytes of the log that earlier servers have written
+        self._log_read = 0  # bytes of it that new_log has returned
 
     def __enter__(self) -> TritonServer:
         self.start()
@@ -116,6 +82,17 @@ class TritonServer:
         """Host and port of HTTP."""
         return f"{self.config.host}:{self.config.http_port}"
 
+    def addresses(self) -> list[str]:
+        """Return where the server listens, such as ["grpc://127.0.0.1:8001", "http://127.0.0.1:8000"]."""
+        config = self.config
+        plain = config.tls is None
+        metrics = f"http://{config.metrics_host}:{config.metrics_port}/metrics"
+        return [
+            f"{'grpc' if plain else 'grpcs'}://{self.grpc_url}",
+            *([f"http://{self.http_url}"] if config.serves_http else []),
+            *([metrics] if config.metrics_port is not None else []),
+        ]
+
     @property
     def exit_code(self) -> int | None:
         """None while tritonserver runs; 128 + n when signal n ended it."""
@@ -124,11 +101,12 @@ class TritonServer:
     def start(self) -> None:
         """Return when every model has answered a request; RepositoryError or ServerError when that cannot be."""
         verify_repository(self.config.repository, self.config.config_name)
+        self.models = served_models(self.config.repository)
         installation = find_installation()
-        installation.check_host(self.config.host)
+        check_host(installation.version, self.config.host, accepted=self.config.accept_known_holes)
         requested = self.config
         for attempts_left in reversed(range(PORT_ATTEMPTS)):
-            self.config = requested.with_ports()
+            self.config = self._with_ports(requested)
             try:
                 return self._start_on_ports(installation)
             except PortTakenError:
@@ -136,67 +114,54 @@ class TritonServer:
                     raise
         return None
 
+    @staticmethod
+    def _with_ports(requested: ServerConfig) -> ServerConfig:
+        try:
+            return requested.with_ports()
+        except PortTakenError as error:
+            found = identify(f"{requested.host}:{requested.grpc_port}", OTHER_SERVER_TIMEOUT_S)
+            if found is None:
+                raise
+            raise PortTakenError(f"{error}. What listens there is {found}: affserve status shows it") from error
+
     def _start_on_ports(self, installation: Installation) -> None:
         with contextlib.ExitStack() as undo:
             undo.callback(self.kill)
             self._folder = folder = Path(tempfile.mkdtemp(prefix=f"{self._identity}-"))
             environment = server_environment(installation, folder)
-            environment["AFFSERVE_THREADS"] = str(self.threads)
-            command = self._command(installation, lay_out_backends(installation, folder))
+            environment["AFFSERVE_THREADS"] = str(self.parallelism.threads)
+            command = self._command(installation, folder)
+            self._log_start = self._log.stat().st_size if self._log.exists() else 0
             self._guardian, self.pid = start_guardian(
                 command,
                 environment=environment,
                 log=self._log,
+                log_limit_bytes=LOG_LIMIT_BYTES,
                 folder=folder,
                 shm_prefix=self._identity,
-                models=len(MODELS),
+                models=len(self.models),
                 drain_timeout_s=self.config.drain_timeout_s,
             )
             self._wait_until_ready()
             undo.pop_all()
 
-    def _command(self, installation: Installation, backends: Path | None) -> list[str]:
-        config = self.config
-        options = {
-            "id": self._identity,
-            "model-repository": config.repository.resolve(),
-            "model-config-name": config.config_name,
-            # Exactly our models; the interfaces that could change them or write files need a key that nobody has.
-            "model-control-mode": "explicit",
-            "grpc-restricted-protocol": f"model-repository,logging,trace:affserve={secrets.token_hex(16)}",
-            "http-restricted-api": f"model-repository,logging,trace:affserve={secrets.token_hex(16)}",
-            # The configurations are complete; completing them would start each stub twice.
-            "disable-auto-complete-config": None,
-            "http-address": config.host,
-            "http-port": config.http_port,
-            "grpc-address": config.host,
-            "grpc-port": config.grpc_port,
-            "allow-metrics": str(config.metrics_port is not None).lower(),
-            "exit-timeout-secs": max(1, round(config.drain_timeout_s)),
-        }
-        if config.metrics_port is not None:
-            options |= {"metrics-address": config.host, "metrics-port": config.metrics_port}
-        command = [str(installation.binary), *(f"--{k}" if v is None else f"--{k}={v}" for k, v in options.items())]
-        command += [f"--load-model={name}" for name in MODELS]
-        if backends is not None:
-            command += ["--allow-gpu-metrics=false", f"--backend-directory={backends}", *self._python_backend_options()]
-        return command
-
-    def _python_backend_options(self) -> list[str]:
-        settings = {
-            "shm-region-prefix-name": self._identity,
-            "shm-default-byte-size": SHM_DEFAULT_BYTES,
-            "shm-growth-byte-size": SHM_GROWTH_BYTES,
-            "stub-timeout-seconds": STUB_TIMEOUT_S,
-        }
-        return [f"--backend-config=python,{name}={value}" for name, value in settings.items()]
+    def _command(self, installation: Installation, folder: Path) -> list[str]:
+        config, models = self.config, None
+        if (instances := self.parallelism.instances) > 1:
+            models = with_instances(config.repository, config.config_name, instances, folder)
+        callers = config.tls.trusted_callers(folder) if config.tls is not None else None
+        options = serving_options(config, models or config.repository.resolve(), callers)
+        command = [str(installation.binary), f"--id={self._identity}", *arguments(options, self.models)]
+        backends = lay_out_backends(installation, folder)
+        return command if backends is None else command + wheel_arguments(backends, self._identity)
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + self.config.startup_timeout_s
         while not listening(self.config.host, self.config.grpc_port):
             self._check_start(deadline)
             time.sleep(POLL_S)
-        with Prober(self.grpc_url) as prober:
+        self._tls = self._caller_tls()
+        with self.prober() as prober:
             while True:
                 self._check_start(deadline)
                 try:
@@ -209,6 +174,15 @@ class TritonServer:
                         ) from error
                 time.sleep(POLL_S)
         self.engine = ", ".join([f"Triton {version}", *triton_log.engines(self.log())])
+        self.new_log()  # what it told while it started is no news
+
+    def _caller_tls(self) -> CallerTls | None:
+        config = self.config
+        return None if config.tls is None else supervisor_tls(config.tls, config.host, config.grpc_port)
+
+    def prober(self) -> Prober:
+        """Return a caller of this server; it is to be used as a context manager."""
+        return Prober(self.grpc_url, tls=self._tls)
 
     def _first_answers(self, prober: Prober, timeout_s: float) -> str:
         name, version = prober.identity(timeout_s)
@@ -216,7 +190,7 @@ class TritonServer:
             raise PortTakenError(
                 f"port {self.config.grpc_port} was taken by another server ({name}) while ours started"
             )
-        prober.infer_all(timeout_s)
+        prober.infer_all(timeout_s, self.models)
         return version
 
     def _check_start(self, deadline: float) -> None:
@@ -238,9 +212,9 @@ class TritonServer:
 
     def healthy(self, timeout_s: float = 10.0) -> bool:
         """Say whether every model answers a true request within the time."""
-        with Prober(self.grpc_url) as prober:
+        with self.prober() as prober:
             try:
-                prober.infer_all(timeout_s)
+                prober.infer_all(timeout_s, self.models)
                 return prober.says_ready(timeout_s)
             except InferenceServerException:
                 return False
@@ -275,11 +249,24 @@ class TritonServer:
 
     @property
     def _log(self) -> Path:
-        return (self._folder or Path()) / "triton.log"
+        return self.config.log or (self._folder or Path()) / "triton.log"
 
     def log(self) -> str:
-        """Return what the server has written since its start; empty when it is stopped."""
-        return self._log.read_text(encoding="utf-8", errors="replace") if self._folder and self._log.exists() else ""
+        """Return what the server has written since its start, or since its log started over; empty when stopped."""
+        return self._log_from(self._log_start)[0]
+
+    def new_log(self) -> str:
+        """Return what the server has written since this was asked last, or since it was ready."""
+        text, self._log_read = self._log_from(self._log_read)
+        return text
+
+    def _log_from(self, offset: int) -> tuple[str, int]:
+        if self._folder is None or not self._log.exists():
+            return "", 0
+        with self._log.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(offset if size >= offset else 0)
+            return file.read().decode(errors="replace"), file.tell()
 
     def log_tail(self) -> str:
         """Return the lines of the log that tell what went wrong."""

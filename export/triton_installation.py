@@ -6,6 +6,7 @@ only the python backend and no fixed layout: a private folder puts together what
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import os
 import shutil
@@ -19,11 +20,11 @@ from affserve.train.errors import MissingExtraError, ServerError
 WHEEL = "nvidia-pytriton"
 WHEEL_MODULE = "pytriton"
 WHEEL_VERSION = (2, 51)
-BACKEND_MODEL = Path(__file__).parent / "backends" / "onnxruntime" / "model.py"
-PYTHON_BACKEND_FILES = ("libtriton_python.so", "triton_python_backend_utils.py")
+BACKENDS = Path(__file__).parent / "backends"  # one folder for each python-based backend of ours
+BACKEND_MODEL = BACKENDS / "onnxruntime" / "model.py"
+PYTHON_BACKEND_MODULE = "triton_python_backend_utils"
+PYTHON_BACKEND_FILES = ("libtriton_python.so", f"{PYTHON_BACKEND_MODULE}.py")
 STUB = "triton_python_backend_stub"
-# 25.08; older ones let anybody who reaches them run code (CVE-2025-23310, -23311, -23316, -23319, -23320, -23334).
-OLDEST_PUBLIC_VERSION = (2, 60)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,18 +35,6 @@ class Installation:
     version: tuple[int, ...] | None  # None: unknown until it runs
     wheel: Path | None = None  # pytriton/tritonserver: backends/python, python_backend_stubs
     libraries: Path | None = None  # nvidia_pytriton.libs
-
-    def check_host(self, host: str) -> None:
-        """Refuse to listen beyond this machine with a server that has known holes."""
-        if host in ("127.0.0.1", "localhost") or (self.version or (0,)) >= OLDEST_PUBLIC_VERSION:
-            return
-        found = ".".join(map(str, self.version)) if self.version else "of unknown version"
-        oldest = ".".join(map(str, OLDEST_PUBLIC_VERSION))
-        raise ServerError(
-            f"tritonserver {found} will not listen on {host}: versions before {oldest} let anybody who can reach them "
-            "run code on this machine. Listen on 127.0.0.1 (behind a proxy or an SSH tunnel where others must reach "
-            "it), or serve the same repository from a current Triton container"
-        )
 
 
 def find_installation() -> Installation:
@@ -77,6 +66,20 @@ def _declared_version(binary: Path) -> tuple[int, ...] | None:
     return tuple(int(part) for part in parts) if all(part.isdecimal() for part in parts) else None
 
 
+def own_backends() -> list[Path]:
+    """Return the model.py of each python-based backend that affserve brings; its folder is the backend's name."""
+    return sorted(BACKENDS.glob("*/model.py"))
+
+
+def requirements(backend: Path) -> list[str]:
+    """Return what a backend imports and Python does not bring, such as ["numpy", "onnxruntime"]."""
+    tree = ast.parse(backend.read_text(encoding="utf-8"))
+    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    imported |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    packages = {name.partition(".")[0] for name in imported}
+    return sorted(packages - set(sys.stdlib_module_names) - {PYTHON_BACKEND_MODULE, ""})
+
+
 def lay_out_backends(installation: Installation, folder: Path) -> Path | None:
     """Build the backend directory for the wheel's server in `folder` and return it; None if the server has its own."""
     if installation.wheel is None:
@@ -88,13 +91,14 @@ def lay_out_backends(installation: Installation, folder: Path) -> Path | None:
             f"{WHEEL} has no python backend for Python {sys.version_info[0]}.{sys.version_info[1]}, only for "
             f"{', '.join(versions)}: run affserve serve from one of these"
         )
-    python, onnxruntime = folder / "backends" / "python", folder / "backends" / "onnxruntime"
+    python = folder / "backends" / "python"
     python.mkdir(parents=True)
-    onnxruntime.mkdir()
     (python / STUB).symlink_to(stub)
     for name in PYTHON_BACKEND_FILES:  # Triton loads no backend through a symbolic link
         shutil.copy(installation.wheel / "backends" / "python" / name, python / name)
-    shutil.copy(BACKEND_MODEL, onnxruntime / "model.py")
+    for model in own_backends():
+        (folder / "backends" / model.parent.name).mkdir()
+        shutil.copy(model, folder / "backends" / model.parent.name / model.name)
     return folder / "backends"
 
 
@@ -105,14 +109,21 @@ def server_environment(installation: Installation, folder: Path) -> dict[str, st
     environment.setdefault("MALLOC_MMAP_THRESHOLD_", "262144")
     if installation.wheel is None or installation.libraries is None:
         return environment
-    modules = [importlib.util.find_spec(name) for name in ("numpy", "onnxruntime")]
-    if modules[1] is None:
-        raise MissingExtraError("onnxruntime", "serve")
-    roots = [Path(spec.origin).parents[1] for spec in modules if spec is not None and spec.origin is not None]
+    sites = {package: _site(package) for backend in own_backends() for package in requirements(backend)}
+    for package in requirements(BACKEND_MODEL):
+        if sites[package] is None:  # without the packages of another backend its models say what is missing
+            raise MissingExtraError(package, "serve")
+    roots = [site for site in sites.values() if site is not None]
     _prepend(environment, "PYTHONPATH", *roots)
     _prepend(environment, "PATH", Path(sys.executable).parent)  # where the stub looks for python3 and its pyvenv.cfg
     _prepend(environment, "LD_LIBRARY_PATH", installation.libraries, *_python_library(folder))
     return environment
+
+
+def _site(package: str) -> Path | None:
+    """Return the folder from which a package is imported; None when it is not installed."""
+    spec = importlib.util.find_spec(package)
+    return Path(spec.origin).parents[1] if spec is not None and spec.origin is not None else None
 
 
 def _python_library(folder: Path) -> list[Path]:

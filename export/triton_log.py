@@ -26,6 +26,15 @@ def engines(log: str) -> list[str]:
     return list(dict.fromkeys(_ENGINE.findall(log)))
 
 
+def errors(log: str) -> list[str]:
+    """Return the messages that were logged as errors and are any, without time and place."""
+    return [
+        _STAMP.sub("", line).strip('"')
+        for line in log.splitlines()
+        if _STAMP.match(line) and not _HARMLESS.search(line)
+    ]
+
+
 def gave_up(log: str) -> bool:
     """Say whether a server that is not ready yet will never be: it unloads the models it could load."""
     return "All models are stopped, unloading models" in log

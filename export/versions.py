@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 
-from affserve.export.contract import MANIFEST_FILE, HeadDescription
+from affserve.export.contract import KEEP_FILE, KEEP_TEXT, MANIFEST_FILE, MODELS_WITHOUT_FILES, HeadDescription
 from affserve.export.manifest import Manifest
 from affserve.export.model_config import config_files, write_configs
 from affserve.export.placement import Target, require_manifest
@@ -60,5 +60,8 @@ def activate(target: Target, version: int) -> Manifest:
         files = config_files(folder)
     configs = {file: hashlib.sha256(content).hexdigest() for file, content in files.items()}
     manifest = dataclasses.replace(manifest, served=version, configs=configs)
-    target.write({**files, MANIFEST_FILE: manifest.to_json()})
+    # A version from before one of these models existed lacks its folder.
+    folders = [f"{model}/{version}/{KEEP_FILE}" for model in MODELS_WITHOUT_FILES]
+    kept = {file: KEEP_TEXT.encode() for file in folders if target.size(file) is None}
+    target.write({**kept, **files, MANIFEST_FILE: manifest.to_json()})
     return manifest

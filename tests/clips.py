@@ -8,9 +8,11 @@ from pathlib import Path
 import av
 import cv2
 import numpy as np
+from av.video.reformatter import ColorRange, Colorspace, ColorTrc
 from numpy.typing import NDArray
 
 FPS = 30
+SOUND_RATE = 16000
 
 
 def moving_square(frames: int, size: tuple[int, int] = (64, 48)) -> list[NDArray[np.uint8]]:
@@ -95,4 +97,52 @@ def rotated_mp4(path: Path, matrix: tuple[int, int, int, int]) -> Path:
     for k, value in enumerate((a, b, 0, c, d, 0, 0, 0, 1 << 30)):
         content[start + 4 * k : start + 4 * k + 4] = value.to_bytes(4, "big", signed=True)
     path.write_bytes(content)
+    return path
+
+
+def write_with_sound(
+    path: Path, images: list[NDArray[np.uint8]], *, codec: str = "aac", sound_first_s: float = 0.0, start_s: float = 0.0
+) -> Path:
+    """Encode RGB images with a tone; the pictures start at `start_s`, the sound `sound_first_s` before them."""
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("libx264", rate=FPS)
+        video.height, video.width = images[0].shape[:2]
+        video.pix_fmt = "yuv420p"
+        audio = container.add_stream(codec, rate=SOUND_RATE)
+        audio.layout = "mono"
+        container.start_encoding()
+        samples = SOUND_RATE * len(images) // FPS
+        kind = audio.codec_context.format.name
+        tone = 8000 * np.sin(np.arange(samples) / 10)
+        for at in range(0, samples, 1024):
+            piece = tone[None, at : at + 1024]
+            array = (piece / 32768).astype(np.float32) if kind == "fltp" else piece.astype(np.int16)
+            sound = av.AudioFrame.from_ndarray(array, format=kind, layout="mono")
+            sound.sample_rate = SOUND_RATE
+            sound.pts = at + round((start_s - sound_first_s) * SOUND_RATE)
+            sound.time_base = Fraction(1, SOUND_RATE)
+            container.mux(audio.encode(sound))
+        for k, image in enumerate(images):
+            frame = av.VideoFrame.from_ndarray(image, "rgb24")
+            frame.pts, frame.time_base = k + round(start_s * FPS), Fraction(1, FPS)
+            container.mux(video.encode(frame))
+        container.mux(video.encode(None))
+        container.mux(audio.encode(None))
+    return path
+
+
+def write_hdr(path: Path, levels: list[float]) -> Path:
+    """Encode grey bands, 16 pixels high, of 10 bits in BT.2020 with the PQ curve; levels: PQ codes, 0 to 1."""
+    bands = np.repeat(np.round(np.array(levels) * 65535).astype(np.uint16), 16)
+    grey = av.VideoFrame.from_ndarray(np.tile(bands[:, None, None], (1, 64, 3)), "rgb48le")
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=FPS)
+        stream.height, stream.width, stream.pix_fmt = len(bands), 64, "yuv420p10le"
+        context = stream.codec_context
+        context.colorspace, context.color_primaries, context.color_trc = 9, 9, int(ColorTrc.SMPTE2084)
+        context.color_range = int(ColorRange.MPEG)
+        frame = grey.reformat(format="yuv420p10le", dst_colorspace=Colorspace.BT2020, dst_color_range=ColorRange.MPEG)
+        frame.pts, frame.time_base = 0, Fraction(1, FPS)
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
     return path

@@ -9,14 +9,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from clips import moving_square, noise, write_crops, write_video
+from clips import moving_square, write_crops, write_video
 from numpy.typing import NDArray
 
 from affserve.client.analyze import analyze
-from affserve.client.analyze_files import analyze_to_files
+from affserve.client.analyze_files import AnalysisSettings, analyze_to_files
 from affserve.client.client import AffectClient
+from affserve.client.crops import FaceCropper, WholeImageCropper
+from affserve.client.detectors import YuNetDetector
 from affserve.client.face_model import YUNET_FILE
-from affserve.client.faces import Face, FaceCropper, FaceDetector, WholeImageCropper, YuNetDetector
+from affserve.client.face_settings import FaceSettings
+from affserve.client.faces import Face, FaceCrop, FaceDetector
+from affserve.client.output_paths import OutputPaths
+from affserve.client.read_ahead import ReadAhead, StageSeconds
 from affserve.client.results import Rows
 from affserve.client.video import VideoSource, open_source
 from affserve.export.contract import CLIP_ENCODER
@@ -38,13 +43,18 @@ class GreenIsAFace:
         self._blind = blind
         self._next = 0
 
-    def detect(self, image: NDArray[np.uint8]) -> list[Face]:
+    def detect(self, image: NDArray[np.uint8], *, width_px: int = 0, closely: bool = True) -> list[Face]:
         self._next += 1
         if self._next - 1 in self._blind:
             return []
         height, width = image.shape[:2]
         corners = np.array([[0.3, 0.3], [0.7, 0.3], [0.5, 0.5], [0.35, 0.8], [0.65, 0.8]], dtype=np.float32)
         return [Face(box_px=(0, 0, width, height), score=0.75, landmarks_px=corners * (width, height))]
+
+
+def every_frame(detector: FaceDetector) -> FaceCropper:
+    """A cropper that asks the detector about each frame exactly once."""
+    return FaceCropper(detector, FaceSettings(detect_every=1))
 
 
 def joined(blocks: Iterator[Rows]) -> Rows:
@@ -72,7 +82,7 @@ def whole_video(client: AffectClient, features: NDArray[np.float32]) -> Outputs:
 
 
 def crops_of(path: Path, detector: FaceDetector) -> list[NDArray[np.uint8] | None]:
-    cropper = FaceCropper(detector)
+    cropper = every_frame(detector)
     found = [cropper.crop(frame.image) for frame in open_source(path)]
     return [one[0].pixels if one else None for one in found]
 
@@ -102,7 +112,7 @@ def test_rows_equal_a_whole_video_computed_at_once(client: AffectClient, tmp_pat
     held = features[np.cumsum(seen)[40:] - 1]  # of the last face so far, from the first one on
     expected = whole_video(client, held)
 
-    rows = joined(analyze(open_source(path), client, FaceCropper(GreenIsAFace(blind))))
+    rows = joined(analyze(open_source(path), client, every_frame(GreenIsAFace(blind))))
 
     assert len(rows) == 450
     assert (np.isfinite(rows.face_score) == seen).all()
@@ -111,11 +121,56 @@ def test_rows_equal_a_whole_video_computed_at_once(client: AffectClient, tmp_pat
         assert np.abs(values[seen] - expected[task][seen[40:]]).max() < 1e-4
 
 
+class ThreeFaces:
+    """A cropper that takes each third of the frame for a face."""
+
+    name = "thirds"
+    patience_frames: int | None = None
+
+    def crop(self, image: NDArray[np.uint8]) -> list[FaceCrop]:
+        return [self._third(image, k) for k in range(3)]
+
+    def _third(self, image: NDArray[np.uint8], k: int) -> FaceCrop:
+        width = image.shape[1] // 3
+        (whole,) = WholeImageCropper().crop(np.ascontiguousarray(image[:, k * width : (k + 1) * width]))
+        return FaceCrop(track_id=k, face=whole.face, pixels=whole.pixels)
+
+
+def test_three_people_fill_chunks_and_have_windows_of_their_own(client: AffectClient, tmp_path: Path) -> None:
+    path = write_video(tmp_path / "three.mkv", moving_square(320), codec="ffv1", pixels="yuv444p")
+    with ReadAhead(open_source(path), ThreeFaces(), StageSeconds()) as chunks:
+        sizes = [(len(chunk.crops), len(chunk.frames)) for chunk in chunks]
+    crops = [ThreeFaces().crop(frame.image) for frame in open_source(path)]
+
+    rows = joined(analyze(open_source(path), client, ThreeFaces()))
+
+    assert [crops for crops, _ in sizes] == [32] * 30 + [0]
+    assert sum(frames for _, frames in sizes) == 320
+    assert rows.frame.tolist() == np.repeat(np.arange(320), 3).tolist()
+    assert rows.track_id.tolist() == [0, 1, 2] * 320
+    for k in range(3):
+        expected = whole_video(client, client.encode(np.stack([found[k].pixels for found in crops])))
+        for task, values in rows.predictions.items():
+            assert np.abs(values[k::3] - expected[task]).max() < 1e-4
+
+
+@pytest.mark.parametrize(("name", "people"), [("two_people.gif", 2), ("multi_face.jpg", 5)])
+def test_everybody_has_rows(shared_data: Path, client: AffectClient, name: str, people: int) -> None:
+    cropper = FaceCropper(YuNetDetector(shared_data / YUNET_FILE), FaceSettings(faces="all"))
+    frames = sum(1 for _ in open_source(shared_data / name))
+
+    rows = joined(analyze(open_source(shared_data / name), client, cropper))
+
+    assert rows.frame.tolist() == np.repeat(np.arange(frames), people).tolist()
+    assert rows.track_id.tolist() == list(range(people)) * frames
+    assert all(np.isfinite(values).all() for values in rows.predictions.values())
+
+
 def test_video_without_a_face_asks_for_no_inference(client: AffectClient, tmp_path: Path) -> None:
     path = write_video(tmp_path / "empty.mp4", moving_square(50))
     before = inferences(client)
 
-    rows = joined(analyze(open_source(path), client, FaceCropper(GreenIsAFace(set(range(50))))))
+    rows = joined(analyze(open_source(path), client, every_frame(GreenIsAFace(set(range(50))))))
 
     assert len(rows) == 50
     assert np.isnan(rows.face_score).all()
@@ -144,12 +199,14 @@ def test_folder_with_gaps_holds_the_last_feature(client: AffectClient, tmp_path:
 def test_crops_are_taken_as_they_are_unless_told_otherwise(client: AffectClient, tmp_path: Path) -> None:
     folder = write_crops(tmp_path / "crops", [1, 2])
 
-    summary = analyze_to_files(folder, client, None, csv=tmp_path / "rows.csv")
+    summary = analyze_to_files(folder, client, None, OutputPaths(rows=tmp_path / "rows.csv"))
 
     assert summary.detector.startswith("none")
     assert (summary.frames, summary.frames_with_face) == (2, 2)
     with pytest.raises(ValueError, match="a face detector is needed"):
-        analyze_to_files(folder, client, None, csv=tmp_path / "rows.csv", crops=False)
+        analyze_to_files(
+            folder, client, None, OutputPaths(rows=tmp_path / "rows.csv"), settings=AnalysisSettings(crops=False)
+        )
 
 
 def test_summary_tells_files_counts_and_times(client: AffectClient, tmp_path: Path) -> None:
@@ -157,14 +214,13 @@ def test_summary_tells_files_counts_and_times(client: AffectClient, tmp_path: Pa
     csv, plot = tmp_path / "rows.csv", tmp_path / "rows.png"
     progress: list[tuple[int, int | None]] = []
 
-    summary = analyze_to_files(
-        path, client, GreenIsAFace({0}), csv=csv, plot=plot, progress=lambda *done: progress.append(done)
-    )
+    outputs = OutputPaths(rows=csv, plot=plot)
+    summary = analyze_to_files(path, client, GreenIsAFace({0}), outputs, progress=lambda *done: progress.append(done))
 
     assert (summary.frames, summary.frames_with_face, summary.error) == (40, 39, None)
     assert summary.duration_s == pytest.approx(39 / 30)
     assert sorted(os.listdir(tmp_path)) == ["clip.mp4", "rows.csv", "rows.csv-metadata.json", "rows.png"]
-    assert progress == [(32, 40), (40, 40)]  # as chunks are encoded, long before the first row is final
+    assert progress == [(33, 40), (40, 40)]  # as chunks are encoded, long before the first row is final
     assert summary.stages.decode_s > 0
     assert summary.stages.detect_s > 0
     assert 0 < summary.stages.head_s < summary.seconds
@@ -190,14 +246,14 @@ class KillsTheServer:
 
 
 def test_server_killed_in_the_middle_costs_time_and_no_frame(repository: Path, tmp_path: Path) -> None:
-    path = write_video(tmp_path / "long.mkv", noise(400), codec="ffv1", pixels="yuv444p")
+    path = write_video(tmp_path / "long.mkv", moving_square(400), codec="ffv1", pixels="yuv444p")
     with (
         SupervisedServer(ServerConfig(repository=repository), on_event=lambda event: None) as server,
         AffectClient(server.grpc_url) as client,
     ):
-        undisturbed = joined(analyze(open_source(path), client, FaceCropper(GreenIsAFace(set()))))
+        undisturbed = joined(analyze(open_source(path), client, every_frame(GreenIsAFace(set()))))
         source = KillsTheServer(path, server)
-        disturbed = joined(analyze(source, client, FaceCropper(GreenIsAFace(set()))))  # type: ignore[arg-type]
+        disturbed = joined(analyze(source, client, every_frame(GreenIsAFace(set()))))  # type: ignore[arg-type]
 
     assert source.killed
     assert disturbed.frame.tolist() == undisturbed.frame.tolist()

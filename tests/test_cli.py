@@ -98,7 +98,7 @@ def test_infer_starts_its_own_server_and_stops_it(repository: Path, crops: Path,
     assert result.returncode == 0, result.stderr
     (line,) = result.stdout.splitlines()
     summary = json.loads(line)
-    assert (summary["frames"], summary["frames_with_face"], summary["csv"]) == (3, 3, "crops.affect.csv")
+    assert (summary["frames"], summary["frames_with_face"], summary["out"]) == (3, 3, "crops.affect.csv")
     assert summary["stages"].keys() >= {"decode_s", "detect_s", "encode_wait_s", "head_s", "write_s"}
     host, port = summary["url"].split(":")
     assert affserve("infer", crops, "--url", f"{host}:{port}", cwd=tmp_path).returncode == 1

@@ -10,11 +10,17 @@ from typing import Any
 import pytest
 
 from affserve.export.contract import (
+    AFFECT,
+    AFFECT_JPEG,
     CHUNK_FRAMES,
     CLIP_ENCODER,
+    CLIP_ENCODER_JPEG,
     CUDA_CONFIG_NAME,
     GPU_ONNX_FILE,
+    JPEG_DECODER,
     MODELS,
+    MODELS_WITH_LABELS,
+    MODELS_WITHOUT_FILES,
     ONNX_CONFIG_NAME,
     ONNX_FILE,
     PLAN_FILE,
@@ -40,7 +46,8 @@ def described(tensors: Any) -> list[TensorSpec]:
     return [
         TensorSpec(
             name=tensor.name,
-            datatype=model_config_pb2.DataType.Name(tensor.data_type).removeprefix("TYPE_"),
+            # The same type has one name in requests and another in configurations.
+            datatype=model_config_pb2.DataType.Name(tensor.data_type).removeprefix("TYPE_").replace("STRING", "BYTES"),
             shape=tuple(tensor.dims),
         )
         for tensor in tensors
@@ -55,6 +62,7 @@ def test_config_equals_contract(path: Path) -> None:
     assert config.max_batch_size == spec.max_batch_size
     assert described(config.input) == list(spec.inputs)
     assert described(config.output) == list(spec.outputs)
+    assert bool(config.parameters) is (spec.name in MODELS_WITH_LABELS)
     if config.parameters:
         told = {key: value.string_value for key, value in config.parameters.items()}
         assert HeadDescription.from_parameters(told, path.name) == default_head_description()
@@ -62,8 +70,40 @@ def test_config_equals_contract(path: Path) -> None:
 
 def test_every_model_has_its_configs_and_no_python() -> None:
     assert {path.name for path in MODEL_REPOSITORY.iterdir()} == set(MODELS)
-    assert [path.name for path in (MODEL_REPOSITORY / "affect").rglob("*.pbtxt")] == ["config.pbtxt"]
+    for model in MODELS_WITHOUT_FILES:  # the same for every engine
+        assert [path.name for path in (MODEL_REPOSITORY / model).rglob("*.pbtxt")] == ["config.pbtxt"]
     assert not list(MODEL_REPOSITORY.rglob("*.py"))
+
+
+ENSEMBLES = {
+    AFFECT.name: [CLIP_ENCODER.name, TEMPORAL_HEAD.name],
+    CLIP_ENCODER_JPEG.name: [JPEG_DECODER.name, CLIP_ENCODER.name],
+    AFFECT_JPEG.name: [JPEG_DECODER.name, CLIP_ENCODER.name, TEMPORAL_HEAD.name],
+}
+
+
+@pytest.mark.parametrize("name", list(ENSEMBLES))
+def test_an_ensemble_is_a_chain_of_models_that_are_there(name: str) -> None:
+    """Every step takes what the step before it gives; the last one gives what the ensemble promises."""
+    config, spec = read_config(MODEL_REPOSITORY / name / "config.pbtxt"), MODELS[name]
+    steps = config.ensemble_scheduling.step
+    assert [step.model_name for step in steps] == ENSEMBLES[name]
+    at_hand = {tensor.name for tensor in spec.inputs}
+    for step in steps:
+        model = MODELS[step.model_name]
+        assert set(step.input_map) == {tensor.name for tensor in model.inputs}
+        assert set(step.input_map.values()) == at_hand
+        assert set(step.output_map) == {tensor.name for tensor in model.outputs}
+        assert step.model_version == -1  # the one that is served
+        at_hand = set(step.output_map.values())
+    assert at_hand == {tensor.name for tensor in spec.outputs}
+
+
+def test_jpeg_is_decoded_on_the_cpu_whatever_computes() -> None:
+    config = read_config(MODEL_REPOSITORY / JPEG_DECODER.name / "config.pbtxt")
+    (group,) = config.instance_group
+    assert (config.backend, type(group).Kind.Name(group.kind), group.count) == ("jpeg", "KIND_CPU", 1)
+    assert config.HasField("dynamic_batching")
 
 
 TENSORRT = "config.pbtxt"

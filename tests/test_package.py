@@ -36,6 +36,7 @@ def test_wheel_holds_only_the_package(wheel: Path) -> None:
     for expected in (
         "affserve/model_repository/affect/config.pbtxt",
         "affserve/model_repository/temporal_head/configs/onnx.pbtxt",
+        "affserve/export/backends/jpeg/model.py",
         "affserve/export/backends/onnxruntime/model.py",
         "affserve/train/affserve-demo.json",
     ):

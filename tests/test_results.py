@@ -17,8 +17,11 @@ import numpy as np
 import pytest
 
 from affserve.client.output_file import OutputFile, check_writable, write_whole
-from affserve.client.plots import draw_result, read_timeline
-from affserve.client.results import NO_TRACK, RowFormatter, Rows, columns_of, csv_metadata
+from affserve.client.plots import draw_result
+from affserve.client.result_metadata import ResultTable, metadata_text
+from affserve.client.results import NO_TRACK, RowFormatter, Rows, columns_of
+from affserve.client.row_formats import CSV
+from affserve.client.timelines import read_timelines
 from affserve.export.contract import HeadDescription, default_head_description
 from affserve.train.errors import OutputError
 from affserve.train.labels import TASKS
@@ -52,6 +55,10 @@ def written(path: Path, block: Rows) -> Path:
     formatter = RowFormatter(LABELS)
     write_whole(path, (formatter.header + formatter.text(block)).encode())
     return path
+
+
+def drawn(path: Path, description: HeadDescription) -> bytes:
+    return draw_result(lambda: CSV.read(path, dict(description.labels)), description, title="a.mp4")
 
 
 def test_row_is_printed_with_fixed_digits() -> None:
@@ -95,8 +102,8 @@ def test_task_of_a_newer_server_is_passed_on() -> None:
 
 
 def test_metadata_describes_every_column_of_the_file() -> None:
-    text = csv_metadata("rows.csv", LABELS, source="a.mp4", provenance={"trained_on": "synthetic"})
-    document = json.loads(text)
+    table = ResultTable(name="rows.csv", source="a.mp4", labels=LABELS, provenance={"trained_on": "synthetic"})
+    document = json.loads(metadata_text(table))
     columns = {column["name"]: column for column in document["tableSchema"]["columns"]}
 
     assert document["@context"][0] == "http://www.w3.org/ns/csvw"
@@ -178,7 +185,7 @@ def test_timeline_averages_frames_with_a_face(tmp_path: Path) -> None:
     block.predictions["valence_arousal"][:, 0] = np.arange(10) / 10
     path = written(tmp_path / "rows.csv", block)
 
-    timeline = read_timeline(path, default_head_description(), most_bins=5)
+    (timeline,) = read_timelines(lambda: CSV.read(path, LABELS), LABELS, most_bins=5)
 
     assert timeline.edges_s.tolist() == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1.0])
     assert timeline.faceless.tolist() == [False, True, False, False, False]
@@ -193,7 +200,7 @@ def test_plot_is_drawn_for_any_head_and_length(tmp_path: Path, tasks: list[str],
     path = written(tmp_path / "rows.csv", rows(count, faceless=(3, 4)))
     description = HeadDescription(labels={task: TASKS[task].names for task in tasks}, trained_on="synthetic")
 
-    image = cv2.imdecode(np.frombuffer(draw_result(path, description, title="a.mp4"), np.uint8), cv2.IMREAD_COLOR)
+    image = cv2.imdecode(np.frombuffer(drawn(path, description), np.uint8), cv2.IMREAD_COLOR)
 
     assert image.shape[1] == 1560
     assert 400 < image.shape[0] < 1300
@@ -204,6 +211,6 @@ def test_plot_of_a_long_video_costs_as_much_as_a_short_one(tmp_path: Path) -> No
     path = written(tmp_path / "rows.csv", rows(30_000))
     start = time.perf_counter()
 
-    draw_result(path, default_head_description(), title="long.mp4")
+    drawn(path, default_head_description())
 
     assert time.perf_counter() - start < 20  # 2 s on a quiet machine; drawing each row would take minutes

@@ -90,8 +90,8 @@ class ResidualBlock(nn.Module):
         for layer in self.body:
             # Beyond the end of a segment a convolution sees zeros, in a padded batch as in a segment of its own.
             y = layer(y * present[:, None] if present is not None and isinstance(layer, TemporalConv) else y)
-        y = self.activation(y + self.around(x))
-        return y
+        out: Tensor = self.activation(y + self.around(x))
+        return out
 
 
 class TransformerBlock(nn.Module):
@@ -146,7 +146,7 @@ class OutputLayers(nn.Module):
         if present is None or int(present.sum()) == 1:  # one frame alone has no statistics
             y: Tensor = self.norm(x.transpose(1, 2)).transpose(1, 2)  # (B, T, M)
             return y
-        frames = self.norm(x[present])  # (n, M)
+        frames: Tensor = self.norm(x[present])  # (n, M)
         return frames.new_zeros(x.shape).index_put((present,), frames)
 
 

@@ -1,0 +1,210 @@
+"""Results as Markdown tables: one function per kind of measurement, each from its own result alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+from affserve.benchmarks.report_format import Measured, bar_lines, interval_text, measured_rate, median_text, table
+from affserve.benchmarks.report_scale import clients_section, faces_section, length_section, servers_section
+from affserve.benchmarks.result_files import Results
+
+
+def peers_section(measured: Measured) -> Iterator[str]:
+    """The systems side by side, fastest first, what ours gains, and the paper's way of inference."""
+    count = measured["frames"]
+    rows = [
+        (
+            name,
+            median_text(measured_rate(count, one["times_s"])),
+            one["settings"],
+            f"{one['in_flight']}",
+            _answers(one["answers"]),
+        )
+        for name, one in measured["systems"].items()
+    ]
+    rows.sort(key=lambda row: -float(row[1].split()[0]))
+    yield (
+        f"{measured['architecture']}, {measured['weights']} weights: {count} face crops to the predictions of their "
+        f"window, requests of {measured['frames_per_request']}, medians of {measured['rounds']} rounds in turns, each "
+        "at the fastest of its settings."
+    )
+    yield ""
+    yield from table(("system", "frames/s [95 %]", "settings", "in flight", "answers"), rows)
+    yield ""
+    pairs = measured["times_as_fast"].items()
+    yield from table(("ratio", "times as fast [95 %]"), [(name, interval_text(value)) for name, value in pairs])
+    yield from bar_lines(measured)
+    if windows := measured.get("windows"):
+        yield from _windows(windows)
+
+
+def _windows(windows: Measured) -> Iterator[str]:
+    paper, ours = windows["ways"]["paper"], windows["ways"]["affserve"]
+    yield ""
+    yield (
+        f"The paper's windows ({windows['window_frames']} frames, {windows['stride_frames']} apart) encode "
+        f"{paper['frames_encoded']} frames of a video of {windows['frames']}, affserve {ours['frames_encoded']}: "
+        f"{windows['times_fewer_flops']} times fewer operations of the encoder "
+        f"({windows['times_fewer_flops_of_endless_video']} times for long videos), "
+        f"{interval_text(windows['times_as_fast'])} times as fast; predictions differ by "
+        f"{windows['largest_difference']:.1g} at most."
+    )
+
+
+def e2e_section(measured: Measured) -> Iterator[str]:
+    """One whole job and its stages, beside published figures."""
+    low, high = measured["seconds"]["low"], measured["seconds"]["high"]
+    count = measured["frames"]
+    yield (
+        f"`affserve infer`, {measured['width_px']}x{measured['height_px']} at {measured['fps']:g} frames/s, {count} "
+        f"frames, {measured['detector']}, {measured['engine']}: **{measured['frames_per_s']} frames/s** "
+        f"[{count / high:.1f}, {count / low:.1f}], {measured['times_real_time']} times real time. Stages overlap."
+    )
+    yield ""
+    rows = [
+        (name.replace("_", " "), f"{one['ms_per_frame']:.2f}", one.get("frames_per_s", ""))
+        for name, one in measured["stages"].items()
+    ]
+    yield from table(("stage", "ms per frame", "frames/s alone"), rows)
+    yield ""
+    others = [
+        (one["what"], one["frames_per_s"], one.get("times_as_fast", f"not comparable: {one['hardware']}"))
+        for one in measured["published"]
+    ]
+    yield from table(("published end to end", "frames/s", "affserve is times as fast"), others)
+    yield from bar_lines(measured)
+
+
+def stages_section(measured: Measured) -> Iterator[str]:
+    """Encoder and head without a server, per engine and size, beside what the machine allows."""
+    peaks = ", ".join(f"{name} {peak['gflops']:.0f}" for name, peak in measured["limits"]["peaks"].items())
+    yield f"{measured['encoder']}, {measured['weights']} weights. Peaks of matrix products, GFLOP/s: {peaks}."
+    header = ("model", "engine", "frames", "frames/s", "median ms", "p99 ms", "MiB", "of peak", "times eager [95 %]")
+    rows = [
+        (
+            model,
+            row["engine"],
+            row["frames"],
+            row["frames_per_second"],
+            f"{row['latency']['p50_ms']:.2f}",
+            f"{row['latency']['p99_ms']:.2f}",
+            f"{row['memory_mib']:.0f}",
+            f"{row['of_peak']:.2f}",
+            interval_text(row["times_as_fast_as_eager"]) if "times_as_fast_as_eager" in row else "",
+        )
+        for model in ("clip_encoder", "temporal_head")
+        for row in measured[model]
+        if "left_out" not in row
+    ]
+    yield ""
+    yield from table(header, rows)
+
+
+def perf_analyzer_section(measured: Measured) -> Iterator[str]:
+    """Our load generator beside NVIDIA's."""
+    rows = [
+        (
+            f"{_request(one)}, {one['concurrency']} callers",
+            *(interval_text(ratio) for ratio in one["ours_to_theirs"].values()),
+            "yes" if one["agree"] else "**no**",
+        )
+        for one in measured["points"]
+    ]
+    names = [name.replace("_", " ") for name in measured["points"][0]["ours_to_theirs"]]
+    yield from table(("point", *(f"ours / theirs, {name}" for name in names), "within 10 %"), rows)
+
+
+def served_section(measured: Measured) -> Iterator[str]:
+    """What the server costs."""
+    rows = [
+        (name, rate, measured["of_in_process"].get(name, "")) for name, rate in measured["frames_per_second"].items()
+    ]
+    yield from table(("way", "frames/s", "of in-process"), rows)
+
+
+def gpus_section(measured: Measured) -> Iterator[str]:
+    """One GPU and several."""
+    rows = [(name, one["frames_per_s"], _watts(one)) for name, one in measured["gpus"].items()]
+    yield from table(("GPU", "frames/s", "watts of each GPU"), rows)
+    if factor := measured.get("scaling_factor"):
+        yield ""
+        yield f"All together are {factor} times as fast as one of them."
+
+
+def _watts(one: Measured) -> str:
+    return ", ".join(str(gpu["mean_watts"]) for gpu in one.get("watched", []) if "mean_watts" in gpu) or "not told"
+
+
+def _request(point: Measured) -> str:
+    return f"{point['model']} × {point['frames']}, {point['transport']}"
+
+
+def load_section(measured: Measured) -> Iterator[str]:
+    """The served path under load."""
+    rows = [_load_row(point) for point in measured["points"]]
+    header = ("request", "load", "frames/s", "p50 ms", "p90 ms", "p95 ms", "p99 ms", "errors")
+    yield f"{measured.get('engine', '')}"
+    yield ""
+    yield from table(header, rows)
+    found = [
+        (
+            f"{one['model']} × {one['frames']}, {one['transport']}",
+            one["slo"],
+            one["requests_per_second"],
+            one["frames_per_second"],
+        )
+        for one in measured.get("slo", [])
+    ]
+    if found:
+        yield ""
+        yield from table(("request", "promise", "requests/s that keep it", "frames/s"), found)
+
+
+def _load_row(point: Measured) -> tuple[object, ...]:
+    closed = point["loop"] == "closed"
+    load = f"{point['concurrency']} callers" if closed else f"{point['rate_per_second']:.4g}/s, Poisson"
+    latency = point["latency"] or {}
+    times = [f"{latency[name]:.1f}" if name in latency else "" for name in ("p50_ms", "p90_ms", "p95_ms", "p99_ms")]
+    errors = sum(point["errors"].values())
+    return (
+        f"{point['model']} × {point['frames']}, {point['transport']}",
+        load,
+        point["frames_per_second"],
+        *times,
+        errors,
+    )
+
+
+def _answers(answers: Measured) -> str:
+    if not answers["equal"]:
+        return "DIFFERENT"
+    return f"within {answers['largest_difference']:.1g}, CCC {answers['lowest_ccc']:.4f}"
+
+
+SECTIONS: Mapping[str, tuple[str, Callable[[Measured], Iterator[str]]]] = {
+    # prefix of the result's name -> heading and what renders it
+    "peers": ("What a user would run instead", peers_section),
+    "stages": ("Encoder and head, without a server", stages_section),
+    "served": ("What the server costs", served_section),
+    "load": ("Served, under load", load_section),
+    "perf_analyzer": ("Our load generator and NVIDIA's", perf_analyzer_section),
+    "gpus": ("One GPU and several", gpus_section),
+    "e2e": ("Whole jobs", e2e_section),
+    "scale-length": ("Longer videos", length_section),
+    "scale-clients": ("More clients", clients_section),
+    "scale-servers": ("More servers", servers_section),
+    "scale-faces": ("More faces", faces_section),
+}
+
+
+def sections(results: Results) -> Iterator[str]:
+    """Yield every section that the results fill."""
+    for prefix, (heading, render) in SECTIONS.items():
+        for name, measured in results.starting(prefix).items():
+            yield ""
+            yield f"## {heading}{f' ({name})' if name else ''}"
+            yield ""
+            yield from render(measured)
+            yield ""
+            full = f"{prefix}-{name}" if name else prefix
+            yield f"`{results.documents[full]['command']}` → `{full}.json`"

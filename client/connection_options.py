@@ -1,0 +1,48 @@
+"""The command-line options that say which server is used, shared by every command that needs one.
+
+A command declares them as its own parameters and hands them to `Connection`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from affserve.client.transport import Transport
+
+RepositoryOption = Annotated[
+    Path | None,
+    typer.Option("--repository", help="Model repository: a server for it is started here and stopped afterwards."),
+]
+UrlOption = Annotated[
+    str | None,
+    typer.Option(
+        "--url",
+        help="HOST:PORT (gRPC) of a running server, or several with commas between, which then take turns.  "
+        "[default: $AFFSERVE_URL]",
+    ),
+]
+TransportOption = Annotated[
+    Transport,
+    typer.Option(
+        "--transport",
+        help="How frames travel: as they are (raw), through shared memory with a server on this machine (shm), or as "
+        "JPEG, a tenth of the bytes and slightly other answers (jpeg). auto: shm where it works, else raw, and jpeg "
+        "once the link has shown to be slower than the server and than 150 MB/s.",
+    ),
+]
+TlsOption = Annotated[bool, typer.Option("--tls", help="Encrypt; the server's certificate is checked.")]
+TlsCaOption = Annotated[
+    Path | None,
+    typer.Option("--tls-ca", help="PEM: who vouches for the server; turns --tls on.  [default: public authorities]"),
+]
+TlsCertOption = Annotated[
+    Path | None, typer.Option("--tls-cert", help="PEM: our own certificate, for a server that asks for one.")
+]
+TlsKeyOption = Annotated[Path | None, typer.Option("--tls-key", help="PEM: the key of --tls-cert.")]
+TlsNameOption = Annotated[
+    str | None,
+    typer.Option("--tls-name", help="Name in the server's certificate, when it is not the HOST of --url."),
+]

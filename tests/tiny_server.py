@@ -1,0 +1,213 @@
+"""A repository whose answers are simple arithmetic, the real tritonserver on it, and how tests ask and watch it."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import tritonclient.grpc as triton
+from numpy.typing import NDArray
+from tritonclient.utils import InferenceServerException
+
+from affserve.export.contract import FEATURE_WIDTH, JPEG_MODELS, TASK_OUTPUTS
+from affserve.export.repository_check import served_models
+
+needs_wheel = pytest.mark.skipif(importlib.util.find_spec("pytriton") is None, reason="needs the extra affserve[serve]")
+
+CONFIGS = Path(__file__).parents[1] / "model_repository"
+SHARED_MEMORY = Path("/dev/shm")
+RECOVERY_S = 10.0  # a client that retries must be served again by then; about 1.5 s on two idle cores
+POISON = 255  # the encoder below fails on a frame whose first value is this
+SERVE = "import typer; from affserve.export.cli import serve; typer.run(serve)"
+
+Frames = NDArray[np.uint8]
+Tensors = dict[str, NDArray[Any]]
+
+
+def write_repository(root: Path) -> None:
+    """Without the models for JPEG: every process less is a faster start."""
+    shutil.copytree(CONFIGS, root, ignore=shutil.ignore_patterns(*JPEG_MODELS))
+    for model in served_models(root):
+        (root / model.name / "1").mkdir()
+    write_encoder(root / "clip_encoder" / "1" / "model.onnx")
+    write_head(root / "temporal_head" / "1" / "model.onnx")
+
+
+def projection() -> NDArray[np.float32]:
+    return np.random.default_rng(0).normal(size=(3, FEATURE_WIDTH)).astype(np.float32)
+
+
+def write_encoder(path: Path) -> None:
+    """features = (mean colour of the frame) @ projection, and a look-up that fails on POISON."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    constants: Tensors = {
+        "height_width": np.array([1, 2], np.int64),
+        "projection": projection(),
+        "table": np.zeros((POISON, 1), np.float32),
+        "zero": np.zeros(1, np.int64),
+        "one": np.ones(1, np.int64),
+        "pixels": np.array([-1, 224 * 224 * 3], np.int64),
+    }
+    nodes = [
+        helper.make_node("Cast", ["frames"], ["floats"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["floats", "height_width"], ["colour"], keepdims=0),
+        helper.make_node("MatMul", ["colour", "projection"], ["projected"]),
+        helper.make_node("Reshape", ["frames", "pixels"], ["flat"]),
+        helper.make_node("Slice", ["flat", "zero", "one", "one"], ["first"]),
+        helper.make_node("Cast", ["first"], ["index"], to=TensorProto.INT64),
+        helper.make_node("GatherND", ["table", "index"], ["looked_up"]),
+        helper.make_node("Add", ["projected", "looked_up"], ["features"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "encoder",
+        [helper.make_tensor_value_info("frames", TensorProto.UINT8, ["N", 224, 224, 3])],
+        [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["N", FEATURE_WIDTH])],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+
+
+def write_head(path: Path, detours: int = 0) -> None:
+    """Each output is activation(features @ weights of its own), after so many products with the identity."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    activations = {"valence_arousal": "Tanh", "expression": "Softmax", "action_units": "Sigmoid"}
+    weights = [numpy_helper.from_array(np.eye(FEATURE_WIDTH, dtype=np.float32), "identity")]
+    nodes = [helper.make_node("MatMul", [f"step_{i}", "identity"], [f"step_{i + 1}"]) for i in range(detours)]
+    outputs = []
+    for name, spec in TASK_OUTPUTS.items():
+        width = spec.shape[-1]
+        values = np.random.default_rng(width).normal(scale=0.001, size=(FEATURE_WIDTH, width)).astype(np.float32)
+        weights.append(numpy_helper.from_array(values, f"weights_{name}"))
+        nodes.append(helper.make_node("MatMul", [f"step_{detours}", f"weights_{name}"], [f"raw_{name}"]))
+        nodes.append(helper.make_node(activations[name], [f"raw_{name}"], [name]))
+        outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, "T", width]))
+    nodes.insert(0, helper.make_node("Identity", ["features"], ["step_0"]))
+    features = helper.make_tensor_value_info("features", TensorProto.FLOAT, [1, "T", FEATURE_WIDTH])
+    graph = helper.make_graph(nodes, "head", [features], outputs, weights)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+
+
+def make_frames(count: int, seed: int) -> Frames:
+    """Plain frames of random colours, none of them poisoned: (count, 224, 224, 3)."""
+    colours = np.random.default_rng(seed).integers(0, POISON, size=(count, 1, 1, 3), dtype=np.uint8)
+    return np.broadcast_to(colours, (count, 224, 224, 3)).copy()
+
+
+def expected_features(frames: Frames) -> NDArray[np.float32]:
+    return np.asarray(frames[:, 0, 0, :].astype(np.float32) @ projection())
+
+
+def run_in_process(root: Path, model: str, feeds: Tensors) -> Tensors:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(root / model / "1" / "model.onnx", providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(names, feeds), strict=True))
+
+
+def ask(url: str, model: str, inputs: Tensors, outputs: list[str] | None = None, timeout_s: float = 20) -> Tensors:
+    kinds = {"uint8": "UINT8", "float32": "FP32"}
+    with contextlib.closing(
+        triton.InferenceServerClient(url, channel_args=[("grpc.use_local_subchannel_pool", 1)])
+    ) as client:
+        tensors = []
+        for name, values in inputs.items():
+            tensors.append(triton.InferInput(name, list(values.shape), kinds[values.dtype.name]))
+            tensors[-1].set_data_from_numpy(values)
+        wanted = None if outputs is None else [triton.InferRequestedOutput(name) for name in outputs]
+        result = client.infer(model, tensors, outputs=wanted, client_timeout=timeout_s)
+        return {output.name: result.as_numpy(output.name) for output in result.get_response().outputs}
+
+
+def seconds_until_answer(url: str) -> float:
+    """Ask as a retrying client does, until there is an answer from every model; return how long that took."""
+    began = time.monotonic()
+    while (waited := time.monotonic() - began) < RECOVERY_S:
+        with contextlib.suppress(InferenceServerException):
+            ask(url, "affect", {"frames": make_frames(1, seed=0)}, timeout_s=2)
+            return waited
+        time.sleep(0.05)
+    pytest.fail(f"no answer on {url} within {RECOVERY_S} s")
+
+
+def server_name(pid: int) -> str:
+    """Return the identity that tritonserver `pid` was started with; its shared memory begins with it."""
+    words: list[str] = psutil.Process(pid).cmdline()
+    return next(word.removeprefix("--id=") for word in words if word.startswith("--id="))
+
+
+def leftovers(name: str) -> list[str]:
+    return [file.name for file in SHARED_MEMORY.glob(f"{name}*")]
+
+
+def stub_of(pid: int, model: str) -> int:
+    children: list[psutil.Process] = psutil.Process(pid).children()
+    return int(next(child.pid for child in children if f"{model}_0_0" in child.cmdline()))
+
+
+def wait_for(condition: Any, timeout_s: float = RECOVERY_S) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.02)
+
+
+@contextlib.contextmanager
+def serve_command(root: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Run `affserve serve` and yield it with the line it prints when it is ready."""
+    command = [sys.executable, "-c", SERVE, str(root), "--grpc-port=0", "--http-port=0", *options]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield process, process.stdout.readline()
+        finally:
+            process.kill()
+
+
+def family(process: subprocess.Popen[str]) -> tuple[list[psutil.Process], str]:
+    """Return the processes below the command, and the identity of its tritonserver."""
+    below = psutil.Process(process.pid).children(recursive=True)
+    return below, server_name(next(child.pid for child in below if child.name() == "tritonserver"))
+
+
+def has_ended(process: psutil.Process) -> bool:
+    """Say whether it is gone; a zombie is, only the machine's init has not noticed yet."""
+    try:
+        return bool(process.status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
+
+
+def assert_nothing_left(processes: list[psutil.Process], name: str) -> None:
+    wait_for(lambda: all(has_ended(process) for process in processes))
+    assert not leftovers(name)
+    assert not list(Path(tempfile.gettempdir()).glob(f"{name}*"))
+
+
+def process_of(url: str) -> psutil.Process:
+    """Return the tritonserver that listens on a gRPC address."""
+    flag = f"--grpc-port={url.rpartition(':')[2]}"
+    return next(process for process in psutil.process_iter(["cmdline"]) if flag in (process.info["cmdline"] or []))
+
+
+def http_of(url: str) -> str:
+    """Return the HTTP address of the server with this gRPC address."""
+    words: list[str] = process_of(url).cmdline()
+    port = next(word.partition("=")[2] for word in words if word.startswith("--http-port="))
+    return f"127.0.0.1:{port}"
