@@ -123,6 +123,10 @@ def peer_script(module: str, settings: PeerSettings) -> Iterator[subprocess.Pope
             told(process)
             yield process
         finally:
+            if process.stdin is not None:
+                process.stdin.close()  # it ends when there is nothing more to read
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(STOP_TIMEOUT_S)
             _stop(process)
 
 

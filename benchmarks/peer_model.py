@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 from pathlib import Path
 
@@ -21,6 +20,7 @@ ENCODER_VARIABLE = "AFFSERVE_PEER_ENCODER"
 HEAD_VARIABLE = "AFFSERVE_PEER_HEAD"
 THREADS_VARIABLE = "AFFSERVE_PEER_THREADS"
 DEVICE_VARIABLE = "AFFSERVE_PEER_DEVICE"
+STANDARD_INPUT = 0
 KEEP_ALIVE_S = 600  # between requests of one connection: a peer waits while the others take their turns
 FRAME_SHAPE = (224, 224, 3)
 
@@ -67,7 +67,9 @@ def end_with_parent() -> None:
     """
 
     def watch() -> None:
-        sys.stdin.buffer.read()
+        # Not through sys.stdin, whose lock a forked worker would wait for in vain.
+        while os.read(STANDARD_INPUT, 1):
+            pass
         os.killpg(0, signal.SIGKILL)  # the group is the peer's own
 
     threading.Thread(target=watch, name="end-with-parent", daemon=True).start()

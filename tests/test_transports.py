@@ -102,12 +102,12 @@ def test_a_server_that_shares_no_memory_gets_raw_frames(closed_server: str, fram
 def test_a_slow_link_is_noticed_and_frames_become_jpeg(
     closed_server: str, frames: Frames, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with throttled(closed_server, megabytes_per_s=10) as relayed, AffectClient(relayed) as client:
+    with throttled(closed_server, megabytes_per_s=3) as relayed, AffectClient(relayed) as client:
         for _ in range(3):
             assert client.transport == "raw"
-            slow = client.encode(frames[:32])
+            slow = client.encode(frames[:8])
         assert client.transport == "jpeg"
-        by_jpeg = client.encode(frames[:32])
+        by_jpeg = client.encode(frames[:8])
 
     assert 0 < np.abs(slow - by_jpeg).max() < 0.05 * np.abs(slow).max()
     assert "slow link" in caplog.text

@@ -70,10 +70,13 @@ class TritonPythonModel:
         errors = [error for file in files if (error := file.exception()) is not None]
         if not errors:
             return pb_utils.InferenceResponse([pb_utils.Tensor(self._output, frames)])
-        if not isinstance(errors[0], BadRequestError):
-            raise errors[0]
-        message = f"{self._input}: {errors[0]}"
-        return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, pb_utils.TritonError.INVALID_ARG))
+        if isinstance(errors[0], BadRequestError):
+            message, code = f"{self._input}: {errors[0]}", pb_utils.TritonError.INVALID_ARG
+        else:
+            # Raised, it would reach whoever asked as a trace with our paths.
+            pb_utils.Logger.log_error(f"{self._input} could not be decoded: {errors[0]!r}")
+            message, code = f"{self._input}: internal error, see the server's log", pb_utils.TritonError.INTERNAL
+        return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code))
 
 
 def decode(file: bytes, frame: Frames, name: str) -> None:
