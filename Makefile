@@ -24,7 +24,7 @@ test: setup ## lint, types and all tests, with the real Triton server
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	$(VENV)/bin/pytest
+	$(VENV)/bin/pytest --numprocesses 2 --dist loadfile
 
 bench: demo ## measure speed and memory into benchmarks/results
 	$(AFFSERVE) bench generator

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from affserve.benchmarks.load import Load, Samples, merge, run_load
-from affserve.benchmarks.server_side import CpuClock, GpuWatch, read_statistics, server_processes, server_split
+from affserve.benchmarks.server_side import CpuClock, GpuWatch, server_processes, server_split, settled_statistics
 from affserve.benchmarks.statistics import percentiles, summary_ms
 from affserve.benchmarks.wire import Target
 from affserve.train.errors import ServerError
@@ -118,12 +118,12 @@ class _Meter:
     @contextmanager
     def running(self) -> Iterator[None]:
         clock = CpuClock(server_processes(self._url))
-        before = read_statistics(self._url)
+        before = settled_statistics(self._url)
         with GpuWatch() as gpus:
             clock.start()
             yield
             self.told = {"cpu": clock.cores()}
-        self.told["server"] = server_split(before, read_statistics(self._url))
+        self.told["server"] = server_split(before, settled_statistics(self._url))
         if figures := gpus.figures():
             self.told["gpus"] = figures
 

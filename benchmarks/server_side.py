@@ -23,6 +23,8 @@ STEPS = ("queue", "compute_input", "compute_infer", "compute_output")
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]", "0.0.0.0")
 GPU_PERIOD_S = 0.2
 ASK_TIMEOUT_S = 10.0
+SETTLED_AFTER_S = 0.03  # without a change
+SETTLING_S = 1.0  # at most: other callers may never stop
 
 Counters = dict[str, dict[str, int]]
 
@@ -39,6 +41,17 @@ def read_statistics(url: str) -> Counters:
             for name, value in counters.items():
                 mine[name] += value
     return total
+
+
+def settled_statistics(url: str) -> Counters:
+    """Return the counters once they stand still: Triton answers a request a moment before it counts it."""
+    deadline_s = time.monotonic() + SETTLING_S
+    before: Counters = {}
+    now = read_statistics(url)
+    while now != before and time.monotonic() < deadline_s:
+        time.sleep(SETTLED_AFTER_S)
+        before, now = now, read_statistics(url)
+    return now
 
 
 def _counters(address: str) -> Counters:

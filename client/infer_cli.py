@@ -18,6 +18,14 @@ from affserve.client.connection_options import (
     TransportOption,
     UrlOption,
 )
+from affserve.client.face_options import (
+    CropsOption,
+    DetectEveryOption,
+    FaceDetectorOption,
+    FaceModelOption,
+    FacesOption,
+    MinFaceOption,
+)
 from affserve.client.face_settings import LARGEST, FaceSettings
 from affserve.client.transport import Transport
 
@@ -69,27 +77,15 @@ def infer(
         bool,
         typer.Option("--resume", help="Leave what is complete and of the same source, options and model."),
     ] = False,
-    faces: Annotated[
-        str,
-        typer.Option(help="largest: one subject a frame; all: everybody; left, right: that one of two people."),
-    ] = LARGEST,
-    detect_every: Annotated[
-        int, typer.Option(min=1, help="Frames from one search for faces to the next; they are followed in between.")
-    ] = FaceSettings.detect_every,
-    min_face: Annotated[
-        float, typer.Option(min=0, help="Leave out faces smaller than this many pixels.")
-    ] = FaceSettings.min_size_px,
+    faces: FacesOption = LARGEST,
+    detect_every: DetectEveryOption = FaceSettings.detect_every,
+    min_face: MinFaceOption = FaceSettings.min_size_px,
     smooth: Annotated[
         float, typer.Option(min=0, max=0.99, help="Share of the box before that stays in the reported box.")
     ] = FaceSettings.smoothing,
-    face_detector: Annotated[str, typer.Option(help="auto, yunet or haar.")] = "auto",
-    face_model: Annotated[
-        Path | None, typer.Option(help="YuNet's ONNX file.  [default: $AFFSERVE_FACE_MODEL, else fetched once]")
-    ] = None,
-    crops: Annotated[
-        bool | None,
-        typer.Option("--crops/--no-crops", help="Frames are face crops already.  [default: if images are 112x112]"),
-    ] = None,
+    face_detector: FaceDetectorOption = "auto",
+    face_model: FaceModelOption = None,
+    crops: CropsOption = None,
     fps: Annotated[float, typer.Option(min=0.001, help="Clock of a folder of images, in frames per second.")] = 30.0,
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads of decoding, of face detection and of the server's models.")

@@ -17,6 +17,14 @@ from affserve.client.connection_options import (
     TransportOption,
     UrlOption,
 )
+from affserve.client.face_options import (
+    CropsOption,
+    DetectEveryOption,
+    FaceDetectorOption,
+    FaceModelOption,
+    FacesOption,
+    MinFaceOption,
+)
 from affserve.client.face_settings import LARGEST, FaceSettings
 from affserve.client.transport import Transport
 
@@ -37,24 +45,12 @@ def live(
     jsonl: Annotated[
         Path | None, typer.Option(help="File for the rows as JSON lines, each written at once; '-' for stdout.")
     ] = None,
-    faces: Annotated[
-        str,
-        typer.Option(help="largest: one subject a frame; all: everybody; left, right: that one of two people."),
-    ] = LARGEST,
-    detect_every: Annotated[
-        int, typer.Option(min=1, help="Frames from one search for faces to the next; they are followed in between.")
-    ] = FaceSettings.detect_every,
-    min_face: Annotated[
-        float, typer.Option(min=0, help="Leave out faces smaller than this many pixels.")
-    ] = FaceSettings.min_size_px,
-    face_detector: Annotated[str, typer.Option(help="auto, yunet or haar.")] = "auto",
-    face_model: Annotated[
-        Path | None, typer.Option(help="YuNet's ONNX file.  [default: $AFFSERVE_FACE_MODEL, else fetched once]")
-    ] = None,
-    crops: Annotated[
-        bool | None,
-        typer.Option("--crops/--no-crops", help="Frames are face crops already.  [default: if images are 112x112]"),
-    ] = None,
+    faces: FacesOption = LARGEST,
+    detect_every: DetectEveryOption = FaceSettings.detect_every,
+    min_face: MinFaceOption = FaceSettings.min_size_px,
+    face_detector: FaceDetectorOption = "auto",
+    face_model: FaceModelOption = None,
+    crops: CropsOption = None,
     camera_size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT to ask of a camera.")] = None,
     fps: Annotated[
         float | None, typer.Option(min=0.001, help="Frames per second to ask of a camera; clock of a folder of images.")

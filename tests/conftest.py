@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from tiny_server import write_repository
 
 from affserve.client.client import AffectClient
 from affserve.export.material import parity_only
@@ -21,7 +23,10 @@ from affserve.train.temporal_head import TemporalHead, demo_head_config
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
-torch.set_num_threads(2)
+# Two processes that test side by side have a core each; on two threads each they would wait for one another.
+THREADS = 2 // min(2, int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
+os.environ.setdefault("OMP_NUM_THREADS", str(THREADS))  # of commands that tests start
+torch.set_num_threads(THREADS)
 
 
 @pytest.fixture(scope="session")
@@ -57,6 +62,14 @@ def repository(checkpoints: tuple[Path, Path], tmp_path_factory: pytest.TempPath
     encoder, head = checkpoints
     export_repository(encoder, [head], target, material=parity_only(blurred_noise(8)), options=CPU_FP32)
     return target
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository whose graphs are a few operators: loads and answers at once."""
+    root = tmp_path_factory.mktemp("tiny") / "repository"
+    write_repository(root)
+    return root
 
 
 @pytest.fixture(scope="session")

@@ -45,13 +45,6 @@ from affserve.train.errors import ServerError
 pytestmark = needs_wheel
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("tiny") / "repository"
-    write_repository(root)
-    return root
-
-
 @pytest.mark.parametrize("victim", ["stub", "server_twice"])
 def test_recovers_on_the_same_address(tiny: Path, victim: str) -> None:
     events: list[Event] = []

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,6 +42,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
 def test_status_tells_versions_counts_and_times(server: TritonServer) -> None:
     for _ in range(3):
         ask(server.grpc_url, "clip_encoder", {"frames": make_frames(32, seed=0)})
+    time.sleep(0.2)  # Triton answers a request a moment before it counts it
     (status,) = server_status(server.grpc_url, metrics_port=server.config.metrics_port)
     assert status.ready, status.problems
     assert status.problems == ()

@@ -44,13 +44,6 @@ pytestmark = needs_wheel
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("tiny") / "repository"
-    write_repository(root)
-    return root
-
-
-@pytest.fixture(scope="module")
 def server(tiny: Path) -> Iterator[SupervisedServer]:
     with SupervisedServer(ServerConfig(repository=tiny, threads=1, drain_timeout_s=0)) as running:
         yield running
