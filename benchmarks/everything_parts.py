@@ -34,7 +34,7 @@ def cpu_parts(quick: bool, video: Path | None, face_model: Path | None) -> list[
     load: tuple[str, ...] = ("--frames", "32", "--concurrency", "1,2", "--seconds", "2")
     if not quick:
         load = ("--frames", "1,32", "--transport", "raw,shm", "--concurrency", "1,2,4", "--seconds", "8")
-    peers = ("--quick", "--frames", "64", "--trial-frames", "32", "--rounds", "1", "--video-frames", "310")
+    peers = ("--quick", "--frames", "64", "--trial-frames", "32", "--rounds", "1")
     return [
         _models(*models),
         _part("startup", "startup"),
@@ -42,6 +42,7 @@ def cpu_parts(quick: bool, video: Path | None, face_model: Path | None) -> list[
         _part("load", "load", "--repository", int8, *load, "--name", f"load-{ARCHITECTURE}"),
         _part("perf-analyzer", "perf-analyzer", "--repository", int8, *(_few_rounds(quick))),
         _part("peers", "peers", "--architecture", ARCHITECTURE, *(peers if quick else ())),
+        _part("windows", "windows", *(("--frames", "310", "--rounds", "1") if quick else ())),
         _part("e2e", "e2e", *_job(quick, video, face_model), "--repository", int8),
         *_scale(quick),
         _report(),

@@ -14,8 +14,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from affserve.benchmarks import peer_systems
 from affserve.benchmarks.gpu_scaling import gpu_config_name
 from affserve.benchmarks.peer_answers import compare_answers
@@ -30,14 +28,11 @@ from affserve.benchmarks.random_models import (
     repository_of,
 )
 from affserve.benchmarks.statistics import ratio_interval
-from affserve.benchmarks.windows_cost import measure_windows
-from affserve.client.client import AffectClient
-from affserve.export.contract import CHUNK_FRAMES, CLIP_ENCODER, ONNX_CONFIG_NAME
+from affserve.export.contract import CHUNK_FRAMES, ONNX_CONFIG_NAME
 from affserve.export.cores import usable_cores
-from affserve.export.manifest import read_manifest
 from affserve.export.precision import Precision
-from affserve.export.triton import ServerConfig, TritonServer
-from affserve.train.errors import RepositoryError, ServerError
+from affserve.export.triton import ServerConfig
+from affserve.train.errors import ServerError
 from affserve.train.windows import WINDOW_FRAMES, Outputs
 
 CPU, CUDA = "cpu", "cuda"
@@ -58,7 +53,6 @@ class PeerOptions:
     frames: int = WINDOW_FRAMES  # crops of one job
     trial_frames: int = 4 * CHUNK_FRAMES  # crops of the job by which each system's settings are chosen
     rounds: int = 3
-    video_frames: int = 700  # crops of the video that is also inferred the paper's way; 0: leave it out
     threads: int = field(default_factory=usable_cores)  # of a system in all
     device: str = CPU  # or "cuda"
     config_name: str | None = None  # of our server; None: the fastest that the device has
@@ -105,7 +99,6 @@ def measure_peers(options: PeerOptions, progress: Progress = lambda _: None) -> 
         "rounds": options.rounds,
         "peer_packages": versions,
         **measured,
-        "windows": _windows(options, repositories, frames, progress) if options.video_frames else None,
     }
 
 
@@ -264,25 +257,3 @@ def _bars(
             what = f"{_ours(precision)} served, times as fast as the {peer}"
             bars.append({"what": what, "figure": figure, "at_least": least, "met": bool(equal and figure >= least)})
     return bars
-
-
-def _windows(
-    options: PeerOptions, repositories: Mapping[Precision, Path], faces: Frames, progress: Progress
-) -> dict[str, Any]:
-    """Compare with the paper's way of inference, in the precision that stands nearest to PyTorch."""
-    precision = options.precisions[-1]
-    progress(f"the paper's way of inference, {options.video_frames} frames")
-    repository = repositories[precision]
-    config = _our_configs(repository, options)[0]
-    video = np.resize(faces, (options.video_frames, *faces.shape[1:]))
-    with TritonServer(config) as server, AffectClient(server.grpc_url) as client:
-        measured = measure_windows(client, video, encoder_flops(repository))
-    return {"precision": precision.value, **measured}
-
-
-def encoder_flops(repository: Path) -> int:
-    """Return the floating point operations of one frame, from the manifest."""
-    manifest = read_manifest(repository)
-    if manifest is None:
-        raise RepositoryError(f"{repository} has no manifest; export it again")
-    return next(one.flops for one in manifest.versions[manifest.served].artefacts if one.model == CLIP_ENCODER.name)

@@ -18,9 +18,6 @@ def peers(
     frames: Annotated[int, typer.Option(min=1, max=300, help="Crops of one job.")] = 300,
     rounds: Annotated[int, typer.Option(min=1, help="Jobs of each system; medians are compared.")] = 3,
     trial_frames: Annotated[int, typer.Option(min=1, help="Crops by which each one's settings are chosen.")] = 128,
-    video_frames: Annotated[
-        int, typer.Option(min=0, help="Crops of the video that is also inferred the paper's way; 0: none.")
-    ] = 700,
     threads: Annotated[int | None, typer.Option(min=1, help="Of each system.  [default: physical cores]")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ... of PyTorch.")] = "cpu",
     config_name: Annotated[
@@ -30,7 +27,7 @@ def peers(
     quick: Annotated[bool, typer.Option("--quick", help="Try only the first settings of each system.")] = False,
     folder: Folder = None,
 ) -> None:
-    """Compare with a FastAPI service, LitServe, a plain script, and the paper's way of inference, all in one run.
+    """Compare with a FastAPI service, LitServe and a plain script, all in one run.
 
     The peers are installed once into build/peers and run in their own processes. Each system is used at the fastest of
     its settings, and each must give the same answers.
@@ -48,7 +45,6 @@ def peers(
         frames=frames,
         trial_frames=trial_frames,
         rounds=rounds,
-        video_frames=video_frames,
         threads=threads or usable_cores(),
         device=device,
         config_name=config_name,
@@ -58,6 +54,21 @@ def peers(
     measured = measure_peers(options, _progress)
     name = f"peers-{measured['architecture']}"
     _tell(name if device == "cpu" else f"{name}-{device.replace(':', '')}", measured, folder)
+
+
+def windows(
+    architecture: Annotated[str, typer.Option(help="open_clip's name; its weights are random.")] = "ViT-B-32",
+    frames: Annotated[int, typer.Option(min=301, help="Crops of the video.")] = 700,
+    rounds: Annotated[int, typer.Option(min=1)] = 2,
+    threads: Annotated[int | None, typer.Option(min=1, help="[default: physical cores]")] = None,
+    folder: Folder = None,
+) -> None:
+    """Compare with the paper's way of inference, overlapping windows encoded as a whole: operations, time, answers."""
+    from affserve.benchmarks.windows_cost import measure_paper_way
+    from affserve.export.cores import usable_cores
+
+    measured = measure_paper_way(architecture, frames, rounds, threads or usable_cores(), _progress)
+    _tell(f"windows-{architecture}", measured, folder)
 
 
 def e2e(
@@ -189,5 +200,5 @@ def _tell(name: str, measured: dict[str, Any], folder: Path | None) -> None:
 
 def register(app: typer.Typer) -> None:
     """Add these commands to `affserve bench`."""
-    for command in (peers, e2e, scale, models, gpus):
+    for command in (peers, windows, e2e, scale, models, gpus):
         app.command()(command)

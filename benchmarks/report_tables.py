@@ -34,11 +34,10 @@ def peers_section(measured: Measured) -> Iterator[str]:
     pairs = measured["times_as_fast"].items()
     yield from table(("ratio", "times as fast [95 %]"), [(name, interval_text(value)) for name, value in pairs])
     yield from bar_lines(measured)
-    if windows := measured.get("windows"):
-        yield from _windows(windows)
 
 
-def _windows(windows: Measured) -> Iterator[str]:
+def windows_section(windows: Measured) -> Iterator[str]:
+    """The paper's way of inference beside ours."""
     paper, ours = windows["ways"]["paper"], windows["ways"]["affserve"]
     yield ""
     yield (
@@ -184,6 +183,7 @@ def _answers(answers: Measured) -> str:
 SECTIONS: Mapping[str, tuple[str, Callable[[Measured], Iterator[str]]]] = {
     # prefix of the result's name -> heading and what renders it
     "peers": ("What a user would run instead", peers_section),
+    "windows": ("The paper's way of inference", windows_section),
     "stages": ("Encoder and head, without a server", stages_section),
     "served": ("What the server costs", served_section),
     "load": ("Served, under load", load_section),

@@ -8,13 +8,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from affserve.benchmarks.random_models import generated_faces, random_checkpoints, repository_of
 from affserve.benchmarks.statistics import ratio_interval
 from affserve.client.client import AffectClient
+from affserve.export.contract import CLIP_ENCODER
+from affserve.export.manifest import read_manifest
+from affserve.export.precision import Precision
+from affserve.export.triton import ServerConfig, TritonServer
+from affserve.train.errors import RepositoryError
 from affserve.train.windows import Outputs, OverlapMerger, segments
 
 LIMIT = 1e-4  # largest difference of any prediction: both are the same arithmetic in another order
@@ -33,6 +40,29 @@ class CountingEncoder:
         """Turn crops (N, 224, 224, 3) into features (N, D)."""
         self.frames += len(frames)
         return self._client.encode(frames)
+
+
+def measure_paper_way(
+    architecture: str, frames: int, rounds: int, threads: int, progress: Callable[[str], None] = lambda _: None
+) -> dict[str, Any]:
+    """Compare both ways on a server of the precision that stands nearest to PyTorch, random weights."""
+    precision = Precision.FP32
+    repository = repository_of(random_checkpoints(architecture), precision, progress=progress)
+    faces = generated_faces()
+    video = np.resize(faces, (frames, *faces.shape[1:]))
+    progress(f"both ways on {frames} frames")
+    config = ServerConfig(repository=repository, threads=threads)
+    with TritonServer(config) as server, AffectClient(server.grpc_url) as client:
+        measured = measure_windows(client, video, encoder_flops(repository), rounds)
+    return {"architecture": architecture, "precision": precision.value, **measured}
+
+
+def encoder_flops(repository: Path) -> int:
+    """Return the floating point operations of one frame, from the manifest."""
+    manifest = read_manifest(repository)
+    if manifest is None:
+        raise RepositoryError(f"{repository} has no manifest; export it again")
+    return next(one.flops for one in manifest.versions[manifest.served].artefacts if one.model == CLIP_ENCODER.name)
 
 
 def measure_windows(client: AffectClient, frames: Frames, encoder_flops: int, rounds: int = 2) -> dict[str, Any]:

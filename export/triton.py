@@ -157,9 +157,7 @@ class TritonServer:
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + self.config.startup_timeout_s
-        while not listening(self.config.host, self.config.grpc_port):
-            self._check_start(deadline)
-            time.sleep(POLL_S)
+        self._wait_for_port(self.config.host, self.config.grpc_port, deadline)
         self._tls = self._caller_tls()
         with self.prober() as prober:
             while True:
@@ -173,8 +171,18 @@ class TritonServer:
                             self._failure(f"answered its first request with: {error.message()}")
                         ) from error
                 time.sleep(POLL_S)
+        # Triton opens the other ports a moment after that of gRPC.
+        if self.config.serves_http:
+            self._wait_for_port(self.config.host, self.config.http_port, deadline)
+        if self.config.metrics_port is not None:
+            self._wait_for_port(self.config.metrics_host, self.config.metrics_port, deadline)
         self.engine = ", ".join([f"Triton {version}", *triton_log.engines(self.log())])
         self.new_log()  # what it told while it started is no news
+
+    def _wait_for_port(self, host: str, port: int, deadline: float) -> None:
+        while not listening(host, port):
+            self._check_start(deadline)
+            time.sleep(POLL_S)
 
     def _caller_tls(self) -> CallerTls | None:
         config = self.config

@@ -48,7 +48,6 @@ PEERS: dict[str, Any] = {
     "systems": {"naive service": system(15.0), "affserve INT8": system(4.0)},
     "times_as_fast": {"affserve INT8 / naive service": {"value": 3.75, "low": 3.6, "high": 3.9}},
     "bars": [{"what": "affserve INT8, times the naive service", "figure": 3.75, "at_least": 3.0, "met": True}],
-    "windows": None,
 }
 MEMORY = {"client_peak_mib": 160.0, "server_peak_mib": 340.0}
 LENGTH: dict[str, Any] = {
