@@ -63,8 +63,11 @@ def _peer(system: str, peer: str | None = None) -> Figure:
 
 def _windows(results: Results) -> str | None:
     for measured in results.starting("windows-").values():
-        times, difference = measured["times_fewer_flops_of_endless_video"], measured["largest_difference"]
-        return f"{times:g} × fewer FLOPs, largest difference {difference:.0e}"
+        here, endless = measured["times_fewer_flops"], measured["times_fewer_flops_of_endless_video"]
+        return (
+            f"{here:.2f} × fewer FLOPs at {measured['frames']} frames, {endless:g} × in the limit; "
+            f"predictions differ by {measured['largest_difference']:.1g} at most"
+        )
     return None
 
 
