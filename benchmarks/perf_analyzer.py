@@ -167,7 +167,8 @@ def run_theirs(analyzer: PerfAnalyzer, target: Target, concurrency: int, seconds
             (experiment,) = json.loads(export.read_text())["experiments"]
         except (OSError, ValueError, KeyError) as error:
             raise ServerError(f"perf_analyzer left no profile: {error}; it said:\n{said[-800:]}") from error
-    return {**read_profile(experiment), "command": " ".join(["perf_analyzer", *command[1:]])}
+    told = " ".join(["perf_analyzer", *command[1:]]).replace(f"{scratch}/", "")  # that folder is gone by now
+    return {**read_profile(experiment), "command": told}
 
 
 def read_profile(experiment: dict[str, Any]) -> dict[str, Any]:
