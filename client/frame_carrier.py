@@ -213,7 +213,7 @@ class FrameCarrier:
         if link.is_slow and self._chunks_to_measure == 0 and (yield from self._has_jpeg()):
             self.transport = Transport.JPEG
             log.warning(
-                "slow link to %s (%.0f MB/s): frames travel as JPEG, quality %d, which changes answers a little; "
+                "slow link to %s (%.0f MB/s): frames travel as JPEG, quality %d, which changes answers; "
                 "--transport raw keeps them exact",
                 self._url,
                 link.mb_per_s,
