@@ -21,7 +21,7 @@ from affserve.benchmarks.gpu_scaling import environment_of, gpu_config_name
 from affserve.benchmarks.random_models import CACHE
 from affserve.export.machine import find_gpus
 from affserve.export.triton import ServerConfig, TritonServer
-from affserve.train.checkpoint import source_commit
+from affserve.train.checkout import source_commit
 from affserve.train.errors import AffserveError, DataError
 
 CPU, GPU = "cpu", "gpu"

@@ -32,18 +32,22 @@ def cpu_parts(quick: bool, video: Path | None, face_model: Path | None) -> list[
     int8 = str(random_repository(ARCHITECTURE, Precision.INT8))
     models = ("--precision", "int8", "--precision", "fp32")
     load: tuple[str, ...] = ("--frames", "32", "--concurrency", "1,2", "--seconds", "2")
+    arrivals: tuple[str, ...] = ("--frames", "1", "--rate", "10", "--slo", "p99=1s", "--seconds", "1")
     if not quick:
-        load = ("--frames", "1,32", "--transport", "raw,shm", "--concurrency", "1,2,4", "--seconds", "8")
+        load = ("--frames", "1,32", "--transport", "raw,shm,jpeg", "--concurrency", "1,2,4", "--seconds", "8")
+        arrivals = ("--frames", "1", "--transport", "raw,shm,jpeg", "--rate", "10,20,40", "--slo", "p99=100ms")
     peers = ("--quick", "--frames", "64", "--trial-frames", "32", "--rounds", "1")
     return [
         _models(*models),
         _part("startup", "startup"),
         _part("stages", "stages", "--architecture", ARCHITECTURE, *(("--quick",) if quick else ())),
         _part("load", "load", "--repository", int8, *load, "--name", f"load-{ARCHITECTURE}"),
+        _part("load-open", "load", "--repository", int8, *arrivals, "--name", f"load-open-{ARCHITECTURE}"),
         _part("perf-analyzer", "perf-analyzer", "--repository", int8, *(_few_rounds(quick))),
         _part("peers", "peers", "--architecture", ARCHITECTURE, *(peers if quick else ())),
         _part("windows", "windows", *(("--frames", "310", "--rounds", "1") if quick else ())),
         _part("e2e", "e2e", *_job(quick, video, face_model), "--repository", int8),
+        _part("cameras", "cameras", *_cameras(quick, face_model), "--repository", int8),
         *_scale(quick),
         _report(),
     ]
@@ -54,7 +58,8 @@ def gpu_parts(quick: bool, gpus: Sequence[int], video: Path | None, face_model: 
     fp16 = random_repository(ARCHITECTURE, Precision.FP16, use="gpu")
     load: tuple[str, ...] = ("--frames", "32", "--concurrency", "1,4", "--seconds", "2")
     if not quick:
-        load = ("--frames", "1,32,128", "--transport", "raw,shm", "--concurrency", "1,2,4,8,16", "--seconds", "8")
+        load = ("--frames", "1,32,128", "--transport", "raw,shm,jpeg", "--concurrency", "1,2,4,8,16", "--seconds", "8")
+    arrivals = ("--frames", "1,32", "--rate", "10,40", "--slo", "p99=100ms", "--seconds", "2" if quick else "8")
     peers = ("--quick", "--frames", "128", "--trial-frames", "128", "--rounds", "2") if quick else ("--rounds", "7")
     parts = [_models("--precision", "fp16", "--use", "gpu", "--build-engines")]
     for gpu in gpus:
@@ -65,6 +70,10 @@ def gpu_parts(quick: bool, gpus: Sequence[int], video: Path | None, face_model: 
             parts.append(_part("stages", "stages", *stages, environment=alone))
         parts.append(_part(f"load-gpu{gpu}", *loaded, environment=alone, serves=fp16))
         if gpu == gpus[0]:
+            opened = ("load", URL, *arrivals, "--name", f"load-open-{ARCHITECTURE}-gpu{gpu}")
+            seen = ("cameras", *_cameras(quick, face_model), "--url", URL)
+            parts.append(_part("load-open", *opened, environment=alone, serves=fp16))
+            parts.append(_part("cameras", *seen, environment=alone, serves=fp16))
             job = ("e2e", *_job(quick, video, face_model), "--url", URL)
             parts.append(_part("peers", "peers", "--device", "cuda", *peers, environment=alone))
             parts.append(_part("e2e", *job, environment=alone, serves=fp16))
@@ -89,7 +98,7 @@ def _report() -> Part:
 
 
 def _few_rounds(quick: bool) -> tuple[str, ...]:
-    return ("--rounds", "2", "--seconds", "1") if quick else ()
+    return ("--rounds", "2", "--seconds", "1.5") if quick else ()
 
 
 def _job(quick: bool, video: Path | None, face_model: Path | None) -> tuple[str, ...]:
@@ -97,6 +106,13 @@ def _job(quick: bool, video: Path | None, face_model: Path | None) -> tuple[str,
     return (
         *((str(video),) if video is not None else ()),
         *size,
+        *(("--face-model", str(face_model)) if face_model is not None else ()),
+    )
+
+
+def _cameras(quick: bool, face_model: Path | None) -> tuple[str, ...]:
+    return (
+        *(("--delay", "5000", "--seconds", "3") if quick else ()),
         *(("--face-model", str(face_model)) if face_model is not None else ()),
     )
 

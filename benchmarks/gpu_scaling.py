@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from affserve.benchmarks.random_models import Progress, generated_faces
 from affserve.benchmarks.server_side import GpuWatch
 from affserve.client.client import AffectClient
-from affserve.export.contract import CHUNK_FRAMES, CUDA_CONFIG_NAME, TENSORRT_CONFIG_NAME
+from affserve.export.config_names import CUDA_CONFIG_NAME, TENSORRT_CONFIG_NAME
+from affserve.export.contract import CHUNK_FRAMES
 from affserve.export.triton import ServerConfig, TritonServer
 from affserve.export.triton_installation import find_installation
 

@@ -90,6 +90,11 @@ class Samples:
         return dict(Counter(kind for kind in self.kinds if kind != OK))
 
 
+def in_words(concurrency: int) -> str:
+    """Return how many callers there are, for people."""
+    return "1 caller" if concurrency == 1 else f"{concurrency} callers"
+
+
 def merge(parts: list[Samples]) -> Samples:
     """Put the samples of several processes that ran at the same time together."""
     examples: dict[str, str] = {}

@@ -104,8 +104,9 @@ def perf_analyzer(
 
 def cameras(
     film: Annotated[
-        Path, typer.Argument(metavar="FILE", help="What every camera sees, over and over, at its own pace.")
-    ],
+        Path | None,
+        typer.Argument(metavar="[FILE]", help="What every camera sees, over and over.  [default: a drawn film]"),
+    ] = None,
     repository: RepositoryOption = None,
     url: Annotated[str | None, typer.Option(help="HOST:PORT (gRPC) of a running server.")] = None,
     delay: Annotated[float, typer.Option(help="Milliseconds that the p95 from frame to answer may take.")] = 1000.0,
@@ -124,9 +125,11 @@ def cameras(
     """
     from affserve.benchmarks.cameras import measure_cameras
     from affserve.benchmarks.record import environment
+    from affserve.benchmarks.scale_material import drawn_film
     from affserve.client.connection import Connection, connected
 
     environment()
+    film = film or drawn_film()
     with connected(Connection(repository=repository, url=url, threads=threads)) as client:
         measured = measure_cameras(
             client.url,
@@ -167,8 +170,10 @@ def _load_lines(measured: dict[str, Any]) -> list[str]:
 
 
 def _agreement_lines(measured: dict[str, Any]) -> list[str]:
+    from affserve.benchmarks.load import in_words
+
     return [
-        f"{one['model']} x{one['frames']} {one['transport']}, {one['concurrency']} callers: ours / perf_analyzer "
+        f"{one['model']} x{one['frames']} {one['transport']}, {in_words(one['concurrency'])}: ours / perf_analyzer "
         + ", ".join(f"{name} {ratio['value']:.3f}" for name, ratio in one["ours_to_theirs"].items())
         + (": agree" if one["agree"] else f": differ by {100 * one['furthest_off']:.0f} %")
         for one in measured["points"]

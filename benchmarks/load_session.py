@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from affserve.benchmarks.generators import Generators
-from affserve.benchmarks.load import Load
+from affserve.benchmarks.load import Load, in_words
 from affserve.benchmarks.slo import Promise, Search, highest_rate
 from affserve.benchmarks.wire import Target
 from affserve.client.client import AffectClient
@@ -108,7 +108,7 @@ def search(
 
 def line(point: dict[str, Any]) -> str:
     """Return a point as one line for people."""
-    load = f"{point['concurrency']} callers" if point["loop"] == "closed" else f"{point['rate_per_second']:.4g}/s open"
+    load = in_words(point["concurrency"]) if point["loop"] == "closed" else f"{point['rate_per_second']:.4g}/s open"
     what = f"{point['model']} x{point['frames']} {point['transport']}, {load}"
     latency = point["latency"]
     times = "no answer" if latency is None else f"p50 {latency['p50_ms']:.1f} p99 {latency['p99_ms']:.1f} ms"

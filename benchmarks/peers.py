@@ -28,7 +28,8 @@ from affserve.benchmarks.random_models import (
     repository_of,
 )
 from affserve.benchmarks.statistics import ratio_interval
-from affserve.export.contract import CHUNK_FRAMES, ONNX_CONFIG_NAME
+from affserve.export.config_names import ONNX_CONFIG_NAME
+from affserve.export.contract import CHUNK_FRAMES
 from affserve.export.cores import usable_cores
 from affserve.export.precision import Precision
 from affserve.export.triton import ServerConfig

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from affserve.benchmarks.generators import Generators
-from affserve.benchmarks.load import Load
+from affserve.benchmarks.load import Load, in_words
 from affserve.benchmarks.statistics import ratio_interval, summary_ms
 from affserve.benchmarks.wire import RAW, SHM, Target
 from affserve.export.contract import MODELS, TensorSpec
@@ -33,6 +33,7 @@ WHEELS = ("tritonclient==2.41.0", "nvidia-cuda-runtime-cu12==12.9.79")
 WHEEL_PLATFORM = "manylinux2014_x86_64"
 DEBIAN_PACKAGE = "libb64-0d"
 DEFAULT_FOLDER = Path("build/perf_analyzer")
+WINDOW_ANSWERS = 4  # of each caller in a window, at least; without any, perf_analyzer gives up
 WINDOWS = 3  # perf_analyzer measures at least so many before it calls a result stable
 AGREEMENT = 0.10  # between the medians of both
 INSTALL_TIMEOUT_S = 300.0
@@ -197,7 +198,11 @@ def compare(
     seconds: float,
     progress: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Measure one point with both, in turns, and return both and their ratios (ours to theirs) with intervals."""
+    """Measure one point with both, in turns, and return both and their ratios (ours to theirs) with intervals.
+
+    seconds: of one measurement, at least; longer where a window would hold too few answers.
+    """
+    seconds = max(seconds, WINDOWS * WINDOW_ANSWERS * _slowest_s(target, concurrency, generators))
     ours, theirs = [], []
     for number in range(rounds):
         load = Load(duration_s=seconds, concurrency=concurrency)
@@ -219,12 +224,19 @@ def compare(
         "frames": target.frames,
         "transport": target.transport,
         "concurrency": concurrency,
+        "seconds": round(seconds, 2),
         "ours_to_theirs": ratios,
         "furthest_off": round(off, 4),
         "agree": off <= AGREEMENT,
         "ours": [{key: side[key] for key in ("requests", "requests_per_second", "latency", "errors")} for side in ours],
         "perf_analyzer": theirs,
     }
+
+
+def _slowest_s(target: Target, concurrency: int, generators: Generators) -> float:
+    """Return the time of a slow answer, from a short measurement that is not counted."""
+    latency = generators.measure(target, Load(duration_s=1.0, concurrency=concurrency))["latency"]
+    return float(latency["p95_ms"]) / 1000 if latency else 0.0
 
 
 def _ratio(
@@ -239,7 +251,7 @@ def _line(target: Target, concurrency: int, ours: dict[str, Any], theirs: dict[s
         for name, side in (("ours", ours), ("perf_analyzer", theirs))
         if side["latency"]
     )
-    return f"{target.model} x{target.frames} {target.transport}, {concurrency} callers: {sides}"
+    return f"{target.model} x{target.frames} {target.transport}, {in_words(concurrency)}: {sides}"
 
 
 def measure_agreement(

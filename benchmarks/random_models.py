@@ -9,9 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +22,11 @@ from affserve.export.artefacts import Material
 from affserve.export.manifest import MANIFEST_SCHEMA
 from affserve.export.material import CALIBRATION_FRAMES, PARITY_FRAMES, generated_material
 from affserve.export.precision import Precision
+from affserve.train.atomic import sole_user
 from affserve.train.windows import WINDOW_FRAMES
+
+if TYPE_CHECKING:
+    from affserve.export.repository import ExportOptions
 
 CACHE = Path("build/bench")
 SEED = 0
@@ -60,10 +66,22 @@ def random_checkpoints(architecture: str, cache: Path = CACHE, head_size: str = 
     """Return checkpoints of open_clip's `architecture` and of a head for all tasks in one trunk, random but seeded."""
     found = _places(architecture, cache, head_size)
     folder = found.encoder.parent
-    if not _is_fresh(folder):
-        _write_checkpoints(found, architecture, head_size)
-        _seal(folder)
+    with _to_make(cache, folder) as missing:
+        if missing:
+            _write_checkpoints(found, architecture, head_size)
+            _seal(folder)
     return found
+
+
+@contextmanager
+def _to_make(cache: Path, folder: Path, checkpoints: Checkpoints | None = None) -> Iterator[bool]:
+    """Say whether what `folder` holds has to be made, and keep other processes from making it meanwhile."""
+    if _is_fresh(folder, checkpoints):
+        yield False
+        return
+    cache.mkdir(parents=True, exist_ok=True)
+    with sole_user(cache, wait=True):
+        yield not _is_fresh(folder, checkpoints)  # who held the lock may have made it
 
 
 def _places(architecture: str, cache: Path, head_size: str) -> Checkpoints:
@@ -110,27 +128,32 @@ def repository_of(
 
     add_plans: builds TensorRT plans in a repository that is exported now.
     """
-    from affserve.export.repository import ExportOptions, export_repository
+    from affserve.export.repository import ExportOptions
 
     folder = _repository_folder(checkpoints, precision, cache, use)
-    if not _is_fresh(folder, checkpoints):
-        progress(f"exporting {checkpoints.encoder} in {precision.value}, once")
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        options = ExportOptions(uses=(use,), precision=precision)
-        material = Material(
-            calibration=generated_faces(cache)[-CALIBRATION_FRAMES:], parity=generated_faces(cache)[:PARITY_FRAMES]
-        )
-        export_repository(
-            checkpoints.encoder,
-            [checkpoints.head],
-            folder / MODELS_FOLDER,
-            material=material,
-            options=options,
-            add_plans=add_plans,
-        )
-        _seal(folder, checkpoints)
+    with _to_make(cache, folder, checkpoints) as missing:
+        if missing:
+            progress(f"exporting {checkpoints.encoder} in {precision.value}, once")
+            _export(checkpoints, folder, ExportOptions(uses=(use,), precision=precision), cache, add_plans)
+            _seal(folder, checkpoints)
     return folder / MODELS_FOLDER
+
+
+def _export(
+    checkpoints: Checkpoints,
+    folder: Path,
+    options: ExportOptions,
+    cache: Path,
+    add_plans: Callable[[Path, int], None] | None,
+) -> None:
+    from affserve.export.repository import export_repository
+
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    faces = generated_faces(cache)
+    material = Material(calibration=faces[-CALIBRATION_FRAMES:], parity=faces[:PARITY_FRAMES])
+    target, heads = folder / MODELS_FOLDER, [checkpoints.head]
+    export_repository(checkpoints.encoder, heads, target, material=material, options=options, add_plans=add_plans)
 
 
 def generated_faces(cache: Path = CACHE, count: int = WINDOW_FRAMES + CALIBRATION_FRAMES) -> NDArray[np.uint8]:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from affserve.benchmarks.gpus import describe_gpus
+from affserve.train.checkout import source_commit
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = (
@@ -41,8 +42,6 @@ GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 @lru_cache(maxsize=1)
 def environment() -> dict[str, Any]:
     """Return what the figures depend on besides the code; `load_average` and the rest are of the first call."""
-    from affserve.train.checkpoint import source_commit  # brings torch, which small processes can do without
-
     gpus = describe_gpus()
     return {
         "cpu": _cpu_name(),
@@ -93,8 +92,9 @@ def without_samples(measured: Any) -> Any:
 
 
 def _dirty() -> bool | None:
-    """Say whether the source differs from its commit; None where it is not a checkout."""
-    command = ["git", "-C", str(Path(__file__).resolve().parent), "status", "--porcelain", "--untracked-files=no"]
+    """Say whether the source differs from its commit; None where it is not a checkout. Results are no source."""
+    checkout = ["git", "-C", str(Path(__file__).resolve().parents[1])]
+    command = [*checkout, "status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)benchmarks/results"]
     try:
         return bool(subprocess.run(command, capture_output=True, check=True, timeout=30).stdout.strip())
     except (OSError, subprocess.SubprocessError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
+from affserve.benchmarks.load import in_words
 from affserve.benchmarks.report_format import Measured, bar_lines, interval_text, measured_rate, median_text, table
 from affserve.benchmarks.report_scale import clients_section, faces_section, length_section, servers_section
 from affserve.benchmarks.result_files import Results
@@ -103,7 +104,7 @@ def perf_analyzer_section(measured: Measured) -> Iterator[str]:
     """Our load generator beside NVIDIA's."""
     rows = [
         (
-            f"{_request(one)}, {one['concurrency']} callers",
+            f"{_request(one)}, {in_words(one['concurrency'])}",
             *(interval_text(ratio) for ratio in one["ours_to_theirs"].values()),
             "yes" if one["agree"] else "**no**",
         )
@@ -141,8 +142,20 @@ def _request(point: Measured) -> str:
 def load_section(measured: Measured) -> Iterator[str]:
     """The served path under load."""
     rows = [_load_row(point) for point in measured["points"]]
-    header = ("request", "load", "frames/s", "p50 ms", "p90 ms", "p95 ms", "p99 ms", "errors")
-    yield f"{measured.get('engine', '')}"
+    header = (
+        "request",
+        "load",
+        "frames/s",
+        *("p50 ms", "p90 ms", "p95 ms", "p99 ms"),
+        *("queue ms", "compute ms", "batch"),
+        "server cores",
+        "GPU busy, watts",
+        "errors",
+    )
+    yield (
+        f"{measured.get('engine', '')}. In an open loop times count from when a request was meant to be sent. Queue, "
+        "compute and batch are the server's own."
+    )
     yield ""
     yield from table(header, rows)
     found = [
@@ -161,17 +174,48 @@ def load_section(measured: Measured) -> Iterator[str]:
 
 def _load_row(point: Measured) -> tuple[object, ...]:
     closed = point["loop"] == "closed"
-    load = f"{point['concurrency']} callers" if closed else f"{point['rate_per_second']:.4g}/s, Poisson"
+    load = in_words(point["concurrency"]) if closed else f"{point['rate_per_second']:.4g}/s, Poisson"
     latency = point["latency"] or {}
     times = [f"{latency[name]:.1f}" if name in latency else "" for name in ("p50_ms", "p90_ms", "p95_ms", "p99_ms")]
     errors = sum(point["errors"].values())
+    server = point.get("server", {}).get(point["model"], {})
+    inside = [f"{server[name]:.1f}" if name in server else "" for name in ("queue_ms", "compute_infer_ms", "batch")]
     return (
         f"{point['model']} × {point['frames']}, {point['transport']}",
         load,
         point["frames_per_second"],
         *times,
+        *inside,
+        point.get("cpu", {}).get("server_cores", ""),
+        ", ".join(_busy(gpu) for gpu in point.get("gpus", [])) or "no GPU",
         errors,
     )
+
+
+def _busy(gpu: Mapping[str, float]) -> str:
+    watts = f", {gpu['mean_watts']:.0f} W" if "mean_watts" in gpu else ""
+    return f"{gpu['mean_percent']:.0f} %{watts}"
+
+
+def cameras_section(measured: Measured) -> Iterator[str]:
+    """Live streams added until they come late."""
+    engine = measured["runs"][0]["engine"]
+    yield (
+        f"{measured['cameras']} cameras of 30 frames/s, a prediction every {measured['hop_frames']} frames, {engine}: "
+        f"p95 from frame to answer within {measured['limit_p95_ms']:g} ms, under "
+        f"{100 * measured['limit_dropped']:g} % of frames dropped."
+    )
+    rows = [
+        (
+            one["streams"],
+            *(one["delay"].get(name, "") for name in ("p50_ms", "p95_ms", "p99_ms")),
+            f"{100 * one['dropped_share']:.2f}",
+            "yes" if one["within_limit"] else "no",
+        )
+        for one in measured["runs"]
+    ]
+    yield ""
+    yield from table(("cameras", "p50 ms", "p95 ms", "p99 ms", "% dropped", "carried"), rows)
 
 
 def _answers(answers: Measured) -> str:
@@ -187,6 +231,7 @@ SECTIONS: Mapping[str, tuple[str, Callable[[Measured], Iterator[str]]]] = {
     "stages": ("Encoder and head, without a server", stages_section),
     "served": ("What the server costs", served_section),
     "load": ("Served, under load", load_section),
+    "cameras": ("Live cameras", cameras_section),
     "perf_analyzer": ("Our load generator and NVIDIA's", perf_analyzer_section),
     "gpus": ("One GPU and several", gpus_section),
     "e2e": ("Whole jobs", e2e_section),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from affserve.export.contract import ONNX_CONFIG_NAME
+from affserve.export.config_names import ONNX_CONFIG_NAME
 
 if TYPE_CHECKING:
     from affserve.export.server_config import ServerConfig

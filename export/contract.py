@@ -22,10 +22,6 @@ CHUNK_FRAMES = 32  # frames a client sends in one message: 4.8 MB, where gRPC is
 ONNX_FILE = "model.onnx"  # for ONNX Runtime on a CPU
 GPU_ONNX_FILE = "model.gpu.onnx"  # for ONNX Runtime on a GPU, and what TensorRT plans are built from
 PLAN_FILE = "model.plan"
-# Names for tritonserver --model-config-name: configs/<name>.pbtxt, and where there is none config.pbtxt.
-ONNX_CONFIG_NAME = "onnx"  # ONNX Runtime on a CPU
-CUDA_CONFIG_NAME = "onnx-cuda"  # ONNX Runtime on a GPU
-TENSORRT_CONFIG_NAME = "tensorrt"  # there is no such file: it is config.pbtxt itself
 MANIFEST_FILE = "manifest.json"
 ONNX_OPSET = 20  # LayerNormalization is one node from 17 on; both ONNX Runtime and TensorRT 11 read 20
 

@@ -14,8 +14,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from affserve.export.config_names import CUDA_CONFIG_NAME, TENSORRT_CONFIG_NAME
 from affserve.export.container import TRITON_CONTAINER_TAG, image
-from affserve.export.contract import AFFECT, CLIP_ENCODER, CUDA_CONFIG_NAME, TENSORRT_CONFIG_NAME
+from affserve.export.contract import AFFECT, CLIP_ENCODER
 from affserve.export.model_config import read_config
 from affserve.export.repository_check import config_path, served_models
 from affserve.export.server_command import arguments, serving_options

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from affserve.export import container
-from affserve.export.contract import CUDA_CONFIG_NAME, ONNX_CONFIG_NAME, TENSORRT_CONFIG_NAME
+from affserve.export.config_names import CUDA_CONFIG_NAME, ONNX_CONFIG_NAME, TENSORRT_CONFIG_NAME
 from affserve.export.machine import find_gpus
 from affserve.export.machine_findings import (
     CUDA_PROVIDER,

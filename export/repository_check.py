@@ -15,13 +15,13 @@ from typing import Any
 from google.protobuf import text_format
 
 from affserve.export import plans
+from affserve.export.config_names import ONNX_CONFIG_NAME
 from affserve.export.contract import (
     GPU_ONNX_FILE,
     JPEG_MODELS,
     MANIFEST_FILE,
     MODELS,
     MODELS_WITHOUT_FILES,
-    ONNX_CONFIG_NAME,
     ONNX_FILE,
     ModelSpec,
 )

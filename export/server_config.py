@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-from affserve.export.contract import ONNX_CONFIG_NAME
+from affserve.export.config_names import ONNX_CONFIG_NAME
 from affserve.export.cores import Parallelism, choose_parallelism
 from affserve.export.ports import choose_ports
 from affserve.export.server_security import ServerTls, is_loopback

@@ -11,7 +11,8 @@ from typing import Any
 
 from affserve.export.contract import HeadDescription
 from affserve.export.graphs import HeadGraph
-from affserve.train.checkpoint import CONFIG_FILE, Checkpoint, load_encoder, load_head, source_commit
+from affserve.train.checkout import source_commit
+from affserve.train.checkpoint import CONFIG_FILE, Checkpoint, load_encoder, load_head
 from affserve.train.clip_encoder import ClipEncoder
 from affserve.train.errors import ExportError
 from affserve.train.labels import TASKS

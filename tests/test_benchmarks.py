@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import av
@@ -15,6 +16,9 @@ from affserve.benchmarks.cli import bench_app
 from affserve.benchmarks.everything import AllOptions, run_all
 from affserve.benchmarks.everything_parts import URL, Part, cpu_parts, gpu_parts
 from affserve.benchmarks.memory import loop_film
+from affserve.benchmarks.random_models import DEMO, random_checkpoints, repository_of
+from affserve.export.precision import Precision
+from affserve.export.repository_check import verify_repository
 from affserve.train.errors import DataError
 
 
@@ -96,3 +100,18 @@ def test_a_gpu_that_is_not_there_is_said_to_be_missing(tmp_path: Path, monkeypat
     monkeypatch.setenv("PATH", str(tmp_path))  # no nvidia-smi, as on a machine without a driver
     with pytest.raises(DataError, match="no NVIDIA GPU"):
         run_all(AllOptions(target="gpu", cache=tmp_path), print)
+
+
+def test_two_benchmarks_at_once_make_a_model_once(tmp_path: Path) -> None:
+    """Both wait for whoever is first: one that exports into the folder that another one serves would break it."""
+    told: list[str] = []
+
+    def make(_: int) -> Path:
+        checkpoints = random_checkpoints("affserve-demo", tmp_path, DEMO)
+        return repository_of(checkpoints, Precision.FP32, tmp_path, progress=told.append)
+
+    with ThreadPoolExecutor(2) as both:
+        first, second = both.map(make, range(2))
+    assert first == second
+    assert verify_repository(first) is not None
+    assert len(told) == 1

@@ -9,23 +9,21 @@ from typing import Any
 
 import pytest
 
+from affserve.export.config_names import CUDA_CONFIG_NAME, ONNX_CONFIG_NAME, TENSORRT_CONFIG_NAME
 from affserve.export.contract import (
     AFFECT,
     AFFECT_JPEG,
     CHUNK_FRAMES,
     CLIP_ENCODER,
     CLIP_ENCODER_JPEG,
-    CUDA_CONFIG_NAME,
     GPU_ONNX_FILE,
     JPEG_DECODER,
     MODELS,
     MODELS_WITH_LABELS,
     MODELS_WITHOUT_FILES,
-    ONNX_CONFIG_NAME,
     ONNX_FILE,
     PLAN_FILE,
     TEMPORAL_HEAD,
-    TENSORRT_CONFIG_NAME,
     HeadDescription,
     TensorSpec,
     default_head_description,

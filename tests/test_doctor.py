@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from affserve.export import machine_findings
-from affserve.export.contract import CUDA_CONFIG_NAME, ONNX_CONFIG_NAME, TENSORRT_CONFIG_NAME
+from affserve.export.config_names import CUDA_CONFIG_NAME, ONNX_CONFIG_NAME, TENSORRT_CONFIG_NAME
 from affserve.export.doctor import examine
 from affserve.export.machine import find_gpus
 from affserve.export.machine_findings import LOOKS, Finding, Verdict, int8_instructions, ports_finding

@@ -49,6 +49,59 @@ PEERS: dict[str, Any] = {
     "times_as_fast": {"affserve INT8 / naive service": {"value": 3.75, "low": 3.6, "high": 3.9}},
     "bars": [{"what": "affserve INT8, times the naive service", "figure": 3.75, "at_least": 3.0, "met": True}],
 }
+
+
+def point(model: str, frames_per_s: float, **more: Any) -> dict[str, Any]:
+    return {
+        "model": model,
+        "frames": 32,
+        "transport": "shm",
+        "loop": "closed",
+        "concurrency": 2,
+        "errors": {},
+        "requests_per_second": frames_per_s / 32,
+        "frames_per_second": frames_per_s,
+        "latency": {"p50_ms": 500.0, "p90_ms": 510.0, "p95_ms": 520.0, "p99_ms": 530.0},
+        "cpu": {"server_cores": 1.75},
+        "server": {model: {"queue_ms": 12.34, "compute_infer_ms": 456.78, "batch": 32.0}},
+        **more,
+    }
+
+
+LOAD: dict[str, Any] = {
+    "engine": "Triton",
+    "points": [point("clip_encoder", 64.0), point("temporal_head", 9000.0)],
+    "slo": [
+        {
+            "model": "clip_encoder",
+            "frames": 1,
+            "transport": transport,
+            "slo": "p99=100ms",
+            "requests_per_second": rate,
+            "frames_per_second": rate,
+        }
+        for transport, rate in (("raw", 21.0), ("shm", 25.0))
+    ],
+}
+CAMERAS: dict[str, Any] = {
+    "cameras": 3,
+    "hop_frames": 10,
+    "limit_p95_ms": 1000.0,
+    "limit_dropped": 0.01,
+    "runs": [
+        {
+            "streams": streams,
+            "engine": "Triton",
+            "delay": delay,
+            "dropped_share": 0.0625 * carried,
+            "within_limit": not carried,
+        }
+        for streams, carried, delay in (
+            (3, 0, {"frames": 9, "p50_ms": 201.5, "p95_ms": 402.5, "p99_ms": 503.5}),
+            (4, 1, {"frames": 0}),
+        )
+    ],
+}
 MEMORY = {"client_peak_mib": 160.0, "server_peak_mib": 340.0}
 LENGTH: dict[str, Any] = {
     "rows": [
@@ -84,6 +137,34 @@ def test_a_report_tells_figures_bars_and_commands(results: Path) -> None:
     assert "(peers-ViT-B-32.svg)" in text
     command = json.loads((results / "peers-ViT-B-32.json").read_text())["command"]
     assert f"`{command}` → `peers-ViT-B-32.json`" in text
+
+
+def test_a_report_of_load_tells_what_the_server_did(results: Path) -> None:
+    gpus = [{"mean_percent": 71.4, "mean_watts": 250.2}, {"mean_percent": 3.0}]
+    save("load-ViT-B-32", {**LOAD, "points": [*LOAD["points"], point("clip_encoder", 70.0, gpus=gpus)]}, results)
+    write_report(results)
+    text = (results / "report.md").read_text()
+    row = next(line for line in text.splitlines() if "clip_encoder × 32, shm | 2 callers | 64.0" in line)
+    assert "| 12.3 | 456.8 | 32.0 | 1.75 | no GPU | 0 |" in row
+    assert "| 71 %, 250 W, 3 % |" in text
+    assert "| clip_encoder × 1, shm | p99=100ms | 25.0 | 25.0 |" in text
+
+
+def test_a_report_of_cameras_tells_every_number_of_them(results: Path) -> None:
+    save("cameras", CAMERAS, results)
+    write_report(results)
+    text = (results / "report.md").read_text()
+    assert "| 3 | 201.5 | 402.5 | 503.5 | 0.00 | yes |" in text
+    assert "| 4 |  |  |  | 6.25 | no |" in text  # nothing was answered
+
+
+def test_headlines_of_load_are_those_of_frames(results: Path) -> None:
+    save("load-ViT-B-32", LOAD, results)
+    save("cameras", CAMERAS, results)
+    lines = "\n".join(headline_table([read_results(results)]))
+    assert "| highest load | 64 frames/s, p99 530 ms |" in lines  # the head, asked for features alone, is no pipeline
+    assert "| 25 requests/s of 1, p99=100ms, shm |" in lines
+    assert "| 3, p95 within 1000 ms |" in lines
 
 
 def test_the_same_results_give_the_same_bytes(results: Path) -> None:

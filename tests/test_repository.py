@@ -26,8 +26,9 @@ from fsspec.implementations.local import LocalFileSystem
 from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException
 
+from affserve.export.config_names import CUDA_CONFIG_NAME, ONNX_CONFIG_NAME, TENSORRT_CONFIG_NAME
 from affserve.export.container import TENSORRT_VERSION
-from affserve.export.contract import CUDA_CONFIG_NAME, MANIFEST_FILE, MODELS, ONNX_CONFIG_NAME, TENSORRT_CONFIG_NAME
+from affserve.export.contract import MANIFEST_FILE, MODELS
 from affserve.export.machine import Gpu
 from affserve.export.manifest import CPU, Manifest, read_manifest
 from affserve.export.material import parity_only

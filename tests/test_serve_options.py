@@ -26,7 +26,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
 from affserve.export import guardian
-from affserve.export.contract import ONNX_CONFIG_NAME, TENSORRT_CONFIG_NAME
+from affserve.export.config_names import ONNX_CONFIG_NAME, TENSORRT_CONFIG_NAME
 from affserve.export.cores import Parallelism, choose_parallelism
 from affserve.export.instances import with_instances
 from affserve.export.probe import Prober

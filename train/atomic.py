@@ -73,22 +73,23 @@ def write_file(path: Path, content: bytes) -> None:
 
 
 @contextmanager
-def sole_user(folder: Path) -> Iterator[None]:
+def sole_user(folder: Path, *, wait: bool = False) -> Iterator[None]:
     """Keep other processes that ask for the same out of a folder; OutputError where one is at work in it.
 
+    wait: until that one is done, instead of the error.
     The kernel forgets it with the process, however that ends: nothing is left behind that could lock anybody out.
     """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        _lock(descriptor, folder)
+        _lock(descriptor, folder, wait)
         yield
     finally:
         os.close(descriptor)
 
 
-def _lock(descriptor: int, folder: Path) -> None:
+def _lock(descriptor: int, folder: Path, wait: bool) -> None:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError as error:
         raise OutputError(
             f"another process is at work in {folder}: wait for it, or give this one another folder"

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import subprocess
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn  # noqa: TID253 - this file is about it
 
 from affserve.train.atomic import staged_folder
+from affserve.train.checkout import source_commit
 from affserve.train.clip_encoder import ClipEncoder, EncoderConfig
 from affserve.train.errors import CheckpointError
 from affserve.train.head_ensemble import HeadEnsemble
@@ -110,15 +110,6 @@ def _fingerprint(weights: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()[:16]
-
-
-def source_commit() -> str:
-    """Return the commit of the checkout this code runs from, or `unknown` for an installed package."""
-    checkout = Path(__file__).parents[1]
-    if not (checkout / ".git").exists():
-        return "unknown"  # installed from a wheel, perhaps into somebody else's checkout
-    answer = subprocess.run(["git", "rev-parse", "HEAD"], cwd=checkout, capture_output=True, text=True, check=False)
-    return answer.stdout.strip() or "unknown"
 
 
 def _read_config(path: Path, kinds: tuple[str, ...]) -> dict[str, Any]:
