@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from affserve.benchmarks.live import measure_live
+from affserve.benchmarks.report_format import counted
 from affserve.benchmarks.slo import highest_rate
 
 MOST_DROPPED = 0.01  # of the frames
@@ -72,4 +73,4 @@ def line(told: dict[str, Any], limit_ms: float) -> str:
     delay = told["delay"]
     times = f"p50 {delay['p50_ms']:.0f} p95 {delay['p95_ms']:.0f} ms" if delay["frames"] else "no answer"
     verdict = "carried" if told["within_limit"] else f"too many (limit: p95 {limit_ms:g} ms, 1 % dropped)"
-    return f"{told['streams']} cameras: {times}, {100 * told['dropped_share']:.2f} % dropped: {verdict}"
+    return f"{counted(told['streams'], 'camera')}: {times}, {100 * told['dropped_share']:.2f} % dropped: {verdict}"

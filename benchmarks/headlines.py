@@ -10,6 +10,7 @@ from typing import Any
 
 from affserve.benchmarks.report_format import table
 from affserve.benchmarks.result_files import Results
+from affserve.benchmarks.wire import SHM
 from affserve.export.contract import CLIP_ENCODER
 
 NOT_YET = "not yet measured"
@@ -102,7 +103,8 @@ def _load(results: Results) -> str | None:
 
 def _promise(results: Results) -> str | None:
     found = [one for measured in results.starting("load").values() for one in measured.get("slo", [])]
-    best = max(found, key=lambda one: float(one["requests_per_second"]), default=None)
+    # One transport, named beforehand: the best of three would be the luckiest.
+    best = max(found, key=lambda one: (one["transport"] == SHM, float(one["frames_per_second"])), default=None)
     if best is None:
         return None
     return f"{best['requests_per_second']:.0f} requests/s of {best['frames']}, {best['slo']}, {best['transport']}"
@@ -121,7 +123,7 @@ def _two_gpus(results: Results) -> str | None:
 def _power(results: Results) -> str | None:
     point = _best_load(results) or {}
     watts = [gpu["mean_watts"] for gpu in point.get("gpus", []) if "mean_watts" in gpu]
-    return f"{sum(watts):.0f} W" if watts else None
+    return f"{max(watts):.0f} W" if watts else None  # the others of the machine are idle meanwhile
 
 
 FIGURES: Mapping[str, Figure] = {

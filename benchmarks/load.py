@@ -80,19 +80,23 @@ class Samples:
 
     @property
     def per_second(self) -> float:
-        """Answers within the measured time, per second."""
-        in_time = self.answered & (self.done_s <= self.start_s + self.duration_s)
-        return float(np.count_nonzero(in_time)) / self.duration_s
+        """Answers within the measured time, per second; of the next one, the share that lies within.
+
+        Without that share, a service of two answers a second would be known to an eighth only after eight seconds.
+        """
+        done_s = np.sort(self.done_s[self.answered])
+        end_s = self.start_s + self.duration_s
+        count = int(np.searchsorted(done_s, end_s, side="right"))
+        share = 0.0
+        if count < len(done_s):
+            before_s = done_s[count - 1] if count else self.start_s
+            share = float((end_s - before_s) / (done_s[count] - before_s))
+        return (count + share) / self.duration_s
 
     @property
     def errors(self) -> dict[str, int]:
         """Number of errors by kind."""
         return dict(Counter(kind for kind in self.kinds if kind != OK))
-
-
-def in_words(concurrency: int) -> str:
-    """Return how many callers there are, for people."""
-    return "1 caller" if concurrency == 1 else f"{concurrency} callers"
 
 
 def merge(parts: list[Samples]) -> Samples:

@@ -125,6 +125,7 @@ def cameras(
     """
     from affserve.benchmarks.cameras import measure_cameras
     from affserve.benchmarks.record import environment
+    from affserve.benchmarks.report_format import counted
     from affserve.benchmarks.scale_material import drawn_film
     from affserve.client.connection import Connection, connected
 
@@ -142,7 +143,7 @@ def cameras(
             face_model=face_model,
             progress=_told,
         )
-    _finish("cameras", measured, [f"{measured['cameras']} cameras"], folder, as_json)
+    _finish("cameras", measured, [counted(measured["cameras"], "camera")], folder, as_json)
     if not measured["cameras"]:
         raise typer.Exit(1)
 
@@ -170,10 +171,10 @@ def _load_lines(measured: dict[str, Any]) -> list[str]:
 
 
 def _agreement_lines(measured: dict[str, Any]) -> list[str]:
-    from affserve.benchmarks.load import in_words
+    from affserve.benchmarks.report_format import counted
 
     return [
-        f"{one['model']} x{one['frames']} {one['transport']}, {in_words(one['concurrency'])}: ours / perf_analyzer "
+        f"{one['model']} x{one['frames']} {one['transport']}, {counted(one['concurrency'], 'caller')}: ours / perf_analyzer "
         + ", ".join(f"{name} {ratio['value']:.3f}" for name, ratio in one["ours_to_theirs"].items())
         + (": agree" if one["agree"] else f": differ by {100 * one['furthest_off']:.0f} %")
         for one in measured["points"]

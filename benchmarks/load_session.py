@@ -11,13 +11,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from affserve.benchmarks.generators import Generators
-from affserve.benchmarks.load import Load, in_words
+from affserve.benchmarks.load import Load
+from affserve.benchmarks.report_format import counted
 from affserve.benchmarks.slo import Promise, Search, highest_rate
 from affserve.benchmarks.wire import Target
 from affserve.client.client import AffectClient
 from affserve.train.errors import DataError
 
-SLO_REQUESTS = 200  # that a p99 needs at least: two of them lie above it
+SLO_REQUESTS = 400  # that a p99 needs at least: four of them lie above it
 LONGEST_S = 60.0  # of one point of a search, however slow the service
 CONFIRMING = 2.0  # times as long as the points of the search
 
@@ -108,7 +109,7 @@ def search(
 
 def line(point: dict[str, Any]) -> str:
     """Return a point as one line for people."""
-    load = in_words(point["concurrency"]) if point["loop"] == "closed" else f"{point['rate_per_second']:.4g}/s open"
+    load = counted(point["concurrency"], "caller") if point["loop"] == "closed" else f"{point['rate_per_second']:.4g}/s open"
     what = f"{point['model']} x{point['frames']} {point['transport']}, {load}"
     latency = point["latency"]
     times = "no answer" if latency is None else f"p50 {latency['p50_ms']:.1f} p99 {latency['p99_ms']:.1f} ms"

@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 
 from affserve.benchmarks.generators import Generators
-from affserve.benchmarks.load import Load, in_words
+from affserve.benchmarks.load import Load
+from affserve.benchmarks.report_format import counted
 from affserve.benchmarks.statistics import ratio_interval, summary_ms
 from affserve.benchmarks.wire import RAW, SHM, Target
 from affserve.export.contract import MODELS, TensorSpec
@@ -251,7 +252,7 @@ def _line(target: Target, concurrency: int, ours: dict[str, Any], theirs: dict[s
         for name, side in (("ours", ours), ("perf_analyzer", theirs))
         if side["latency"]
     )
-    return f"{target.model} x{target.frames} {target.transport}, {in_words(concurrency)}: {sides}"
+    return f"{target.model} x{target.frames} {target.transport}, {counted(concurrency, 'caller')}: {sides}"
 
 
 def measure_agreement(

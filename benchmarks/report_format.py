@@ -34,6 +34,11 @@ def interval_text(value: Mapping[str, float]) -> str:
     return f"{value['value']:.2f} [{value['low']:.2f}, {value['high']:.2f}]"
 
 
+def counted(count: int, noun: str) -> str:
+    """Write how many there are of something: 1 caller, 2 callers."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def short(value: float) -> str:
     """Write three digits."""
     return f"{value:.1f}" if value >= 10 else f"{value:.3g}"

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
-from affserve.benchmarks.load import in_words
-from affserve.benchmarks.report_format import Measured, bar_lines, interval_text, measured_rate, median_text, table
+from affserve.benchmarks.report_format import Measured, bar_lines, counted, interval_text, measured_rate, median_text, table
 from affserve.benchmarks.report_scale import clients_section, faces_section, length_section, servers_section
 from affserve.benchmarks.result_files import Results
 
@@ -104,7 +103,7 @@ def perf_analyzer_section(measured: Measured) -> Iterator[str]:
     """Our load generator beside NVIDIA's."""
     rows = [
         (
-            f"{_request(one)}, {in_words(one['concurrency'])}",
+            f"{_request(one)}, {counted(one['concurrency'], 'caller')}",
             *(interval_text(ratio) for ratio in one["ours_to_theirs"].values()),
             "yes" if one["agree"] else "**no**",
         )
@@ -145,6 +144,7 @@ def load_section(measured: Measured) -> Iterator[str]:
     header = (
         "request",
         "load",
+        "answers",
         "frames/s",
         *("p50 ms", "p90 ms", "p95 ms", "p99 ms"),
         *("queue ms", "compute ms", "batch"),
@@ -174,7 +174,7 @@ def load_section(measured: Measured) -> Iterator[str]:
 
 def _load_row(point: Measured) -> tuple[object, ...]:
     closed = point["loop"] == "closed"
-    load = in_words(point["concurrency"]) if closed else f"{point['rate_per_second']:.4g}/s, Poisson"
+    load = counted(point["concurrency"], "caller") if closed else f"{point['rate_per_second']:.4g}/s, Poisson"
     latency = point["latency"] or {}
     times = [f"{latency[name]:.1f}" if name in latency else "" for name in ("p50_ms", "p90_ms", "p95_ms", "p99_ms")]
     errors = sum(point["errors"].values())
@@ -183,6 +183,7 @@ def _load_row(point: Measured) -> tuple[object, ...]:
     return (
         f"{point['model']} × {point['frames']}, {point['transport']}",
         load,
+        point["requests"] - errors,
         point["frames_per_second"],
         *times,
         *inside,
@@ -199,9 +200,9 @@ def _busy(gpu: Mapping[str, float]) -> str:
 
 def cameras_section(measured: Measured) -> Iterator[str]:
     """Live streams added until they come late."""
-    engine = measured["runs"][0]["engine"]
+    engine, cameras = measured["runs"][0]["engine"], counted(measured["cameras"], "camera")
     yield (
-        f"{measured['cameras']} cameras of 30 frames/s, a prediction every {measured['hop_frames']} frames, {engine}: "
+        f"{cameras} of 30 frames/s each, a prediction every {measured['hop_frames']} frames, {engine}: "
         f"p95 from frame to answer within {measured['limit_p95_ms']:g} ms, under "
         f"{100 * measured['limit_dropped']:g} % of frames dropped."
     )

@@ -25,7 +25,7 @@ from affserve.client.read_ahead import StageSeconds
 from affserve.client.result_metadata import ResultTable, metadata_path, metadata_text
 from affserve.client.results import NO_TRACK, Rows
 from affserve.client.row_formats import RowWriter
-from affserve.client.run_record import BYTES, ERROR, OPTIONS, SOURCE, ModelRecord, source_state, written_options
+from affserve.client.run_record import BYTES, ERROR, FRAMES_SENT, OPTIONS, SOURCE, ModelRecord, source_state, written_options
 from affserve.client.video import FOLDER_FPS, FrameSource, open_source
 from affserve.train.errors import VideoError
 
@@ -95,8 +95,9 @@ def analyze_to_files(
     with OutputFile(None if outputs.to_stdout else outputs.rows) as file:
         writer = outputs.row_format.open(file, table)
         _write_rows(writer, source, client, cropper, tally, progress)
-        writer.finish(tally.closing())
-    metadata = _write_metadata(outputs, table, tally.closing())
+        closing = {**tally.closing(), FRAMES_SENT: client.fidelity()}
+        writer.finish(closing)
+    metadata = _write_metadata(outputs, table, closing)
     _draw_plot(path, outputs, client)
     seconds = time.perf_counter() - start
     notices = _draw_overlay(path, outputs, client, settings, progress)

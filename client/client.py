@@ -87,6 +87,14 @@ class AffectClient(ClientState):
         """Return what the served head says about itself: tasks, labels, window, training data (asked once)."""
         return self._run(self._exchange.describe())
 
+    def fidelity(self) -> str:
+        """Say what travelling has done to frames: `as they are`, or `JPEG of quality 95`."""
+        return self._exchange.carrier.fidelity
+
+    def demanded_fidelity(self) -> str | None:
+        """Return the fidelity that was asked for; None with `transport="auto"`, which goes by the link."""
+        return self._exchange.carrier.demanded_fidelity
+
     def engine(self) -> str:
         """Say what computes: `Triton 2.51.0, onnxruntime on CPU`."""
         return self._run(self._exchange.engine())

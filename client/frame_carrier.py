@@ -24,6 +24,7 @@ JPEG_MODEL = {CLIP_ENCODER.name: CLIP_ENCODER_JPEG, AFFECT.name: AFFECT_JPEG}
 MOST_REGISTRATIONS = 5  # of regions for one message; each is lost only when the server was restarted in between
 GOODBYE_TIMEOUT_S = 2.0
 MEASURED_CHUNKS = 3  # of them the fastest counts: the first waits for the connection to gather speed
+EXACT = "as they are"
 LOST_REGION = "Unable to find shared memory region"
 
 log = logging.getLogger(__name__)
@@ -45,6 +46,16 @@ class FrameCarrier:
         self._regions = RegionPool()
         self._chunks_to_measure = 0
         self._released = False
+
+    @property
+    def fidelity(self) -> str:
+        """What travelling does to frames now: nothing, or JPEG, which changes answers."""
+        return f"JPEG of quality {self._quality}" if self.transport is Transport.JPEG else EXACT
+
+    @property
+    def demanded_fidelity(self) -> str | None:
+        """The fidelity that was asked for; None when it may change with the link."""
+        return None if self._wanted is Transport.AUTO else self.fidelity
 
     @property
     def wants_quiet(self) -> bool:

@@ -175,6 +175,15 @@ def test_whole_numbers_are_searched_as_such() -> None:
     assert highest_rate(lambda rate, _: False, first=1, whole=True).rate == 0
 
 
+def test_a_whole_number_is_not_given_up_for_one_disturbance() -> None:
+    disturbed = iter([False])
+    found = highest_rate(
+        lambda rate, confirming: rate <= 3 and (not confirming or next(disturbed, True)), first=1, whole=True
+    )
+    assert found.rate == 3
+    assert [trial.kept for trial in found.trials if trial.confirming] == [False, True]
+
+
 def test_a_promise_is_broken_by_errors_and_by_silence() -> None:
     promise = Promise.parse("p99=0.1s")
     assert str(promise) == "p99=100ms"
@@ -233,6 +242,25 @@ def test_samples_of_processes_add_up() -> None:
     assert both.errors == {"UNAVAILABLE": 1}
     assert both.latencies_s == pytest.approx(0.05)
     assert both.cpu_s == 1.0
+
+
+@pytest.mark.parametrize(
+    ("done", "per_second"),
+    [
+        ([0.4, 0.8, 1.2], 2.5),
+        ([0.4, 0.8, 4.8], 2.05),
+        ([1.6], 0.625),
+        ([0.5, 1.0], 2.0),
+        ([], 0.0),
+    ],
+    ids=["steady", "stalled", "slow", "exact", "silent"],
+)
+def test_a_slow_service_is_not_counted_in_whole_answers(done: list[float], per_second: float) -> None:
+    times = np.array(done)
+    samples = Samples(
+        start_s=0, duration_s=1, intended_s=times, sent_s=times, done_s=times, kinds=[""] * len(done), cpu_s=0
+    )
+    assert samples.per_second == pytest.approx(per_second)
 
 
 def test_times_of_perf_analyzer_are_read_as_ours() -> None:

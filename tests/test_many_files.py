@@ -22,6 +22,7 @@ from affserve.client.results import NO_TRACK
 from affserve.client.row_formats import CSV, JSON_LINES
 from affserve.client.run_record import ModelRecord
 from affserve.client.sources import spelt_out
+from affserve.client.transport import Transport
 from affserve.train.errors import OutputError
 
 
@@ -72,9 +73,12 @@ def infer(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120, check=False)
 
 
-def options(server_url: str, *sources: Path, **more: Any) -> InferOptions:
+def options(
+    server_url: str, *sources: Path, transport: Transport = Transport.AUTO, **more: Any
+) -> InferOptions:
     """What the command line makes of its arguments, for sources that are crops."""
-    return InferOptions(sources=sources, connection=Connection(url=server_url), crops=True, plot=False, **more)
+    connection = Connection(url=server_url, transport=transport)
+    return InferOptions(sources=sources, connection=connection, crops=True, plot=False, **more)
 
 
 def test_many_sources_are_done_and_the_bad_ones_listed_at_the_end(
@@ -120,6 +124,25 @@ def test_resume_does_what_is_missing_or_changed(
     assert run() == "2 done, 2 done before, 1 failed:"
     assert {clip for clip, path in results.items() if path.stat().st_mtime_ns == before[clip]} == {"a", "d"}
     assert run(fps=7) == "4 done, 1 failed:"
+
+
+def test_resume_keeps_what_travelled_as_is_asked_now(
+    server_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """JPEG changes answers: who asks for exact frames does not get those of JPEG, nor the other way round."""
+    clips = [write_video(tmp_path / clip, moving_square(4)) for clip in ("a.mp4", "b.mp4")]
+
+    def run(transport: Transport) -> str:
+        again = options(server_url, *clips, out=tmp_path / "rows", resume=True, transport=transport)
+        assert infer_sources(again)
+        return capsys.readouterr().err.partition("sources: ")[2].splitlines()[0]
+
+    assert run(Transport.SHM) == "2 done"
+    assert run(Transport.RAW) == "2 done before"
+    assert run(Transport.JPEG) == "2 done"
+    assert run(Transport.JPEG) == "2 done before"
+    assert run(Transport.AUTO) == "2 done before"
+    assert run(Transport.RAW) == "2 done"
 
 
 def test_another_model_is_noticed(client: AffectClient) -> None:

@@ -59,6 +59,7 @@ def point(model: str, frames_per_s: float, **more: Any) -> dict[str, Any]:
         "loop": "closed",
         "concurrency": 2,
         "errors": {},
+        "requests": 41,
         "requests_per_second": frames_per_s / 32,
         "frames_per_second": frames_per_s,
         "latency": {"p50_ms": 500.0, "p90_ms": 510.0, "p95_ms": 520.0, "p99_ms": 530.0},
@@ -80,7 +81,7 @@ LOAD: dict[str, Any] = {
             "requests_per_second": rate,
             "frames_per_second": rate,
         }
-        for transport, rate in (("raw", 21.0), ("shm", 25.0))
+        for transport, rate in (("raw", 27.0), ("shm", 25.0))
     ],
 }
 CAMERAS: dict[str, Any] = {
@@ -144,7 +145,7 @@ def test_a_report_of_load_tells_what_the_server_did(results: Path) -> None:
     save("load-ViT-B-32", {**LOAD, "points": [*LOAD["points"], point("clip_encoder", 70.0, gpus=gpus)]}, results)
     write_report(results)
     text = (results / "report.md").read_text()
-    row = next(line for line in text.splitlines() if "clip_encoder × 32, shm | 2 callers | 64.0" in line)
+    row = next(line for line in text.splitlines() if "clip_encoder × 32, shm | 2 callers | 41 | 64.0" in line)
     assert "| 12.3 | 456.8 | 32.0 | 1.75 | no GPU | 0 |" in row
     assert "| 71 %, 250 W, 3 % |" in text
     assert "| clip_encoder × 1, shm | p99=100ms | 25.0 | 25.0 |" in text
