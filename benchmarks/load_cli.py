@@ -174,7 +174,8 @@ def _agreement_lines(measured: dict[str, Any]) -> list[str]:
     from affserve.benchmarks.report_format import counted
 
     return [
-        f"{one['model']} x{one['frames']} {one['transport']}, {counted(one['concurrency'], 'caller')}: ours / perf_analyzer "
+        f"{one['model']} x{one['frames']} {one['transport']}, {counted(one['concurrency'], 'caller')}: "
+        "ours / perf_analyzer "
         + ", ".join(f"{name} {ratio['value']:.3f}" for name, ratio in one["ours_to_theirs"].items())
         + (": agree" if one["agree"] else f": differ by {100 * one['furthest_off']:.0f} %")
         for one in measured["points"]

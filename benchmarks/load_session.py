@@ -109,7 +109,11 @@ def search(
 
 def line(point: dict[str, Any]) -> str:
     """Return a point as one line for people."""
-    load = counted(point["concurrency"], "caller") if point["loop"] == "closed" else f"{point['rate_per_second']:.4g}/s open"
+    load = (
+        counted(point["concurrency"], "caller")
+        if point["loop"] == "closed"
+        else f"{point['rate_per_second']:.4g}/s open"
+    )
     what = f"{point['model']} x{point['frames']} {point['transport']}, {load}"
     latency = point["latency"]
     times = "no answer" if latency is None else f"p50 {latency['p50_ms']:.1f} p99 {latency['p99_ms']:.1f} ms"

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
-from affserve.benchmarks.report_format import Measured, bar_lines, counted, interval_text, measured_rate, median_text, table
+from affserve.benchmarks.report_format import (
+    Measured,
+    bar_lines,
+    counted,
+    interval_text,
+    measured_rate,
+    median_text,
+    table,
+)
 from affserve.benchmarks.report_scale import clients_section, faces_section, length_section, servers_section
 from affserve.benchmarks.result_files import Results
 

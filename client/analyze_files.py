@@ -25,7 +25,16 @@ from affserve.client.read_ahead import StageSeconds
 from affserve.client.result_metadata import ResultTable, metadata_path, metadata_text
 from affserve.client.results import NO_TRACK, Rows
 from affserve.client.row_formats import RowWriter
-from affserve.client.run_record import BYTES, ERROR, FRAMES_SENT, OPTIONS, SOURCE, ModelRecord, source_state, written_options
+from affserve.client.run_record import (
+    BYTES,
+    ERROR,
+    FRAMES_SENT,
+    OPTIONS,
+    SOURCE,
+    ModelRecord,
+    source_state,
+    written_options,
+)
 from affserve.client.video import FOLDER_FPS, FrameSource, open_source
 from affserve.train.errors import VideoError
 

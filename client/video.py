@@ -29,7 +29,6 @@ from affserve.client.pixels import Pixels
 from affserve.client.video_clock import Clock, Ticks, ticks_of
 from affserve.train.alignment import CROP_SIZE_PX
 from affserve.train.errors import VideoError
-from affserve.train.image_files import breaks_off
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
 FOLDER_FPS = 30.0  # frames per second of a folder of crops, which carries no clock of its own
@@ -97,8 +96,6 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     decoded = cv2.imdecode(encoded, cv2.IMREAD_COLOR) if encoded.size else None
     if decoded is None:
         raise VideoError(f"{path} cannot be decoded as an image ({encoded.size} bytes); is it complete?")
-    if breaks_off(encoded.tobytes()):
-        raise VideoError(f"{path} breaks off after {encoded.size} bytes, in the middle of the image; copy it again")
     return np.asarray(cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB), dtype=np.uint8)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -311,3 +312,15 @@ def test_the_commands_of_the_readme_lead_from_a_corpus_to_a_repository(tmp_path:
     assert "valence_arousal, expression, action_units" in told
     manifest = json.loads((tmp_path / "repository/manifest.json").read_text())
     assert [head["training"]["head"]["use_encoder"] for head in manifest["versions"]["1"]["heads"]] == [True, False]
+
+
+def test_a_crop_that_breaks_off_is_named_and_not_painted_grey(tmp_path: Path) -> None:
+    picture = np.random.default_rng(0).integers(0, 255, (112, 112, 3), dtype=np.uint8)
+    content = cv2.imencode(".jpg", picture)[1].tobytes()
+    path = tmp_path / "00001.jpg"
+    path.write_bytes(content)
+    assert read_crop(path).shape == (112, 112, 3)
+    for kept in (content[: len(content) // 2], b""):
+        path.write_bytes(kept)
+        with pytest.raises(DataError, match=r"00001\.jpg cannot be decoded"):
+            read_crop(path)

@@ -214,7 +214,7 @@ def test_image_that_breaks_off_is_refused_and_a_whole_one_is_not(tmp_path: Path,
     assert open_source(path).frames_hint == 1
     for kept in (0.5, 0.95):
         path.write_bytes(content[: round(kept * len(content))])
-        with pytest.raises(VideoError, match=r"breaks off|cannot be decoded"):
+        with pytest.raises(VideoError, match="cannot be decoded"):
             open_source(path)
 
 

@@ -20,7 +20,6 @@ from affserve.train.affwild2 import AFF_WILD2, TRAIN, VALIDATION, Corpus, base_n
 from affserve.train.errors import DataError
 from affserve.train.labels import ACTION_UNITS, EXPRESSION, TASKS, VALENCE_AROUSAL, Annotation, Task
 from affserve.train.windows import WINDOW_FRAMES
-from affserve.train.image_files import breaks_off
 
 PARTS = (TRAIN, VALIDATION)
 RAW_SUFFIXES = (".mp4", ".avi")
@@ -253,7 +252,7 @@ def _broken(path: Path) -> str | None:
         return f"cannot be read: {error.strerror}"
     if not content or cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) is None:
         return "cannot be decoded as an image"
-    return "breaks off in the middle of the image" if breaks_off(content) else None
+    return None
 
 
 def _split(corpus: Corpus, task: Task) -> list[str]:

@@ -51,9 +51,14 @@ class FrameDataset(Dataset[dict[str, Any]]):
 
 def read_crop(path: Path) -> NDArray[np.uint8]:
     """Read a crop as (H, W, 3) RGB; DataError names a file that cannot be read."""
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    try:
+        content = np.fromfile(path, np.uint8)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+    # Of a truncated JPEG cv2.imread paints the rest grey and says nothing; imdecode refuses it.
+    image = cv2.imdecode(content, cv2.IMREAD_COLOR) if content.size else None
     if image is None:
-        raise DataError(f"{path} cannot be read as an image; delete or replace it")
+        raise DataError(f"{path} cannot be decoded as an image ({content.size} bytes); delete or replace it")
     return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), dtype=np.uint8)
 
 
