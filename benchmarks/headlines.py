@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from affserve.benchmarks.report_format import table
+from affserve.benchmarks.report_format import counted, table
 from affserve.benchmarks.result_files import Results
 from affserve.benchmarks.wire import SHM
 from affserve.export.contract import CLIP_ENCODER
@@ -107,7 +107,8 @@ def _promise(results: Results) -> str | None:
     best = max(found, key=lambda one: (one["transport"] == SHM, float(one["frames_per_second"])), default=None)
     if best is None:
         return None
-    return f"{best['requests_per_second']:.0f} requests/s of {best['frames']}, {best['slo']}, {best['transport']}"
+    rate = f"{best['requests_per_second']:.0f} requests/s of {counted(best['frames'], 'frame')}"
+    return f"{rate}, {best['slo']}, {best['transport']}"
 
 
 def _cameras(results: Results) -> str | None:

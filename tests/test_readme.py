@@ -10,11 +10,13 @@ import click
 import pytest
 import typer.main
 
+from affserve.benchmarks.report import fill_markers
 from affserve.client.cli import app
 from affserve.client.results import columns_of
 from affserve.export.contract import default_head_description
 
 ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)
 COMMANDS = [line.partition("#")[0].strip() for block in BLOCKS for line in block.splitlines() if line.strip()]
@@ -56,6 +58,23 @@ def test_result_files_that_are_quoted_exist() -> None:
     assert quoted
     for path in quoted:
         assert (ROOT / path).exists(), path
+
+
+def test_every_table_of_figures_names_files_that_are_there() -> None:
+    """A row of what was measured ends in its file; it says which figures a reader can look up."""
+    quoted = re.findall(r"\| `([\w-]+\.json)` \|$", README, flags=re.MULTILINE)
+    assert len(quoted) > 10
+    missing = [name for name in quoted if not list(RESULTS.glob(f"*/{name}"))]
+    assert missing == []
+
+
+def test_the_table_of_machines_is_what_the_result_files_say(tmp_path: Path) -> None:
+    copy = tmp_path / "README.md"
+    copy.write_text(README)
+    # Those that the README names: who measures a machine of their own has one more, and no duty to write of it.
+    machines = sorted(set(re.findall(r"benchmarks/results/([\w-]+)/", README)))
+    fill_markers(copy, [RESULTS / machine for machine in machines])
+    assert copy.read_text() == README
 
 
 def test_nothing_is_left_to_fill_in() -> None:

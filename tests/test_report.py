@@ -164,7 +164,7 @@ def test_headlines_of_load_are_those_of_frames(results: Path) -> None:
     save("cameras", CAMERAS, results)
     lines = "\n".join(headline_table([read_results(results)]))
     assert "| highest load | 64 frames/s, p99 530 ms |" in lines  # the head, asked for features alone, is no pipeline
-    assert "| 25 requests/s of 1, p99=100ms, shm |" in lines
+    assert "| 25 requests/s of 1 frame, p99=100ms, shm |" in lines
     assert "| 3, p95 within 1000 ms |" in lines
 
 
