@@ -41,7 +41,11 @@ def compare(
     ] = 0.05,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Say what changed beyond noise between two runs: ratios of medians whose 95 % interval does not hold 1."""
+    """Say what changed beyond noise between two runs: ratios of medians whose 95 % interval does not hold 1.
+
+    A shared machine is another one an hour later, by more than a run's own noise: look first at what cannot have
+    changed, such as the peers.
+    """
     from affserve.benchmarks.compare import changes_table, compare_results
 
     comparison = compare_results(before, after, tolerance)
