@@ -138,7 +138,6 @@ def test_points_say_what_server_generator_and_machine_did(server_url: str, tmp_p
     raw, shm = (next(p for p in measured["points"] if p["transport"] == name) for name in ("raw", "shm"))
     assert raw["request_bytes"] > 4 * 224 * 224 * 3
     assert shm["request_bytes"] < 1000
-    assert "4 frames" not in result.stdout
     assert len(result.stdout.splitlines()) == 4
     assert not list(Path("/dev/shm").glob(f"affserve-client-*-{os.getpid()}-*"))
 
