@@ -92,7 +92,7 @@ def test_a_peak_is_that_of_the_fastest_product() -> None:
     """What disturbs a product hides what the machine can do: two slow ones of three leave the peak where it is."""
     pauses = itertools.cycle([0.05, 0.05, 0.01])
     peak = limits.best_rate([("product", lambda: time.sleep(next(pauses)), (100, 100, 1000))])
-    assert 1.0 < peak["gflops"] <= 2.0  # 0.02 GFLOP in .01 s
+    assert 0.4 < peak["gflops"] <= 2.0  # 0.02 GFLOP in 0.01 s; the median of 0.05 s would make it 0.4 at most
 
 
 def test_the_higher_peak_counts() -> None:
