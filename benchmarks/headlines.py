@@ -103,7 +103,7 @@ def _load(results: Results) -> str | None:
 
 def _promise(results: Results) -> str | None:
     found = [one for measured in results.starting("load").values() for one in measured.get("slo", [])]
-    # One transport, named beforehand: the best of three would be the luckiest.
+    # The transport that a client on the machine chooses by itself: the best of three would be the luckiest.
     best = max(found, key=lambda one: (one["transport"] == SHM, float(one["frames_per_second"])), default=None)
     if best is None:
         return None

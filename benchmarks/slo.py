@@ -105,16 +105,11 @@ def _bracket(tried: Callable[[float], bool], first: float, whole: bool) -> tuple
 
 
 def _confirmed(tried: Callable[[float, bool], bool], rate: float, tolerance: float, whole: bool) -> float:
-    """Return the first rate, going down in small steps, that is kept once more; 0 when none of them is.
-
-    A whole number is tried again before it is given up: the next one is far, and a passing load of the machine is no
-    reason to go there.
-    """
-    chances = 2 if whole else 1
+    """Return the first rate, going down in small steps, that is kept once more; 0 when none of them is."""
     for _ in range(CONFIRMATIONS):
         if rate <= 0:
             return 0
-        if any(tried(rate, True) for _ in range(chances)):
+        if tried(rate, True):
             return rate
         rate = rate - 1 if whole else rate * (1 - tolerance)
     return 0

@@ -124,14 +124,16 @@ def test_resume_does_what_is_missing_or_changed(
     assert run(fps=7) == "4 done, 1 failed:"
 
 
+@pytest.mark.parametrize("name", ["csv", "parquet"])
 def test_resume_keeps_what_travelled_as_is_asked_now(
-    server_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    server_url: str, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """JPEG changes answers: who asks for exact frames does not get those of JPEG, nor the other way round."""
     clips = [write_video(tmp_path / clip, moving_square(4)) for clip in ("a.mp4", "b.mp4")]
 
     def run(transport: Transport) -> str:
-        again = options(server_url, *clips, out=tmp_path / "rows", resume=True, transport=transport)
+        out = tmp_path / "rows"
+        again = options(server_url, *clips, out=out, row_format=name, resume=True, transport=transport)
         assert infer_sources(again)
         return capsys.readouterr().err.partition("sources: ")[2].splitlines()[0]
 

