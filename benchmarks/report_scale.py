@@ -21,10 +21,18 @@ def length_section(measured: Measured) -> Iterator[str]:
         )
         for row in measured["rows"]
     ]
+    yield from _detector(measured)
     header = ("frames of the video", "seconds [95 %]", "ms per frame", "client peak, MiB", "server peak, MiB")
     yield from table(header, rows)
     yield from fit_lines(measured, "a frame", "s", 1000, "ms")
     yield from bar_lines(measured)
+
+
+def _detector(measured: Measured) -> Iterator[str]:
+    """Write what found the faces; earlier results do not tell."""
+    if detector := measured.get("detector"):
+        yield f"Faces found with {detector}."
+        yield ""
 
 
 def clients_section(measured: Measured) -> Iterator[str]:
@@ -58,5 +66,6 @@ def faces_section(measured: Measured) -> Iterator[str]:
     rows = [
         (row["faces"], row["rows_per_frame"], row["people"], f"{row['ms_per_frame']:.2f}") for row in measured["rows"]
     ]
+    yield from _detector(measured)
     yield from table(("faces drawn", "rows per frame", "people", "ms per frame"), rows)
     yield from fit_lines(measured, "a face", "ms", 1, "ms")

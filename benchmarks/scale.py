@@ -7,7 +7,7 @@ before and after it, so that what else the machine does meets all alike. Memory 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,7 +96,12 @@ def _measure_lengths(options: ScaleOptions, repository: Path, scratch: Path, pro
     lengths = [row["frames"] for row in rows]
     seconds = [statistics.median(row["times_s"]) for row in rows]
     fits = {"fit": linear_fit(lengths, seconds), "exponent": power_exponent(lengths, seconds)} if len(rows) > 1 else {}
-    return {"film": film.name, "rows": rows, **fits, **_compared(rows)}
+    return {"film": film.name, "detector": _detector(runs), "rows": rows, **fits, **_compared(rows)}
+
+
+def _detector(runs: Mapping[int, Sequence[dict[str, Any]]]) -> str:
+    """Return what found the faces: the environment chooses it, and it is a good part of the time."""
+    return str(next(iter(runs.values()))[0]["summary"]["detector"])
 
 
 def _length_row(frames: int, runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -154,4 +159,4 @@ def _measure_faces(options: ScaleOptions, repository: Path, scratch: Path, progr
         )
     work, cost = [row["rows_per_frame"] for row in rows], [row["ms_per_frame"] for row in rows]
     fits = {"fit": linear_fit(work, cost), "exponent": power_exponent(work, cost)} if len(set(work)) > 1 else {}
-    return {"frames": options.face_frames, "rows": rows, **fits}
+    return {"frames": options.face_frames, "detector": _detector(runs), "rows": rows, **fits}

@@ -105,6 +105,7 @@ CAMERAS: dict[str, Any] = {
 }
 MEMORY = {"client_peak_mib": 160.0, "server_peak_mib": 340.0}
 LENGTH: dict[str, Any] = {
+    "detector": "haar",
     "rows": [
         {
             "frames": n,
@@ -134,6 +135,7 @@ def test_a_report_tells_figures_bars_and_commands(results: Path) -> None:
     assert {path.name for path in written} == {"report.md", "peers-ViT-B-32.svg", "scale-length.svg"}
     text = (results / "report.md").read_text()
     assert "| affserve INT8 / naive service | 3.75 [3.60, 3.90] |" in text
+    assert "Faces found with haar." in text
     assert "| peak memory of 2000 frames to that of 300 | 1.2 | at most 1.05 | **no** |" in text
     assert "(peers-ViT-B-32.svg)" in text
     command = json.loads((results / "peers-ViT-B-32.json").read_text())["command"]
