@@ -198,7 +198,7 @@ def _command(config: ServerConfig) -> list[str]:
         options["http-restricted-api"] = options["grpc-restricted-protocol"]
     if inside.metrics_port is not None:
         options["metrics-address"] = inside.host
-    return ["tritonserver", *arguments(options, served_models(config.repository))]
+    return ["tritonserver", *arguments(options)]
 
 
 def _tls_place(name: str, config: ServerConfig) -> Path | None:
@@ -216,7 +216,11 @@ def _ports(config: ServerConfig) -> list[str]:
 
 
 def _mounts(config: ServerConfig, backends: Sequence[Path]) -> list[Mount]:
-    mounts = [Mount(source=config.repository.resolve(), target=MODELS_PLACE)]
+    # One by one: Triton loads whatever lies in the folder, and that is to be our models alone.
+    mounts = [
+        Mount(source=config.repository.resolve() / model.name, target=f"{MODELS_PLACE}/{model.name}")
+        for model in served_models(config.repository)
+    ]
     mounts += [
         Mount(source=backend.parent, target=f"{BACKENDS_PLACE}/{backend.parent.relative_to(BACKENDS)}")
         for backend in backends
@@ -262,6 +266,6 @@ def _notes(config: ServerConfig, gpus: bool) -> Iterator[str]:
     yield "127.0.0.1 stays the choice behind a proxy; another address is given with --host, best with TLS."
     yield "Docker's health check is a true inference. Docker alone only restarts what has ended: an unhealthy container"
     yield "is shown as such (docker ps), and restarted by an orchestrator such as Swarm."
-    yield "The keys of restricted interfaces are random: no caller is meant to have them."
+    yield "The key of the restricted interfaces is no secret: no header can have its name."
     if config.shared_memory:
         yield "Callers may register shared memory: the container sees all of this machine's /dev/shm."

@@ -22,7 +22,7 @@ from tritonclient.utils import InferenceServerException
 from affserve.export import triton_log
 from affserve.export.contract import ModelSpec
 from affserve.export.guardian import KILL, remove_shared_memory, start_guardian
-from affserve.export.instances import with_instances
+from affserve.export.instances import lay_out_models
 from affserve.export.ports import PortTakenError, listening
 from affserve.export.probe import Prober, identify
 from affserve.export.repository_check import served_models, verify_repository
@@ -146,12 +146,11 @@ class TritonServer:
             undo.pop_all()
 
     def _command(self, installation: Installation, folder: Path) -> list[str]:
-        config, models = self.config, None
-        if (instances := self.parallelism.instances) > 1:
-            models = with_instances(config.repository, config.config_name, instances, folder)
+        config = self.config
+        models = lay_out_models(config.repository, config.config_name, self.parallelism.instances, folder)
         callers = config.tls.trusted_callers(folder) if config.tls is not None else None
-        options = serving_options(config, models or config.repository.resolve(), callers)
-        command = [str(installation.binary), f"--id={self._identity}", *arguments(options, self.models)]
+        options = serving_options(config, models, callers)
+        command = [str(installation.binary), f"--id={self._identity}", *arguments(options)]
         backends = lay_out_backends(installation, folder)
         return command if backends is None else command + wheel_arguments(backends, self._identity)
 

@@ -28,7 +28,7 @@ from tritonclient.utils import InferenceServerException
 from affserve.export import guardian
 from affserve.export.config_names import ONNX_CONFIG_NAME, TENSORRT_CONFIG_NAME
 from affserve.export.cores import Parallelism, choose_parallelism
-from affserve.export.instances import with_instances
+from affserve.export.instances import lay_out_models
 from affserve.export.probe import Prober
 from affserve.export.server_command import serving_options
 from affserve.export.server_log import EventLog
@@ -153,9 +153,11 @@ def test_instances_share_the_work(closed: TritonServer, tiny: Path) -> None:
 
 
 def test_instances_are_for_cpus(tiny: Path, tmp_path: Path) -> None:
-    (tmp_path / "cpu").mkdir()
-    assert with_instances(tiny, TENSORRT_CONFIG_NAME, 2, tmp_path) is None
-    assert with_instances(tiny, ONNX_CONFIG_NAME, 2, tmp_path / "cpu") is not None
+    for name, changed in ((TENSORRT_CONFIG_NAME, False), (ONNX_CONFIG_NAME, True)):
+        (tmp_path / name).mkdir()
+        root = lay_out_models(tiny, name, 2, tmp_path / name)
+        assert (root / "temporal_head").is_symlink()
+        assert (root / "clip_encoder").is_symlink() is not changed
 
 
 @pytest.mark.parametrize(

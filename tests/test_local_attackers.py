@@ -1,0 +1,187 @@
+"""What another user of the machine, and a machine that is in trouble, can do to `affserve serve`.
+
+Each test does what an attacker did. The other user is 65534 (nobody), which only root can become.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import functools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tritonclient.grpc as triton
+from tiny_server import needs_wheel, write_repository
+from tritonclient.grpc import service_pb2
+from tritonclient.utils import InferenceServerException
+
+from affserve.export.probe import Prober
+from affserve.export.triton import ServerConfig, TritonServer
+
+pytestmark = needs_wheel
+
+OTHER_USER: dict[str, Any] = {"user": 65534, "group": 65534, "extra_groups": [], "cwd": "/"}
+
+EVIL_CONFIG = {
+    "name": "evil",
+    "backend": "python",
+    "input": [{"name": "x", "data_type": "TYPE_FP32", "dims": [1]}],
+    "output": [{"name": "y", "data_type": "TYPE_FP32", "dims": [1]}],
+}
+# Says that it ran, with the server's rights.
+EVIL_MODEL = """
+class TritonPythonModel:
+    def initialize(self, args):
+        open({witness!r}, "w").close()
+"""
+
+# Run by the other user, with the standard library alone. It writes its own bytes: a polite client library would refuse
+# to send what the server must refuse to take.
+ATTACK = r"""
+import glob, json, re, socket, struct, sys
+
+task = json.load(sys.stdin)
+keys = set()
+for path in glob.glob("/proc/[0-9]*/cmdline"):
+    try:
+        words = open(path, encoding="latin-1").read()
+    except OSError:
+        continue
+    keys |= set(re.findall(r'restricted-(?:protocol|api)=[\w,-]+:([^=\0]*)=([^"\0]*)', words))
+
+def exchange(port, data):
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+        connection.sendall(data)
+        connection.settimeout(3)
+        answer = b""
+        try:
+            while part := connection.recv(65536):
+                answer += part
+                if b"grpc-status" in part:
+                    break
+        except OSError:
+            pass
+    return answer.decode("latin-1")
+
+def frame(kind, flags, stream, payload):
+    return struct.pack(">I", len(payload))[1:] + bytes([kind, flags]) + struct.pack(">I", stream) + payload
+
+def literal(name, value):
+    return b"".join([b"\0", *(bytes([len(one)]) + one for one in (name.encode(), value.encode()))])
+
+def grpc(method, message, headers):
+    pseudo = {":method": "POST", ":scheme": "http", ":path": "/inference.GRPCInferenceService/" + method,
+              ":authority": "x", "te": "trailers", "content-type": "application/grpc"}
+    block = b"".join(literal(*one) for one in [*pseudo.items(), *headers])
+    body = b"\0" + struct.pack(">I", len(message)) + message
+    return exchange(task["grpc"], b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0, b"") + frame(1, 4, 1, block)
+                    + frame(0, 1, 1, body))
+
+def http(path, body, header):
+    head = f"POST /v2/{path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len(body)}\r\n{header}\r\n"
+    return exchange(task["http"], head.encode("latin-1") + body.encode())
+
+answers = {}
+for name, value in sorted(keys):
+    header = [("triton-grpc-protocol-" + name, value)]
+    for method, message in task["calls"].items():
+        answers[f"gRPC {method} {name!r}={value}"] = grpc(method, bytes.fromhex(message), header)
+    for path, body in task["posts"].items():
+        answers[f"HTTP {path} {name!r}={value}"] = http(path, body, f"{name}: {value}\r\n")
+    folded = value.replace("\n", "\r\n ")
+    answers[f"HTTP folded {name!r}={value}"] = http("repository/index", "{}", f"{name}: {folded}\r\n")
+print(json.dumps(answers))
+"""
+
+
+@functools.cache
+def python_of_others() -> str:
+    """Return a Python that another user may run; skip where there is none."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can become another user")
+    for python in (sys.executable, "/usr/bin/python3", "/usr/local/bin/python3"):
+        with contextlib.suppress(OSError):
+            if subprocess.run([python, "-I", "-S", "-c", ""], **OTHER_USER).returncode == 0:
+                return python
+    pytest.skip("another user has no Python to run here")
+
+
+def as_nobody(program: str, task: Any = None) -> Any:
+    """Run a Python program as another user with `task` on standard input; return the JSON it prints."""
+    command = [python_of_others(), "-I", "-S", "-c", program]
+    done = subprocess.run(command, input=json.dumps(task), capture_output=True, text=True, timeout=120, **OTHER_USER)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+# --- the key that everybody can read ---
+
+
+def test_who_reads_the_key_in_the_command_line_opens_nothing_with_it(tiny: Path, tmp_path: Path) -> None:
+    witness = tmp_path / "it ran"
+    code = EVIL_MODEL.format(witness=str(witness)).encode()
+    load = service_pb2.RepositoryModelLoadRequest(model_name="evil")
+    load.parameters["config"].string_param = json.dumps(EVIL_CONFIG)
+    load.parameters["file:1/model.py"].bytes_param = code
+    with TritonServer(ServerConfig(repository=tiny, drain_timeout_s=0)) as server:
+        task = {
+            "grpc": server.config.grpc_port,
+            "http": server.config.http_port,
+            "calls": {
+                "RepositoryModelLoad": load.SerializeToString().hex(),
+                **dict.fromkeys(("RepositoryIndex", "LogSettings", "TraceSetting"), ""),
+            },
+            "posts": {
+                "repository/models/evil/load": json.dumps(
+                    {
+                        "parameters": {
+                            "config": json.dumps(EVIL_CONFIG),
+                            "file:1/model.py": base64.b64encode(code).decode(),
+                        }
+                    }
+                ),
+                "repository/index": "{}",
+                "logging": "{}",
+            },
+        }
+        answers = as_nobody(ATTACK, task)
+        assert len(answers) >= 8, "no key was found: nothing was attacked"
+        taken = [call for call, answer in answers.items() if "grpc-status\x010" in answer or "200 OK" in answer]
+        assert not taken, {call: answers[call] for call in taken}
+        assert not witness.exists(), "another user's program ran as the server's user"
+        assert server.healthy()
+
+
+def test_no_model_can_be_loaded_even_where_the_interface_is_open(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("affserve.export.server_command.restricted_interfaces", lambda **_: ("trace",))
+    with (
+        TritonServer(ServerConfig(repository=tiny, drain_timeout_s=0)) as server,
+        contextlib.closing(triton.InferenceServerClient(server.grpc_url)) as client,
+    ):
+        assert len(client.get_model_repository_index().models) == 3, "the interface is closed: nothing is tested"
+        for change in (client.load_model, client.unload_model):
+            with pytest.raises(InferenceServerException, match="explicit model load / unload is not allowed"):
+                change("affect")
+        assert server.healthy()
+
+
+def test_what_lies_beside_our_models_is_not_loaded(tmp_path: Path) -> None:
+    """Triton loads all there is in its repository: a model.py that somebody put there would run."""
+    root, witness = tmp_path / "repository", tmp_path / "it ran"
+    write_repository(root)
+    (root / "evil" / "1").mkdir(parents=True)
+    (root / "evil" / "1" / "model.py").write_text(EVIL_MODEL.format(witness=str(witness)))
+    (root / "evil" / "config.pbtxt").write_text('name: "evil"\nbackend: "python"\n')
+    with (
+        TritonServer(ServerConfig(repository=root, drain_timeout_s=0)) as server,
+        Prober(server.grpc_url) as prober,
+    ):
+        served = {model.name for model in prober.statistics(10)}
+    assert served == {"clip_encoder", "temporal_head", "affect"}
+    assert not witness.exists()
