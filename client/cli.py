@@ -18,6 +18,7 @@ from affserve.client.live_cli import live
 from affserve.client.status_cli import status
 from affserve.export.cli import serve
 from affserve.export.export_cli import export
+from affserve.export.server_log import write_to_stderr
 from affserve.train.cli import train_app
 from affserve.train.data_cli import data_app
 from affserve.train.errors import AffserveError, MissingExtraError
@@ -80,5 +81,5 @@ def main() -> None:
 
 
 def _fail(error: AffserveError) -> NoReturn:
-    print(f"error: {error}", file=sys.stderr)
+    write_to_stderr(f"error: {error}")
     sys.exit(1)

@@ -37,12 +37,16 @@ from affserve.export.triton_installation import (
 )
 from affserve.train.errors import ServerError
 
-__all__ = ["ServerConfig", "TritonServer"]
+__all__ = ["ServerConfig", "TritonServer", "UnpreparedError"]
 
 POLL_S = 0.02
 PORT_ATTEMPTS = 5
 OTHER_SERVER_TIMEOUT_S = 1.0  # to say who it is
 LOG_LIMIT_BYTES = 8 << 20  # then it starts over, and one file of that size before it is kept
+
+
+class UnpreparedError(ServerError):
+    """The machine refused what a server needs before it starts, such as room for its files: it may have it later."""
 
 
 class TritonServer:
@@ -100,6 +104,15 @@ class TritonServer:
 
     def start(self) -> None:
         """Return when every model has answered a request; RepositoryError or ServerError when that cannot be."""
+        try:
+            self._start()
+        except OSError as error:
+            raise UnpreparedError(
+                f"tritonserver for {self.config.repository} cannot be prepared: {error}. Where a folder for temporary "
+                "files is full, make room in it or choose another with TMPDIR"
+            ) from error
+
+    def _start(self) -> None:
         verify_repository(self.config.repository, self.config.config_name)
         self.models = served_models(self.config.repository)
         installation = find_installation()

@@ -10,19 +10,36 @@ import contextlib
 import functools
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import tritonclient.grpc as triton
-from tiny_server import needs_wheel, write_repository
+from tiny_server import (
+    RECOVERY_S,
+    assert_nothing_left,
+    family,
+    needs_wheel,
+    seconds_until_answer,
+    wait_for,
+    write_repository,
+)
 from tritonclient.grpc import service_pb2
 from tritonclient.utils import InferenceServerException
 
+from affserve.export import supervisor
 from affserve.export.probe import Prober
+from affserve.export.server_log import Event
+from affserve.export.supervisor import SupervisedServer
 from affserve.export.triton import ServerConfig, TritonServer
+from affserve.train.errors import ServerError
 
 pytestmark = needs_wheel
 
@@ -185,3 +202,170 @@ def test_what_lies_beside_our_models_is_not_loaded(tmp_path: Path) -> None:
         served = {model.name for model in prober.statistics(10)}
     assert served == {"clip_encoder", "temporal_head", "affect"}
     assert not witness.exists()
+
+
+# --- stderr, the temporary folder and the watching thread ---
+
+
+@contextlib.contextmanager
+def serving(root: Path, **streams: Any) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Run the whole `affserve serve`; yield it with its gRPC address."""
+    command = [sys.executable, "-m", "affserve.client", "serve", str(root), "--grpc-port=0", "--http-port=0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **streams) as process:
+        assert process.stdout is not None
+        try:
+            line = process.stdout.readline()
+            assert "grpc://" in line, line
+            yield process, line.split("grpc://")[1].split()[0]
+        finally:
+            process.kill()
+
+
+def kill_server(process: subprocess.Popen[str]) -> None:
+    next(
+        child for child in psutil.Process(process.pid).children(recursive=True) if child.name() == "tritonserver"
+    ).kill()
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    """A repository that the test may damage."""
+    root = tmp_path / "repository"
+    write_repository(root)
+    return root
+
+
+def full_pipe() -> tuple[int, int]:
+    """Return a pipe that takes nothing more: its reader is there, and reads nothing."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    for size in (4096, 1):
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.write(writer, bytes(size))
+    os.set_blocking(writer, True)
+    return reader, writer
+
+
+@pytest.mark.parametrize("stderr", ["reader_gone", "disk_full", "reader_asleep"])
+def test_server_comes_back_although_nobody_hears_of_it(own: Path, stderr: str) -> None:
+    with contextlib.ExitStack() as stack:
+        target: Any = subprocess.STDOUT
+        if stderr == "disk_full":
+            target = stack.enter_context(open("/dev/full", "w"))
+        if stderr == "reader_asleep":
+            reader, target = full_pipe()
+            stack.callback(os.close, reader)
+            stack.callback(os.close, target)
+        process, url = stack.enter_context(serving(own, stderr=target))
+        if stderr == "reader_gone":
+            assert process.stdout is not None
+            process.stdout.close()  # as with `2>&1 | head -1`
+        processes, name = family(process)
+        for _ in range(2):
+            kill_server(process)
+            assert seconds_until_answer(url) < RECOVERY_S
+        (own / "clip_encoder" / "1" / "model.onnx").unlink()
+        kill_server(process)
+        assert process.wait(60) == 1, "it gave up, and its exit code does not tell"
+    assert_nothing_left(processes, name)
+
+
+@contextlib.contextmanager
+def full_disk(folder: Path) -> Iterator[Callable[[], contextlib.AbstractContextManager[None]]]:
+    """Mount a small disk on `folder`; yield what fills it to the last byte, for the length of a block."""
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64m", "affserve-test", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("a disk of its own takes root, and a machine where root may mount")
+
+    @contextlib.contextmanager
+    def fill() -> Iterator[None]:
+        ballast = folder / "ballast"
+        with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+        yield
+        ballast.unlink()
+
+    try:
+        yield fill
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@contextlib.contextmanager
+def vanishing_folder(folder: Path) -> Iterator[Callable[[], contextlib.AbstractContextManager[None]]]:
+    """Yield what takes `folder` away for the length of a block."""
+
+    @contextlib.contextmanager
+    def vanish() -> Iterator[None]:
+        away = folder.rename(folder.with_name("away"))
+        yield
+        away.rename(folder)
+
+    yield vanish
+
+
+TROUBLES = [pytest.param(full_disk, id="full"), pytest.param(vanishing_folder, id="gone")]
+
+
+@pytest.mark.parametrize("trouble", TROUBLES)
+def test_server_comes_back_when_the_temporary_folder_has_room_again(tiny: Path, tmp_path: Path, trouble: Any) -> None:
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    with (
+        trouble(folder) as no_room,
+        serving(tiny, stderr=subprocess.PIPE, env={**os.environ, "TMPDIR": str(folder)}) as (process, url),
+    ):
+        assert process.stderr is not None
+        process.send_signal(signal.SIGSTOP)  # so that the folder is full before the server is started again
+        kill_server(process)
+        for left in folder.glob("affserve-*"):
+            shutil.rmtree(left)
+        with no_room():
+            process.send_signal(signal.SIGCONT)
+            events = [json.loads(process.stderr.readline()) for _ in range(2)]
+            assert [event["event"] for event in events] == ["restarting", "waiting"]
+            assert "TMPDIR" in events[1]["reason"]
+        assert seconds_until_answer(url) < RECOVERY_S
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+        assert not list(folder.glob("affserve-*"))
+
+
+def test_waiting_for_room_ends_with_an_error(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "ROOM_TIMEOUT_S", 0.0)
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    with SupervisedServer(ServerConfig(repository=tiny, drain_timeout_s=0)) as running:
+        shutil.rmtree(folder)
+        os.kill(running.pid, signal.SIGKILL)
+        with pytest.raises(ServerError, match=r"cannot be prepared: .*No such file or directory.*TMPDIR"):
+            running.wait()
+
+
+def test_an_owner_that_fails_to_listen_does_not_end_watching(tiny: Path) -> None:
+    def fail(event: Event) -> None:
+        raise RuntimeError("no time for events")
+
+    with SupervisedServer(ServerConfig(repository=tiny, drain_timeout_s=0), on_event=fail) as running:
+        for _ in range(2):
+            before = running.pid
+            os.kill(before, signal.SIGKILL)
+            wait_for(lambda before=before: running.pid not in (0, before))
+            assert seconds_until_answer(running.grpc_url) < RECOVERY_S
+
+
+def test_watching_that_cannot_go_on_is_an_error(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "PROBE_PERIOD_S", 0.1)
+
+    class Blind(SupervisedServer):
+        def _probe(self) -> str | None:
+            raise RuntimeError("a mistake of ours")
+
+    with (
+        Blind(ServerConfig(repository=tiny, drain_timeout_s=0)) as running,
+        pytest.raises(ServerError, match=r"watching tritonserver failed: .*a mistake of ours"),
+    ):
+        running.wait()
