@@ -21,7 +21,7 @@ from tritonclient.utils import InferenceServerException
 
 from affserve.export import triton_log
 from affserve.export.contract import ModelSpec
-from affserve.export.guardian import KILL, remove_shared_memory, start_guardian
+from affserve.export.guardian import KILL, close_shared_memory, remove_shared_memory, start_guardian
 from affserve.export.instances import lay_out_models
 from affserve.export.ports import PortTakenError, listening
 from affserve.export.probe import Prober, identify
@@ -176,6 +176,7 @@ class TritonServer:
                 self._check_start(deadline)
                 try:
                     version = self._first_answers(prober, deadline - time.monotonic())
+                    close_shared_memory(self._identity)
                     break
                 except InferenceServerException as error:
                     if "StatusCode.UNAVAILABLE" not in str(error.status()):

@@ -10,6 +10,7 @@ import contextlib
 import functools
 import json
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -24,17 +25,22 @@ import pytest
 import tritonclient.grpc as triton
 from tiny_server import (
     RECOVERY_S,
+    SHARED_MEMORY,
+    ask,
     assert_nothing_left,
     family,
+    make_frames,
     needs_wheel,
     seconds_until_answer,
+    server_name,
     wait_for,
     write_repository,
 )
 from tritonclient.grpc import service_pb2
 from tritonclient.utils import InferenceServerException
 
-from affserve.export import supervisor
+from affserve.client.shared_memory import Region
+from affserve.export import guardian, supervisor
 from affserve.export.probe import Prober
 from affserve.export.server_log import Event
 from affserve.export.supervisor import SupervisedServer
@@ -369,3 +375,91 @@ def test_watching_that_cannot_go_on_is_an_error(tiny: Path, monkeypatch: pytest.
         pytest.raises(ServerError, match=r"watching tritonserver failed: .*a mistake of ours"),
     ):
         running.wait()
+
+
+# --- frames that others could read ---
+
+# Opens whatever it can below the folders it is told, until its standard input ends.
+READ_FILES = r"""
+import json, os, select, sys
+
+folders = json.loads(sys.stdin.readline())
+seen, opened = set(), set()
+print("looking", flush=True)
+while not select.select([sys.stdin], [], [], 0)[0]:
+    for folder in folders:
+        try:
+            names = os.listdir(folder)
+        except OSError:
+            continue
+        for name in names:
+            path = os.path.join(folder, name)
+            if not name.startswith("affserve") or path in opened:
+                continue
+            seen.add(path)
+            try:
+                os.listdir(path) if os.path.isdir(path) else open(path, "rb").close()
+                opened.add(path)
+            except OSError:
+                pass
+print(json.dumps({"seen": sorted(seen), "opened": sorted(opened)}))
+"""
+
+
+@contextlib.contextmanager
+def another_user_looking(found: dict[str, list[str]]) -> Iterator[None]:
+    """For the length of a block, have another user open what it can of ours; put into `found` what that was."""
+    command = [python_of_others(), "-I", "-S", "-c", READ_FILES]
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes, **OTHER_USER) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        print(json.dumps([str(SHARED_MEMORY), tempfile.gettempdir()]), file=process.stdin, flush=True)
+        process.stdout.readline()
+        yield
+        process.stdin.close()
+        found |= json.loads(process.stdout.read())
+
+
+@pytest.fixture
+def careless_umask() -> Iterator[None]:
+    before = os.umask(0)
+    yield
+    os.umask(before)
+
+
+@pytest.mark.usefixtures("careless_umask")
+def test_no_file_of_server_or_client_is_for_others(tiny: Path) -> None:
+    with TritonServer(ServerConfig(repository=tiny, drain_timeout_s=0)) as server:
+        ask(server.grpc_url, "affect", {"frames": make_frames(40, seed=0)})  # makes the shared memory grow
+        name = server_name(server.pid)
+        region = Region(4096)
+        try:
+            ours = [SHARED_MEMORY / region.name, *SHARED_MEMORY.glob(f"{name}*")]
+            ours += Path(tempfile.gettempdir()).glob(f"{name}*")
+            assert len(ours) >= 4, "a region of the client, one of each Python process, a folder"
+            assert not {str(path): oct(path.stat().st_mode) for path in ours if path.stat().st_mode & 0o077}
+        finally:
+            region.unlink()
+
+
+@pytest.mark.usefixtures("careless_umask")
+def test_another_user_opens_nothing_not_even_while_the_server_starts(tiny: Path) -> None:
+    """Who opens a file in the instant before it is closed to him reads it for as long as it is there."""
+    found: dict[str, list[str]] = {}
+    with another_user_looking(found), TritonServer(ServerConfig(repository=tiny, drain_timeout_s=0)) as server:
+        name = server_name(server.pid)
+        ask(server.grpc_url, "affect", {"frames": make_frames(4, seed=0)})
+    assert len([path for path in found["seen"] if name in path]) >= 3, "nothing was looked at"
+    assert not [path for path in found["opened"] if name in path]
+
+
+def test_files_are_closed_afterwards_where_the_kernel_cannot_keep_them_closed() -> None:
+    file = SHARED_MEMORY / f"affserve-{secrets.token_hex(8)}-region"
+    file.touch()
+    try:
+        file.chmod(0o644)
+        guardian.close_shared_memory(file.name.removesuffix("-region"))
+        assert file.stat().st_mode & 0o777 == 0o600
+    finally:
+        file.unlink()
