@@ -329,6 +329,13 @@ def test_a_plan_that_cannot_run_is_refused_with_what_to_do(
     assert "affserve export" in str(caught.value) or "update the NVIDIA driver" in str(caught.value)
 
 
+def test_a_gpu_without_a_plan_is_not_made_up_for_by_another_with_one(tmp_path: Path) -> None:
+    write_plan(tmp_path)
+    other = dataclasses.replace(RTX_3090, index=1, name="NVIDIA GeForce RTX 4090", compute_capability="8.9")
+    with pytest.raises(RepositoryError, match=r"no model\.sm89\.plan for NVIDIA GeForce RTX 4090"):
+        check_plans("clip_encoder", tmp_path, [RTX_3090, other])
+
+
 @pytest.mark.parametrize("name", [CUDA_CONFIG_NAME, TENSORRT_CONFIG_NAME])
 def test_a_repository_for_cpus_is_not_served_from_a_gpu(repository: Path, name: str) -> None:
     assert verify_repository(repository, ONNX_CONFIG_NAME) is not None

@@ -19,7 +19,7 @@ import pytest
 from affserve.client.output_file import OutputFile, check_writable, write_whole
 from affserve.client.plots import draw_result
 from affserve.client.result_metadata import ResultTable, metadata_text
-from affserve.client.results import NO_TRACK, RowFormatter, Rows, columns_of
+from affserve.client.results import NO_TRACK, RowFormatter, Rows, columns_of, described_columns
 from affserve.client.row_formats import CSV
 from affserve.client.timelines import read_timelines
 from affserve.export.contract import HeadDescription, default_head_description
@@ -124,6 +124,14 @@ def test_every_action_unit_has_its_meaning() -> None:
 
     assert len(descriptions) == 12
     assert "lip corner puller" in descriptions[6]
+
+
+def test_descriptions_end_with_unit_and_range() -> None:
+    described = dict(described_columns(LABELS))
+
+    assert described["box_x_px"] == "left edge of the face box [px]"
+    assert described["box_w_px"] == "width of the face box [px, 0 or more]"
+    assert described["valence"].endswith(" [-1 to 1]")
 
 
 def test_file_appears_only_when_complete(tmp_path: Path) -> None:
