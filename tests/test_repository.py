@@ -388,7 +388,7 @@ def watching_server(root: Path, folder: Path) -> Iterator[str]:
     with (folder / "log").open("w") as log:
         process = subprocess.Popen([installation.binary, *options], env=environment, stdout=log, stderr=log)
         try:
-            wait_for(lambda: listening("127.0.0.1", ports["grpc"]) or process.poll() is not None, 60)
+            wait_for(lambda: listening("127.0.0.1", ports["grpc"]) or process.poll() is not None, 120)
             assert process.poll() is None, (folder / "log").read_text()
             yield f"127.0.0.1:{ports['grpc']}"
         finally:
@@ -462,18 +462,18 @@ def test_a_watching_server_goes_to_a_new_version_and_back_without_a_failed_reque
         watching_server(root, tmp_path / "server") as url,
         contextlib.closing(triton.InferenceServerClient(url)) as client,
     ):
-        wait_for(lambda: client.is_server_ready() and client.is_model_ready("affect"), 60)
+        wait_for(lambda: client.is_server_ready() and client.is_model_ready("affect"), 120)
         caller = Caller(url)
 
         def answers_with(truth: NDArray[np.float32]) -> bool:
             return bool(caller.answers) and bool(np.abs(caller.answers[-1] - truth).max() < 1e-4)
 
         with caller.calling():
-            wait_for(lambda: answers_with(old), 30)
+            wait_for(lambda: answers_with(old), 120)
             LocalTarget(root).place_version(new_version, 2)
-            wait_for(lambda: answers_with(new), 30)
+            wait_for(lambda: answers_with(new), 120)
             activate(LocalTarget(root), 1)
-            wait_for(lambda: answers_with(old), 30)
+            wait_for(lambda: answers_with(old), 120)
         assert not caller.errors
         # The encoder is the same in both, so every single answer is one version's or the other's.
         assert all(min(np.abs(one - old).max(), np.abs(one - new).max()) < 1e-4 for one in caller.answers)
