@@ -73,6 +73,10 @@ def test_a_stopped_model_that_answers_nobody_is_restarted(tiny: Path, monkeypatc
         assert seconds_until_answer(running.grpc_url) < RECOVERY_S
 
 
+def test_a_server_is_restarted_at_once_and_then_after_growing_pauses() -> None:
+    assert [supervisor.pause_s(failures) for failures in (1, 2, 3, 4)] == [0, 0.5, 1, 2]
+
+
 def test_gives_up_on_a_server_that_cannot_live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor, "FIRST_DELAY_S", 0.01)
     root = tmp_path / "repository"
