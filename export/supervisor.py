@@ -192,7 +192,7 @@ class SupervisedServer:
                 self._give_up(f"{often} and was not started again; the last time because {reason}{log}")
                 return False
             self._tell({"event": "restarting", "reason": reason, "failures": failures, "url": self.grpc_url})
-            if failures > 1 and self._stopping.wait(FIRST_DELAY_S * 2 ** (failures - 2)):
+            if self._stopping.wait(pause_s(failures)):
                 return False
             self._server = TritonServer(self._config, cancelled=self._stopping)
             try:
@@ -244,6 +244,11 @@ class SupervisedServer:
         self._failure = ServerError(reason)
         self._tell({"event": "gave up", "reason": reason, "url": self.grpc_url})
         self._ended.set()
+
+
+def pause_s(failures: int) -> float:
+    """Return how long to wait before a restart: not at all the first time, then twice as long each time."""
+    return FIRST_DELAY_S * 2 ** (failures - 2) if failures > 1 else 0.0
 
 
 def children_of(pid: int) -> dict[int, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -128,6 +129,14 @@ def test_a_folder_of_something_else_is_not_overwritten(checkpoints: tuple[Path, 
     with pytest.raises(ExportError, match="not a repository written by affserve"):
         export(checkpoints, tmp_path)
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+def test_a_fingerprint_is_that_of_the_whole_file(tmp_path: Path) -> None:
+    head = TemporalHead(demo_head_config(feature_width=512, width=256))
+    told = save_head(tmp_path / "head", head, Provenance(trained_on="synthetic"))
+    content = (tmp_path / "head" / "weights.safetensors").read_bytes()
+    assert len(content) > 1 << 20  # more than is read at once
+    assert told == hashlib.sha256(content).hexdigest()[:16]
 
 
 def test_altered_weights_are_refused(checkpoints: tuple[Path, Path], tmp_path: Path) -> None:

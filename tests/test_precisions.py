@@ -166,6 +166,50 @@ def test_only_what_gains_by_it_is_smoothed(loud: float, smoothed: int) -> None:
     assert ranges["y"].high.max() <= max(4, loud)
 
 
+BEFORE_RELU = {
+    "bias-last": (["product", "b"], {}, 1),
+    "bias-first": (["b", "product"], {}, 1),
+    "product-read-twice": (["product", "b"], {"product": "also"}, 0),
+    "no-product": (["x", "b"], {}, 0),
+}
+
+
+@pytest.mark.parametrize(("added", "also", "smoothed"), BEFORE_RELU.values(), ids=BEFORE_RELU)
+def test_smoothing_goes_through_a_relu_only_where_nobody_else_sees_it(
+    added: list[str], also: dict[str, str], smoothed: int
+) -> None:
+    rng = np.random.default_rng(0)
+    scale = np.ones(64, np.float32)
+    scale[3] = 40
+    constants = {"w1": rng.standard_normal((64, 64)).astype(np.float32) * scale, "b": scale}
+    constants["w2"] = rng.choice(np.array([-1, 1], np.float32), (64, 32))
+    nodes = [
+        helper.make_node("MatMul", ["x", "w1"], ["product"]),
+        helper.make_node("Add", added, ["sum"]),
+        helper.make_node("Relu", ["sum"], ["y"]),
+        helper.make_node("MatMul", ["y", "w2"], ["z"]),
+        *(helper.make_node("Abs", [source], [target]) for source, target in also.items()),
+    ]
+    x, *outputs = (
+        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["N", n])
+        for name, n in {"x": 64, "z": 32, **dict.fromkeys(also.values(), 64)}.items()
+    )
+    weights = [numpy_helper.from_array(values, name) for name, values in constants.items()]
+    graph = helper.make_graph(nodes, "relu", [x], outputs, weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+    def answers() -> list[NDArray[np.float32]]:
+        session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+        given = np.random.default_rng(1).standard_normal((5, 64)).astype(np.float32)
+        return list(session.run(None, {"x": given}))
+
+    before = answers()
+    ranges = {"y": ChannelRange(low=0 * scale, high=40 * scale, mean=3 * scale, variance=60 * scale**2)}
+    assert smooth(model, ranges) == smoothed
+    for now, then in zip(answers(), before, strict=True):
+        np.testing.assert_allclose(now, then, rtol=1e-4, atol=1e-2)  # of values up to some thousands
+
+
 def test_head_in_int8_follows_the_trained_one(tmp_path: Path) -> None:
     rng = np.random.default_rng(3)
     mixed = rng.standard_normal((6, 512)).astype(np.float32)  # features vary in few ways, as those of one face do

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from affserve.train.affwild2 import TRAIN, VALIDATION, open_corpus
 from affserve.train.alignment import to_encoder_input
 from affserve.train.augmentation import TURN_DEGREES, Augmentation, resampled
-from affserve.train.balance import BalanceConfig, balanced_order, class_weights
+from affserve.train.balance import BalanceConfig, balanced_order, class_weights, loss_weights
 from affserve.train.checkpoint import load_encoder, load_head
 from affserve.train.clip_encoder import DEMO_ARCHITECTURE, create_encoder
 from affserve.train.curves import read_log
@@ -223,9 +223,21 @@ def augmented_motion(seed: int) -> NDArray[np.float64]:
 def test_rare_classes_weigh_more_and_the_mean_weight_of_a_frame_is_one(kind: str) -> None:
     counts = np.array([1000, 10, 0, 100, 1, 1, 1, 1])
     weights = class_weights(counts, kind)
-    assert weights[1] > weights[3] > weights[0] > 0
+    assert weights[4] > weights[1] > weights[3] > weights[0] > 0
     assert weights[2] == 0
     assert (weights * counts).sum() / counts.sum() == pytest.approx(1)
+
+
+def test_losses_are_weighed_where_that_was_asked_for_and_there_are_labels() -> None:
+    truth = {"action_units": np.tile(np.array([[1], [0], [0], [1]], np.float32), 12)}
+    valid = {"action_units": np.array([True, True, True, False])}
+    weighed = loss_weights(BalanceConfig(unit_weights=True), truth, valid, "cpu")
+    assert weighed.units is not None
+    assert weighed.units.tolist() == [2.0] * 12  # two passive frames to an active one; the last is not labelled
+    assert loss_weights(BalanceConfig(), truth, valid, "cpu").units is None
+    assert (
+        loss_weights(BalanceConfig(unit_weights=True, class_weights="inverse_frequency"), {}, {}, "cpu").units is None
+    )
 
 
 def test_balanced_sampling_draws_every_expression_equally_often() -> None:
