@@ -130,6 +130,8 @@ def _open_onnx(spec: EngineSpec) -> Call:
     options.enable_mem_pattern = False
     wanted = "CUDAExecutionProvider" if spec.device == CUDA else "CPUExecutionProvider"
     providers = dict.fromkeys((wanted, "CPUExecutionProvider"))
+    if spec.device == CUDA:
+        ort.preload_dlls()  # as the server does
     session = ort.InferenceSession(str(spec.path), options, providers=list(providers))
     if session.get_providers()[0] != wanted:
         raise ExportError(f"ONNX Runtime could not use {wanted} for {spec.path}; its own message is above")
