@@ -17,20 +17,21 @@ import tritonclient.grpc.aio as triton
 from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException
 
-from affserve.client.chunks import Joiner, Message, messages
 from affserve.client.client import AffectClient
-from affserve.client.exchange import no_features
-from affserve.client.settings import ClientKeywords, ClientSettings, ClientState
-from affserve.client.steps import Pause, Step, Steps, Work
+from affserve.client.wire.calls import Pause, Step, Steps, Work
+from affserve.client.wire.exchange import no_features
+from affserve.client.wire.messages import Joiner, Message, messages
+from affserve.client.wire.settings import ClientKeywords, ClientSettings, ClientState
 from affserve.export.contract import HeadDescription
 from affserve.train.windows import Outputs
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
-    from affserve.client.faces import Cropper
-    from affserve.client.results import Rows
-    from affserve.client.video import FrameSource
+    from affserve.client.faces.face import Cropper
+    from affserve.client.results.rows import Rows
+    from affserve.client.video.source import FrameSource
+
 
 T = TypeVar("T")
 Chunks = Iterable[NDArray[np.uint8]] | AsyncIterable[NDArray[np.uint8]]

@@ -12,17 +12,15 @@ from typing import Annotated, NoReturn
 import typer
 
 from affserve.benchmarks.cli import bench_app  # only here: the root alone knows every stage
-from affserve.client.doctor import doctor
-from affserve.client.infer_cli import CommandWithColumns, infer
-from affserve.client.live_cli import live
-from affserve.client.status_cli import status
-from affserve.export.cli import serve
+from affserve.client.commands.doctor import doctor
+from affserve.client.commands.infer import CommandWithColumns, infer
+from affserve.client.commands.live import live
+from affserve.client.commands.status import status
 from affserve.export.export_cli import export
-from affserve.export.server_log import write_to_stderr
-from affserve.train.cli import train_app
-from affserve.train.data_cli import data_app
+from affserve.export.serve_cli import serve
+from affserve.export.server.events import write_to_stderr
+from affserve.train.cli import data_app, evaluate, train_app
 from affserve.train.errors import AffserveError, MissingExtraError
-from affserve.train.study_cli import evaluate
 
 EXTRA_OF = {
     **dict.fromkeys(("torch", "torchvision", "open_clip", "timm", "safetensors"), "train"),
@@ -61,8 +59,8 @@ def demo(
     """
     from json import dumps
 
-    from affserve.client.demo import default_config, print_progress, run_demo
-    from affserve.client.demo_report import table
+    from affserve.client.commands.demo import default_config, print_progress, run_demo
+    from affserve.client.commands.demo_report import table
 
     comparison = run_demo(folder, default_config(), fresh=fresh, log=print_progress)
     typer.echo(dumps(comparison.as_dict()) if json else f"\n{table(comparison)}")

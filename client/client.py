@@ -19,10 +19,10 @@ import tritonclient.grpc as triton
 from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException
 
-from affserve.client.chunks import Joiner, Message, messages
-from affserve.client.exchange import no_features
-from affserve.client.settings import ClientKeywords, ClientSettings, ClientState
-from affserve.client.steps import Pause, Step, Steps, Work
+from affserve.client.wire.calls import Pause, Step, Steps, Work
+from affserve.client.wire.exchange import no_features
+from affserve.client.wire.messages import Joiner, Message, messages
+from affserve.client.wire.settings import ClientKeywords, ClientSettings, ClientState
 from affserve.export.contract import HeadDescription
 from affserve.train.errors import InferenceError
 from affserve.train.windows import Outputs
@@ -30,9 +30,10 @@ from affserve.train.windows import Outputs
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
-    from affserve.client.faces import Cropper
-    from affserve.client.results import Rows
-    from affserve.client.video import FrameSource
+    from affserve.client.faces.face import Cropper
+    from affserve.client.results.rows import Rows
+    from affserve.client.video.source import FrameSource
+
 
 T = TypeVar("T")
 UnderWay = deque[tuple[Message, Future[NDArray[np.float32]]]]
@@ -144,7 +145,7 @@ class AffectClient(ClientState):
         """
         if isinstance(source, np.ndarray):
             return self._run(self._exchange.merge(self.encode(source)))
-        from affserve.client.analyze_source import analyze_source
+        from affserve.client.infer.analyze import analyze_source
 
         return analyze_source(source, self, cropper)
 

@@ -15,11 +15,11 @@ from pathlib import Path
 import typer
 
 from affserve.client.client import AffectClient
-from affserve.client.retry import RetryPolicy
-from affserve.client.settings import DEFAULT_POLICY
-from affserve.client.terminal import Terminal
-from affserve.client.transport import Transport
-from affserve.export.server_security import CallerTls
+from affserve.client.infer.summary import Terminal
+from affserve.client.wire.calls import RetryPolicy
+from affserve.client.wire.settings import DEFAULT_POLICY
+from affserve.client.wire.transport import Transport
+from affserve.export.server.security import CallerTls
 
 URL_ENVIRONMENT = "AFFSERVE_URL"
 
@@ -87,8 +87,8 @@ def _server(connection: Connection) -> Iterator[str]:
     if url is not None or connection.repository is None:
         yield url or ""
         return
-    from affserve.export.supervisor import SupervisedServer
-    from affserve.export.triton import ServerConfig
+    from affserve.export.server.config import ServerConfig
+    from affserve.export.server.supervisor import SupervisedServer
 
     server = SupervisedServer(
         ServerConfig(repository=connection.repository, threads=connection.threads), on_event=_tell_server_event

@@ -163,3 +163,6 @@ def default_head_description() -> HeadDescription:
     """Return the description of a head for all three tasks, as the committed configs hold it."""
     tasks: tuple[Task, ...] = (VALENCE_AROUSAL, EXPRESSION, ACTION_UNITS)
     return HeadDescription(labels={task.key: task.names for task in tasks})
+
+
+CPU, GPU = "cpu", "gpu"  # what an artefact is for: ONNX Runtime on a CPU; TensorRT plans and ONNX Runtime's CUDA

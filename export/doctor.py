@@ -11,9 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from affserve.export import container
-from affserve.export.config_names import CUDA_CONFIG_NAME, ONNX_CONFIG_NAME, TENSORRT_CONFIG_NAME
-from affserve.export.machine import find_gpus
+from affserve.export import pins
+from affserve.export.machine.gpus import find_gpus
 from affserve.export.machine_findings import (
     CUDA_PROVIDER,
     INSTALL_CUDA,
@@ -23,8 +22,9 @@ from affserve.export.machine_findings import (
     onnxruntime_providers,
     ports_finding,
 )
-from affserve.export.repository_check import verify_repository
-from affserve.export.triton_installation import Installation, find_installation
+from affserve.export.pins import CUDA_CONFIG_NAME, ONNX_CONFIG_NAME, TENSORRT_CONFIG_NAME
+from affserve.export.repository.check import verify_repository
+from affserve.export.server.installation import Installation, find_installation
 from affserve.train.errors import MissingExtraError, RepositoryError
 
 SERVED_WITH = {
@@ -113,7 +113,7 @@ def _engine_obstacle(name: str) -> tuple[str, str]:
 
 def _wheel_obstacle(name: str, installation: Installation) -> tuple[str, str]:
     if name == TENSORRT_CONFIG_NAME:
-        return f"{installation.binary} has no TensorRT", f"serve inside {container.image()}"
+        return f"{installation.binary} has no TensorRT", f"serve inside {pins.image()}"
     providers = onnxruntime_providers()
     if not providers:
         return "ONNX Runtime is not installed", "pip install 'affserve[serve]'"

@@ -6,14 +6,12 @@ import json as json_format
 from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import Annotated, TypeVar
 
 import typer
 
-if TYPE_CHECKING:
-    from affserve.export.repository import ExportOptions, ExportSummary
-    from affserve.export.to_engine import EngineOptions
-
+from affserve.export.engine.profile import EngineOptions
+from affserve.export.repository.exporting import ExportOptions, ExportSummary
 
 Value = TypeVar("Value")
 
@@ -121,9 +119,9 @@ def export(
         return _activate(repository, activate)
     encoder, heads = _given("--encoder", encoder, "a checkpoint"), _given("--head", head, "a checkpoint")
     options = _options(target, precision, version)
-    from affserve.export.material import corpus_material, generated_material
-    from affserve.export.placement import open_target
-    from affserve.export.repository import export_repository
+    from affserve.export.artefacts.material import corpus_material, generated_material
+    from affserve.export.repository.exporting import export_repository
+    from affserve.export.repository.placement import open_target
 
     place = open_target(repository)
     if parity_data is None:
@@ -153,9 +151,9 @@ def _progress(text: str) -> None:
 
 
 def _options(target: TargetDevice, precision: PrecisionChoice, version: int | None) -> ExportOptions:
-    from affserve.export.manifest import CPU, GPU
-    from affserve.export.precision import Precision
-    from affserve.export.precision_choice import check_usable
+    from affserve.export.artefacts.choice import check_usable
+    from affserve.export.contract import CPU, GPU
+    from affserve.export.precision.tolerances import Precision
     from affserve.train.errors import ExportError
 
     uses = {TargetDevice.ALL: (CPU, GPU), TargetDevice.CPU: (CPU,), TargetDevice.GPU: (GPU,)}[target]
@@ -164,13 +162,13 @@ def _options(target: TargetDevice, precision: PrecisionChoice, version: int | No
         check_usable(uses, asked)
     except ExportError as error:
         raise typer.BadParameter(str(error), param_hint="--precision") from error
-    from affserve.export.repository import ExportOptions  # with PyTorch: after what is quick to refuse
+    from affserve.export.repository.exporting import ExportOptions  # with PyTorch: after what is quick to refuse
 
     return ExportOptions(uses=uses, precision=asked, version=version)
 
 
 def _engine_options(level: int, workspace_gib: float, cache: Path | None, any_version: bool) -> EngineOptions:
-    from affserve.export.to_engine import EngineOptions
+    from affserve.export.engine.profile import EngineOptions
 
     return EngineOptions(
         optimisation_level=level,
@@ -184,8 +182,8 @@ def _plan_builder(
     build: bool | None, engines: EngineOptions, options: ExportOptions
 ) -> Callable[[Path, int], None] | None:
     """Return what builds the plans of a staged repository; None when none are to be built."""
-    from affserve.export.manifest import GPU
-    from affserve.export.plan_building import build_plans, can_build
+    from affserve.export.contract import GPU
+    from affserve.export.engine.building import build_plans, can_build
 
     if build and GPU not in options.uses:
         raise typer.BadParameter("plans are built from the GPU's graph; add --target gpu", param_hint="--build-engines")
@@ -213,25 +211,25 @@ def _report(summary: ExportSummary, *, as_json: bool) -> None:
 
 
 def _inspect(repository: str, *, as_json: bool) -> None:
-    from affserve.export.inspection import inspect_repository
-    from affserve.export.placement import open_target
+    from affserve.export.repository.inspection import inspect_repository
+    from affserve.export.repository.placement import open_target
 
     inspection = inspect_repository(open_target(repository))
     typer.echo(json_format.dumps(inspection.as_dict()) if as_json else inspection.text())
 
 
 def _activate(repository: str, version: int) -> None:
-    from affserve.export.placement import open_target
-    from affserve.export.versions import activate
+    from affserve.export.repository.placement import open_target
+    from affserve.export.repository.versions import activate
 
     activate(open_target(repository), version)
     typer.echo(f"{repository}: version {version} is served")
 
 
 def _print_trtexec(repository: Path, engines: EngineOptions) -> None:
-    from affserve.export.manifest import GPU
-    from affserve.export.placement import LocalTarget, require_manifest
-    from affserve.export.trtexec import container_script
+    from affserve.export.contract import GPU
+    from affserve.export.engine.trtexec import container_script
+    from affserve.export.repository.placement import LocalTarget, require_manifest
     from affserve.train.errors import RepositoryError
 
     manifest = require_manifest(LocalTarget(repository))

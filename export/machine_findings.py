@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from affserve.export import container
-from affserve.export.cores import usable_cores
-from affserve.export.machine import driver_obstacle, find_gpus, installed_tensorrt
-from affserve.export.ports import PortTakenError, choose_ports
-from affserve.export.server_command import SHM_DEFAULT_BYTES, SHM_GROWTH_BYTES
-from affserve.export.triton_installation import WHEEL, find_installation, lay_out_backends
+from affserve.export import pins
+from affserve.export.machine.cores import usable_cores
+from affserve.export.machine.gpus import driver_obstacle, find_gpus, installed_tensorrt
+from affserve.export.machine.ports import PortTakenError, choose_ports
+from affserve.export.server.config import SHM_DEFAULT_BYTES, SHM_GROWTH_BYTES
+from affserve.export.server.installation import WHEEL, find_installation, lay_out_backends
 from affserve.train.errors import MissingExtraError, ServerError
 
 SHARED_MEMORY = Path("/dev/shm")
@@ -70,12 +70,12 @@ def _gpu() -> Iterator[Finding]:
 
 def _tensorrt() -> Iterator[Finding]:
     found = installed_tensorrt()
-    install = f"pip install {container.TENSORRT_REQUIREMENT}"
+    install = f"pip install {pins.TENSORRT_REQUIREMENT}"
     if found is None:
         text = "not installed for Python; affserve export can print a script that builds plans in the container instead"
         yield Finding(topic="TensorRT", verdict=Verdict.NOTE, text=text, remedy="affserve export --print-trtexec ...")
-    elif found != container.TENSORRT_VERSION:
-        text = f"{found}, whose plans the serving container's {container.TENSORRT_VERSION} does not load"
+    elif found != pins.TENSORRT_VERSION:
+        text = f"{found}, whose plans the serving container's {pins.TENSORRT_VERSION} does not load"
         yield Finding(topic="TensorRT", verdict=Verdict.PROBLEM, text=text, remedy=install)
     else:
         yield Finding(topic="TensorRT", verdict=Verdict.GOOD, text=f"{found}, the same as in the serving container")
@@ -127,13 +127,13 @@ def onnxruntime_providers() -> list[str]:
 
 
 def _container() -> Iterator[Finding]:
-    image = container.image()
+    image = pins.image()
     engine, text = docker_engine()
     yield Finding(
         topic="Container",
         verdict=Verdict.GOOD if engine else Verdict.NOTE,
-        text=f"{text}; GPU serving is pinned to {image}, which has TensorRT {container.TENSORRT_VERSION} and needs "
-        f"NVIDIA driver {container.MINIMUM_DRIVER} or later",
+        text=f"{text}; GPU serving is pinned to {image}, which has TensorRT {pins.TENSORRT_VERSION} and needs "
+        f"NVIDIA driver {pins.MINIMUM_DRIVER} or later",
         remedy=f"docker pull {image}" if engine and find_gpus() else "",
     )
 

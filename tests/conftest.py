@@ -14,12 +14,14 @@ from numpy.typing import NDArray
 from tiny_server import write_repository
 
 from affserve.client.client import AffectClient
-from affserve.export.material import parity_only
-from affserve.export.repository import CPU_FP32, export_repository
-from affserve.export.triton import ServerConfig, TritonServer
-from affserve.train.checkpoint import Provenance, save_encoder, save_head
-from affserve.train.clip_encoder import DEMO_ARCHITECTURE, create_encoder
-from affserve.train.temporal_head import TemporalHead, demo_head_config
+from affserve.export.artefacts.material import parity_only
+from affserve.export.repository.exporting import CPU_FP32, export_repository
+from affserve.export.server.config import ServerConfig
+from affserve.export.server.server import TritonServer
+from affserve.train.models.checkpoint import save_encoder, save_head
+from affserve.train.models.encoder import DEMO_ARCHITECTURE, create_encoder
+from affserve.train.models.temporal_head import TemporalHead, demo_head_config
+from affserve.train.provenance import Provenance
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 

@@ -9,10 +9,11 @@ import numpy as np
 from corpora import write_annotation
 from numpy.typing import NDArray
 
-from affserve.train.affwild2 import TRAIN, VALIDATION
-from affserve.train.feature_store import StoreDescription
-from affserve.train.feature_writer import FeatureWriter
-from affserve.train.labels import TASKS, VALENCE_AROUSAL, format_annotation
+from affserve.train.corpus.affwild2 import TRAIN, VALIDATION
+from affserve.train.corpus.annotations import format_annotation
+from affserve.train.features.store import StoreDescription
+from affserve.train.features.writer import FeatureWriter
+from affserve.train.labels import TASKS, VALENCE_AROUSAL
 
 FINGERPRINT = "0123456789abcdef"
 WIDTH = 8  # D

@@ -10,14 +10,14 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from affserve.train.affwild2 import open_corpus
-from affserve.train.clip_encoder import ClipEncoder, EncoderConfig, FrameClassifier
-from affserve.train.distributed import Ranks, joined_ranks, share_batch_norms
-from affserve.train.finetune import frame_outputs
-from affserve.train.fit import FitConfig, fit, window_outputs
-from affserve.train.gradients import Batch, BatchGradient, parts_of
+from affserve.train.corpus.affwild2 import open_corpus
 from affserve.train.labels import EXPRESSION, TASKS
-from affserve.train.temporal_head import TemporalHead, demo_head_config
+from affserve.train.models.encoder import ClipEncoder, EncoderConfig, FrameClassifier
+from affserve.train.models.temporal_head import TemporalHead, demo_head_config
+from affserve.train.stages.finetune import frame_outputs
+from affserve.train.stages.fit import FitConfig, fit, window_outputs
+from affserve.train.trainer.gradient import Batch, BatchGradient, parts_of
+from affserve.train.trainer.ranks import Ranks, joined_ranks, share_batch_norms
 
 TINY_VIT = {"image_size": 224, "layers": 1, "width": 64, "head_width": 32, "patch_size": 32}
 CASES = {  # samples of the global batch and of a forward pass

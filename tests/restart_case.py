@@ -15,13 +15,13 @@ from pathlib import Path
 
 import torch
 
-from affserve.train.affwild2 import open_corpus
+from affserve.train.corpus.affwild2 import open_corpus
 from affserve.train.errors import AffserveError, TrainingStopped
-from affserve.train.fit import FitConfig, fit
+from affserve.train.stages.fit import FitConfig, fit
 
 START = multiprocessing.get_context("forkserver")
 START.set_forkserver_preload(
-    ["affserve.train.fit", "affserve.train.finetune", "torch.utils.tensorboard", "matplotlib.figure"]
+    ["affserve.train.stages.fit", "affserve.train.stages.finetune", "torch.utils.tensorboard", "matplotlib.figure"]
 )
 
 

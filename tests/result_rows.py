@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from affserve.client.results import NO_TRACK, Rows
+from affserve.client.results.rows import NO_TRACK, Rows
 from affserve.export.contract import default_head_description
 
 LABELS = dict(default_head_description().labels)

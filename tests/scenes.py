@@ -8,11 +8,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from affserve.train.synthetic_anatomy import FaceState, Placement
-from affserve.train.synthetic_face import draw_face
-from affserve.train.synthetic_light import Lighting
-from affserve.train.synthetic_motion import draw_motion
-from affserve.train.synthetic_scene import Difficulty, draw_performance, draw_person
+from affserve.train.synthetic.anatomy import FaceState, Placement
+from affserve.train.synthetic.face import draw_face
+from affserve.train.synthetic.light import Lighting
+from affserve.train.synthetic.motion import draw_motion
+from affserve.train.synthetic.plan import Difficulty
+from affserve.train.synthetic.scene import draw_performance, draw_person
 
 Where = Callable[[int], tuple[float, float] | None]
 """Frame number to the middle between the eyes, x and y px; None: not in the picture."""

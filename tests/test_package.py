@@ -38,7 +38,7 @@ def test_wheel_holds_only_the_package(wheel: Path) -> None:
         "affserve/model_repository/temporal_head/configs/onnx.pbtxt",
         "affserve/export/backends/jpeg/model.py",
         "affserve/export/backends/onnxruntime/model.py",
-        "affserve/train/affserve-demo.json",
+        "affserve/train/models/affserve-demo.json",
     ):
         assert expected in names
     assert not [name for name in names if name.startswith("affserve/model_repository") and name.endswith(".py")]
@@ -61,7 +61,7 @@ def test_wheel_exports_and_serves_outside_the_checkout(
         assert result.returncode == 0, result.stderr
         return result.stdout
 
-    where = run("-c", "import affserve.export.triton as t; print(t.__file__)").strip()
+    where = run("-c", "import affserve.export.server.server as t; print(t.__file__)").strip()
     assert Path(where).is_relative_to(site)
     affserve = ("-m", "affserve.client")
     quick = ("--target", "cpu", "--precision", "fp32")

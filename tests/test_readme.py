@@ -10,9 +10,9 @@ import click
 import pytest
 import typer.main
 
-from affserve.benchmarks.report import fill_markers
+from affserve.benchmarks.report.report import fill_markers
 from affserve.client.cli import app
-from affserve.client.results import columns_of
+from affserve.client.results.rows import columns_of
 from affserve.export.contract import default_head_description
 
 ROOT = Path(__file__).parents[1]

@@ -10,11 +10,10 @@ import onnxruntime
 import torch
 from numpy.typing import NDArray
 
-from affserve.export.graphs import HeadGraph
-from affserve.train.clip_encoder import ClipEncoder, EncoderConfig
-from affserve.train.head_ensemble import HeadEnsemble
+from affserve.export.graphs.head import HeadGraph
 from affserve.train.labels import TASKS, VALENCE_AROUSAL
-from affserve.train.temporal_head import TemporalHead, TemporalHeadConfig
+from affserve.train.models.encoder import ClipEncoder, EncoderConfig
+from affserve.train.models.temporal_head import HeadEnsemble, TemporalHead, TemporalHeadConfig
 
 SMALL: dict[str, Any] = {
     "tcn_channels": (48, 32),

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException
 
 from affserve.export.contract import FEATURE_WIDTH, JPEG_MODELS, TASK_OUTPUTS
-from affserve.export.repository_check import served_models
+from affserve.export.repository.check import served_models
 
 needs_wheel = pytest.mark.skipif(importlib.util.find_spec("pytriton") is None, reason="needs the extra affserve[serve]")
 
@@ -29,7 +29,7 @@ CONFIGS = Path(__file__).parents[1] / "model_repository"
 SHARED_MEMORY = Path("/dev/shm")
 RECOVERY_S = 120.0  # only turns a hang into a failure: about 1.5 s on two idle cores
 POISON = 255  # the encoder below fails on a frame whose first value is this
-SERVE = "import typer; from affserve.export.cli import serve; typer.run(serve)"
+SERVE = "import typer; from affserve.export.serve_cli import serve; typer.run(serve)"
 
 Frames = NDArray[np.uint8]
 Tensors = dict[str, NDArray[Any]]

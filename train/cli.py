@@ -1,22 +1,257 @@
-"""The command line of training: `affserve train` makes checkpoints of a corpus."""
+"""The commands of training: `affserve data` makes and checks a corpus, `affserve train` makes checkpoints of it,
+`affserve evaluate` scores them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from affserve.train.study_cli import tables
+from affserve.train.evaluation.scores import Scores
+from affserve.train.models.temporal_head import TemporalHeadConfig
+from affserve.train.synthetic.corpus import CorpusSummary
+from affserve.train.synthetic.plan import SyntheticConfig
+from affserve.train.trainer.losses import BalanceConfig
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+data_app = typer.Typer(help="Make and inspect corpora.", no_args_is_help=True)
 
-    from affserve.train.balance import BalanceConfig
-    from affserve.train.evaluation import Scores
-    from affserve.train.temporal_head import TemporalHeadConfig
+
+@data_app.command()
+def synth(
+    out: Annotated[
+        Path, typer.Argument(help="Folder to make; an existing one is kept if it holds exactly this corpus.")
+    ],
+    videos: Annotated[int, typer.Option(help="Crop folders of both sets together.")] = 60,
+    seed: Annotated[int, typer.Option(help="Another seed gives other people doing other things.")] = 0,
+    frames_min: Annotated[int, typer.Option(help="Frames of the shortest ordinary video.")] = 280,
+    frames_max: Annotated[int, typer.Option(help="Frames of the longest video.")] = 400,
+    whole_frame_videos: Annotated[int, typer.Option(help="Videos (mp4) for trying the client.")] = 6,
+    whole_frame_frames: Annotated[int, typer.Option(help="Frames of each of those.")] = 600,
+    workers: Annotated[int, typer.Option(help="Processes that draw.")] = 2,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+) -> None:
+    """Generate a corpus of drawn, animated faces in the layout of Aff-Wild2, defects included."""
+    from affserve.train.synthetic.plan import SyntheticConfig
+
+    config = SyntheticConfig(
+        seed=seed,
+        videos=videos,
+        frames_min=min(frames_min, frames_max),
+        frames_max=frames_max,
+        whole_frame_videos=whole_frame_videos,
+        whole_frame_frames=whole_frame_frames,
+    )
+    summary = _write_with_progress(out, config, workers)
+    if as_json:
+        typer.echo(json.dumps(asdict(summary), default=str))
+    else:
+        typer.echo(_one_line(summary))
+
+
+def _write_with_progress(out: Path, config: SyntheticConfig, workers: int) -> CorpusSummary:
+    from affserve.train.synthetic.corpus import write_corpus
+
+    with progress_bar("drawing frames") as progress:
+        return write_corpus(out, config, workers, progress)
+
+
+def _one_line(summary: CorpusSummary) -> str:
+    what = f"{summary.videos} videos, {summary.crops} crops, {summary.whole_frame_videos} whole-frame videos"
+    if summary.reused:
+        return f"{summary.root}: already holds exactly this corpus, reused: {what}"
+    speed = f"{summary.seconds:.0f} s, {summary.frames_per_second:.0f} frames/s"
+    return f"{summary.root}: {what} in {speed} (synthetic: a test instrument, not people)"
+
+
+@data_app.command()
+def check(
+    root: Annotated[Path, typer.Argument(help="An Aff-Wild2 release, or the output of affserve data synth.")],
+    image_root: Annotated[
+        list[Path] | None, typer.Option(help="Folder of crop folders, besides cropped_aligned*; may be repeated.")
+    ] = None,
+    images: Annotated[int, typer.Option(min=0, help="Decode so many crops of each video, evenly spread.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Count what a corpus holds, name what cannot be read, and compare it with what was published of Aff-Wild2.
+
+    The exit code is 1 when a file cannot be read.
+    """
+    from affserve.train.corpus.affwild2 import open_corpus
+    from affserve.train.corpus.check import check_corpus
+    from affserve.train.corpus.check_report import print_report
+
+    with progress_bar("reading") as progress:
+        report = check_corpus(open_corpus(root, image_root or ()), images=images, progress=progress)
+    if as_json:
+        typer.echo(json.dumps(report.as_dict(), indent=2))
+    else:
+        print_report(report)
+    if report.unreadable:
+        raise typer.Exit(1)
+
+
+Corpus_ = Annotated[Path, typer.Argument(metavar="CORPUS", help="An Aff-Wild2 release, or the output of data synth.")]
+
+
+def tables(
+    corpus: Corpus_,
+    out: Annotated[Path, typer.Option(help="Folder of all runs and of tables.md and tables.json.")],
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Demo sizes: minutes on two cores, for trying it out.")
+    ] = False,
+    folds: Annotated[str, typer.Option(help="0: the official split; 1 to 4: dealt from both sets.")] = "0,1,2,3,4",
+    seeds: Annotated[str | None, typer.Option(help="Of the heads.  [default: 0,1,2; with --quick 0,1]")] = None,
+    encoder_per_fold: Annotated[
+        bool,
+        typer.Option(
+            "--encoder-per-fold/--shared-encoder",
+            help="One encoder per fold that never saw its validation faces (five times the work), or that of fold 0 "
+            "for all: then the folds' heads can be one ensemble, and only fold 0 is honest.",
+        ),
+    ] = False,
+    multi_task: Annotated[
+        bool | None,
+        typer.Option(
+            "--multi-task/--task-heads",
+            help="One head for all tasks, or one a task.  [default: one a task; --quick all]",
+        ),
+    ] = None,
+    hold_out: Annotated[
+        str, typer.Option(help="Train on no video that the same task validates on, or that any does: task or any.")
+    ] = "task",
+    architecture: Annotated[str | None, typer.Option(help="open_clip's name.  [default: ViT-B-32]")] = None,
+    pretrained: Annotated[str | None, typer.Option(help="open_clip's tag or a file.  [default: openai]")] = None,
+    encoder_epochs: Annotated[int | None, typer.Option(min=1, help="Of stage 1.  [default: 10]")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Of stage 2.  [default: valence-arousal 40, expressions 10, units 30]")
+    ] = None,
+    image_root: ImageRoots = None,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that read crops for stage 1.")] = 0,
+    device: Device = "cpu",
+) -> None:
+    """Train the paper's folds and ablations and print its Table 1 and Table 2 beside ours.
+
+    Run again, it goes on where it stopped; finished runs are kept. A failed run is reported and does not stop the
+    others; the exit code is then 1. One process does all of it. With several GPUs train the encoder first, by torchrun
+    and with the same settings, to OUT/encoders/fold0: it is found there.
+    """
+    from affserve.train.corpus.affwild2 import open_corpus
+    from affserve.train.errors import DataError
+    from affserve.train.study.config import StudySizes, study_config
+    from affserve.train.study.study import Study
+    from affserve.train.study.tables import as_markdown
+    from affserve.train.trainer.ranks import ranks_of_environment
+
+    if (world := ranks_of_environment().world) > 1:
+        raise DataError(f"affserve train tables is one process, torchrun started {world}; start it without torchrun")
+    try:
+        config = study_config(
+            StudySizes(
+                quick=quick,
+                multi_task=multi_task,
+                hold_out=hold_out,
+                architecture=architecture,
+                pretrained=pretrained,
+                encoder_epochs=encoder_epochs,
+                epochs=epochs,
+                workers=workers,
+                device=device,
+            ),
+            folds=_numbers("--folds", folds),
+            seeds=_numbers("--seeds", seeds or ("0,1" if quick else "0,1,2")),
+            encoder_per_fold=encoder_per_fold,
+        )
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    study = Study(corpus=open_corpus(corpus, image_root or ()), config=config, out=out, tell=_to_stderr)
+    finished = study.run()
+    typer.echo(as_markdown(finished))
+    if finished.failures:
+        raise typer.Exit(1)
+
+
+def evaluate(
+    corpus: Corpus_,
+    encoder: Annotated[Path, typer.Option(help="Checkpoint of affserve train encoder.")],
+    head: Annotated[list[Path], typer.Option(help="Checkpoint of a head or an ensemble; repeat it, one a task.")],
+    features: Annotated[Path, typer.Option(help="Folder of the features; what is missing there is computed.")],
+    report: Annotated[
+        Path | None, typer.Option(help="Folder for the report.  [default: evaluation; with --template none]")
+    ] = None,
+    template: Annotated[
+        list[Path] | None, typer.Option(help="Official template of a task, to be filled; may be repeated.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Where the filled template goes; with several templates a folder.")] = Path(
+        "predictions.txt"
+    ),
+    smooth_expressions: Annotated[
+        int, typer.Option(min=1, help="In templates: the most frequent expression within so many frames; 40 or so.")
+    ] = 1,
+    longest_tail: Annotated[
+        int, typer.Option(min=0, help="In templates: frames past a video's last crop that may be asked for.")
+    ] = 300,
+    image_root: ImageRoots = None,
+    device: Device = "cpu",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the scores as JSON.")] = False,
+) -> None:
+    """Score a trained model on the validation set, or fill the challenge's templates with its answers.
+
+    The official validator counts each labelled frame once; the paper's counts full windows only.
+    """
+    from affserve.train.corpus.affwild2 import open_corpus
+    from affserve.train.evaluation.submission import FillOptions, read_template
+    from affserve.train.evaluation.trained_model import as_document, open_model
+
+    paths = template or []
+    targets = [out / path.name for path in paths] if len(paths) > 1 else [out]
+    templates = [(read_template(path), target) for path, target in zip(paths, targets, strict=False)]
+    opened = open_corpus(corpus, image_root or (), {video for one, _ in templates for video in one.videos})
+    with progress_bar("computing features") as progress:
+        model = open_model(encoder, head, opened, features, device, progress)
+        if templates:
+            options = FillOptions(smooth_frames=smooth_expressions, longest_tail=longest_tail)
+            for told in model.fill(templates, options):
+                typer.echo(told)
+        if template and not report:
+            return
+        folder = report or Path("evaluation")
+        scores = model.evaluate(folder)
+    typer.echo(json.dumps(as_document(scores)) if as_json else _scores_table(scores, model.trained_on))
+    typer.echo(f"report: {folder}", err=True)
+
+
+def _scores_table(scores: Mapping[str, Scores], trained_on: Sequence[str]) -> str:
+    from affserve.train.evaluation.report import METRIC_NAMES
+    from affserve.train.labels import TASKS
+
+    lines = [f"{'trained on ' + ', '.join(trained_on):<36}" + "".join(f"{protocol:>10}" for protocol in scores)]
+    for key, metric in METRIC_NAMES.items():
+        names = {key: f"{TASKS[key].title}, {metric}"}
+        if TASKS[key].columns == 2:
+            names |= {name: f"  {name}, CCC" for name in TASKS[key].names}
+        for name, title in names.items():
+            values = [one.summary().get(name) for one in scores.values()]
+            if any(value is not None for value in values):
+                lines.append(f"{title:<36}" + "".join(f"{'–' if v is None else f'{v:.4f}':>10}" for v in values))
+    return "\n".join(lines)
+
+
+def _numbers(option: str, text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise typer.BadParameter(f"{option} is {text!r}, expected numbers like 0,1,2") from error
+
+
+def _to_stderr(text: str) -> None:
+    typer.echo(text, err=True)
+
 
 STOPPED_EXIT_CODE = 128 + 15  # of a process that SIGTERM ended
 
@@ -78,9 +313,9 @@ def encoder(
     Stopped or killed, the same command goes on where it was. With several GPUs: torchrun --nproc-per-node 2 -m
     affserve.train encoder CORPUS --device cuda ...
     """
-    from affserve.train.affwild2 import open_corpus
-    from affserve.train.finetune import FinetuneConfig, finetune
+    from affserve.train.corpus.affwild2 import open_corpus
     from affserve.train.labels import EXPRESSION
+    from affserve.train.stages.finetune import FinetuneConfig, finetune
 
     with _usage_errors():
         config = FinetuneConfig(
@@ -124,11 +359,10 @@ def features(
     Crops that cannot be decoded are named at the end; the exit code is then 1. To share the work, start one process per
     rank, or all of them by torchrun.
     """
-    from affserve.train.affwild2 import open_corpus
-    from affserve.train.checkpoint import load_encoder
-    from affserve.train.distributed import local_device
-    from affserve.train.features import ExtractConfig, describe_unreadable, extract
-    from affserve.train.progress_bar import progress_bar
+    from affserve.train.corpus.affwild2 import open_corpus
+    from affserve.train.features.extraction import ExtractConfig, describe_unreadable, extract
+    from affserve.train.models.checkpoint import load_encoder
+    from affserve.train.trainer.ranks import local_device
 
     config = ExtractConfig(batch=batch, workers=workers, amp=amp, rank=rank, world=world)
     model, checkpoint = load_encoder(encoder)
@@ -185,9 +419,9 @@ def head(
 
     Stopped or killed, the same command goes on where it was.
     """
-    from affserve.train.affwild2 import open_corpus
-    from affserve.train.checkpoint import load_encoder
-    from affserve.train.fit import FitConfig, fit
+    from affserve.train.corpus.affwild2 import open_corpus
+    from affserve.train.models.checkpoint import load_encoder
+    from affserve.train.stages.fit import FitConfig, fit
 
     with _usage_errors():
         config = FitConfig(
@@ -225,7 +459,7 @@ def _usage_errors() -> Iterator[None]:
 
 def _architecture(size: str, tasks: list[str] | None, tcn: bool, attention: bool) -> TemporalHeadConfig:
     from affserve.train.labels import TASKS
-    from affserve.train.temporal_head import TemporalHeadConfig, demo_head_config
+    from affserve.train.models.temporal_head import TemporalHeadConfig, demo_head_config
 
     if size not in ("paper", "demo"):
         raise typer.BadParameter(f"--size is {size!r}, expected paper or demo")
@@ -234,15 +468,15 @@ def _architecture(size: str, tasks: list[str] | None, tcn: bool, attention: bool
 
 
 def _balance(classes: str, smoothing: float, units: bool, sampling: str = "uniform") -> BalanceConfig:
-    from affserve.train.balance import BalanceConfig
+    from affserve.train.trainer.losses import BalanceConfig
 
     return BalanceConfig(class_weights=classes, label_smoothing=smoothing, unit_weights=units, sampling=sampling)
 
 
 def _train(out: Path, train: Callable[[], Scores]) -> None:
     """Train and tell the scores; stopped by a signal, exit as schedulers expect of a process that was told to end."""
-    from affserve.train.distributed import ranks_of_environment
     from affserve.train.errors import TrainingStopped
+    from affserve.train.trainer.ranks import ranks_of_environment
 
     try:
         scores = train()
@@ -255,5 +489,13 @@ def _train(out: Path, train: Callable[[], Scores]) -> None:
         typer.echo(f"{out}: on videos never trained on: {figures}")
 
 
-def _to_stderr(text: str) -> None:
-    typer.echo(text, err=True)
+@contextmanager
+def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
+    """Show a bar with the time left; yield what is called with the numbers done and to do."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task("", total=None)
+        yield lambda done, total: progress.update(bar, completed=done, total=total)

@@ -1,18 +1,12 @@
-"""The vocabulary of Aff-Wild2: tasks, label order, invalid codes, and annotation files.
+"""The vocabulary of Aff-Wild2: tasks, the order of their labels, and invalid codes.
 
-In come `<name>.txt` annotation files, out go arrays with a validity mask. The order of every label list is the
-official index order of the ABAW challenge files; nothing else in the project repeats it.
+The order of every label list is the official index order of the ABAW challenge files; nothing else in the project
+repeats it.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
-
-import numpy as np
-from numpy.typing import NDArray
 
 from affserve.train.errors import DataError
 
@@ -85,76 +79,3 @@ def task_by_key(key: str) -> Task:
     if key not in TASKS:
         raise DataError(f"unknown task {key!r}; expected one of {', '.join(TASKS)}")
     return TASKS[key]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Annotation:
-    """The labels of one video for one task; row k belongs to crop `<k+1:05d>.jpg`.
-
-    values: (N, task.columns) float32, the file's numbers as they stand (invalid codes included).
-    valid: (N,) bool, False where the frame has no label (for action units: where any of the twelve is missing).
-    """
-
-    task: Task
-    values: NDArray[np.float32]
-    valid: NDArray[np.bool_]
-
-
-def validity(task: Task, values: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Say which rows of `values` (N, task.columns) carry a label: (N,) bool.
-
-    A row counts when every number in it lies in the task's range; this drops the invalid code and, for valence and
-    arousal, a row in which only one of the two is missing.
-    """
-    inside = (values >= task.low) & (values <= task.high)
-    return np.asarray(inside.all(axis=1), dtype=np.bool_)
-
-
-def read_annotation(path: str | os.PathLike[str], task: Task) -> Annotation:
-    """Read one annotation file; DataError names the file and line that cannot be understood."""
-    path = Path(path)
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read as an annotation file: {error}") from error
-    if not lines or lines[0].replace(" ", "") != task.header:
-        found = lines[0] if lines else "nothing"
-        raise DataError(f"{path}: first line is {found!r}, expected {task.header!r} ({task.challenge})")
-    values = _parse(path, lines, task)
-    return Annotation(task=task, values=values, valid=validity(task, values))
-
-
-def _parse(path: Path, lines: list[str], task: Task) -> NDArray[np.float32]:
-    """Return the numbers of a file's lines after the header, (N, task.columns)."""
-    try:
-        # Three times as fast as line by line, which is then left to say what is wrong where.
-        values = (
-            np.loadtxt(lines[1:], delimiter=",", ndmin=2, comments=None) if any(map(str.strip, lines[1:])) else None
-        )
-    except ValueError:
-        values = None
-    if values is None or values.shape[1] != task.columns:
-        rows = [_parse_row(path, number, line, task) for number, line in enumerate(lines[1:], start=2) if line.strip()]
-        values = np.array(rows, dtype=np.float64).reshape(-1, task.columns)
-    return values.astype(np.float32)
-
-
-def _parse_row(path: Path, number: int, line: str, task: Task) -> list[float]:
-    cells = line.split(",")
-    try:
-        row = [float(cell) for cell in cells]
-    except ValueError:
-        row = []
-    if len(row) != task.columns:
-        raise DataError(f"{path}:{number}: found {line!r}, expected {task.columns} comma-separated number(s)")
-    return row
-
-
-def format_annotation(task: Task, values: NDArray[np.float32]) -> str:
-    """Render values (N, task.columns) as the text of an annotation file."""
-    rows: Iterable[str]
-    if task.integer:
-        rows = (",".join(str(int(v)) for v in row) for row in values)
-    else:
-        rows = (",".join(f"{v:.4g}" for v in row) for row in values)
-    return "\n".join((task.header, *rows)) + "\n"

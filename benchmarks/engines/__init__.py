@@ -1,0 +1,1 @@
+"""Encoder and head without a server, per engine and precision."""

@@ -1,0 +1,224 @@
+"""Which engines can run the two models on this machine, and why the others cannot.
+
+In comes a model repository, or several of the same model in other precisions; out come specifications that a process of
+their own opens (process.py). An engine that cannot be run is a line with its reason, never an error: one command
+serves every machine.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from affserve.export.contract import CLIP_ENCODER, GPU_ONNX_FILE, ONNX_FILE, TEMPORAL_HEAD
+from affserve.export.engine.plans import plan_file
+from affserve.export.machine.gpus import find_gpus, installed_tensorrt
+from affserve.export.repository.manifest import Manifest, VersionRecord, read_manifest
+from affserve.train.errors import DataError, RepositoryError
+
+EAGER, COMPILED, ONNX_RUNTIME, TENSORRT = "pytorch-eager", "pytorch-compiled", "onnxruntime", "tensorrt"
+KINDS = (EAGER, COMPILED, ONNX_RUNTIME, TENSORRT)
+CPU, CUDA = "cpu", "cuda"
+DEVICES = (CPU, CUDA)
+FP32, FP16, INT8, TF32 = "fp32", "fp16", "int8", "tf32"
+# On a CPU, ONNX Runtime converts FP16 to FP32 and back around every operator; larger batches only take longer.
+FP16_ON_CPU_UP_TO = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSpec:
+    """One way to run one model."""
+
+    kind: str  # one of KINDS
+    model: str  # contract name
+    precision: str
+    device: str
+    threads: int  # on a CPU
+    path: Path | None = None  # ONNX file or plan
+    architecture: dict[str, Any] = field(default_factory=dict)  # PyTorch: what rebuilds the module, with random weights
+
+    @property
+    def name(self) -> str:
+        """Such as `onnxruntime-int8`."""
+        return f"{self.kind}-{self.precision}"
+
+    @property
+    def product_type(self) -> str:
+        """The type in which its matrix products are computed, for the comparison with the machine's peak."""
+        if self.device == CPU:
+            return INT8 if self.precision == INT8 else FP32
+        # ONNX Runtime rounds the inputs of FP32 products to TF32 on CUDA unless told otherwise; PyTorch does not.
+        return TF32 if self.precision == FP32 and self.kind in (ONNX_RUNTIME, TENSORRT) else self.precision
+
+    def obstacle(self, frames: int) -> str | None:
+        """Say why a size is left out; None when it is measured."""
+        if self.device == CPU and self.precision == FP16 and frames > FP16_ON_CPU_UP_TO:
+            return f"FP16 is converted to and fro on a CPU; measured up to {FP16_ON_CPU_UP_TO} frames"
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Skipped:
+    """An engine that cannot be run here."""
+
+    kind: str
+    model: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What can be measured, and what not."""
+
+    engines: tuple[EngineSpec, ...]
+    skipped: tuple[Skipped, ...]
+    flops_graphs: dict[str, Path]  # model -> the graph whose arithmetic is counted
+    encoder: str  # architecture
+
+
+def find_engines(repositories: Sequence[Path], device: str, threads: int, kinds: Iterable[str] = KINDS) -> Found:
+    """Return every engine for the models of `repositories` (the same model in several precisions) on `device`.
+
+    RepositoryError for a folder that is no repository; DataError for an unknown kind or device.
+    """
+    wanted = tuple(kinds)
+    if unknown := [kind for kind in wanted if kind not in KINDS]:
+        raise DataError(f"unknown engine {', '.join(unknown)}; expected some of {', '.join(KINDS)}")
+    if device not in DEVICES:
+        raise DataError(f"device is {device!r}, expected {' or '.join(DEVICES)}")
+    versions = [(root, *_served(root)) for root in repositories]
+    search = _Search(device=device, threads=threads)
+    for model in (CLIP_ENCODER.name, TEMPORAL_HEAD.name):
+        for kind in wanted:
+            search.add(kind, model, versions)
+    graphs = {model: _flops_graph(model, versions) for model in (CLIP_ENCODER.name, TEMPORAL_HEAD.name)}
+    record = versions[0][2]
+    return Found(
+        engines=tuple(search.engines),
+        skipped=tuple(search.skipped),
+        flops_graphs=graphs,
+        encoder=str(record.encoder["architecture"]["architecture"]),
+    )
+
+
+Versions = Sequence[tuple[Path, int, VersionRecord]]
+
+
+@dataclass(kw_only=True)
+class _Search:
+    device: str
+    threads: int
+    engines: list[EngineSpec] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
+
+    def add(self, kind: str, model: str, versions: Versions) -> None:
+        """Note the engines of one kind, or why there are none."""
+        reason = self._obstacle(kind)
+        if reason is None:
+            find = {ONNX_RUNTIME: self._onnx, TENSORRT: self._plans}.get(kind, self._pytorch)
+            found = find(kind, model, versions)
+            self.engines += found
+            reason = None if found else self._nothing(kind)
+        if reason is not None:
+            self.skipped.append(Skipped(kind=kind, model=model, reason=reason))
+
+    def _obstacle(self, kind: str) -> str | None:
+        if kind in (EAGER, COMPILED):
+            return _pytorch_obstacle(self.device) or (_compiler_obstacle(self.device) if kind == COMPILED else None)
+        if kind == TENSORRT:
+            return _tensorrt_obstacle(self.device)
+        return _onnx_obstacle(self.device)
+
+    def _nothing(self, kind: str) -> str:
+        if kind == TENSORRT:
+            return "the repository has no plan for this GPU: affserve export ... --build-engines makes it"
+        return "the repository has no graph for it: affserve export ... --for gpu writes the FP16 one"
+
+    def _pytorch(self, kind: str, model: str, versions: Versions) -> list[EngineSpec]:
+        record = versions[0][2]
+        encoder = dict(record.encoder["architecture"])
+        architecture = encoder if model == CLIP_ENCODER.name else {"heads": [h["architecture"] for h in record.heads]}
+        precisions = (FP32,) if self.device == CPU else (FP32, FP16)
+        return [self._spec(kind, model, precision, architecture=architecture) for precision in precisions]
+
+    def _onnx(self, kind: str, model: str, versions: Versions) -> list[EngineSpec]:
+        found: dict[str, EngineSpec] = {}
+        for root, number, record in versions:
+            for artefact in record.artefacts:
+                path = root / artefact.path
+                fits = artefact.model == model and f"/{number}/" in artefact.path and path.is_file()
+                # A CPU's INT8 graph has operators in layouts that CUDA only emulates.
+                if fits and not (self.device == CUDA and artefact.precision == INT8):
+                    found.setdefault(artefact.precision, self._spec(kind, model, artefact.precision, path=path))
+        order = (FP32, FP16, INT8)
+        return [found[precision] for precision in order if precision in found]
+
+    def _plans(self, kind: str, model: str, versions: Versions) -> list[EngineSpec]:
+        gpu = find_gpus()[0]
+        paths = [root / model / str(number) / plan_file(gpu.compute_capability) for root, number, _ in versions]
+        return [self._spec(kind, model, FP16, path=path) for path in paths if path.is_file()][:1]
+
+    def _spec(self, kind: str, model: str, precision: str, **more: Any) -> EngineSpec:
+        return EngineSpec(kind=kind, model=model, precision=precision, device=self.device, threads=self.threads, **more)
+
+
+def _served(root: Path) -> tuple[int, VersionRecord]:
+    manifest: Manifest | None = read_manifest(root)
+    if manifest is None:
+        raise RepositoryError(f"{root} has no manifest; expected a repository that `affserve export` wrote")
+    return manifest.served, manifest.versions[manifest.served]
+
+
+def _flops_graph(model: str, versions: Versions) -> Path:
+    """Return a graph of the model; the same work is done in every precision, so any one of them counts it."""
+    files = [
+        root / artefact.path
+        for precision in (FP32, INT8, FP16)
+        for root, number, record in versions
+        for artefact in record.artefacts
+        if artefact.model == model and artefact.precision == precision and f"/{number}/" in artefact.path
+    ]
+    found = next((path for path in files if path.is_file() and path.name in (ONNX_FILE, GPU_ONNX_FILE)), None)
+    if found is None:
+        raise RepositoryError(f"no graph of {model} in {versions[0][0]}; write it again with: affserve export")
+    return found
+
+
+def _pytorch_obstacle(device: str) -> str | None:
+    if importlib.util.find_spec("torch") is None:
+        return "PyTorch is not installed: pip install 'affserve[export]'"
+    if device == CUDA:
+        import torch
+
+        if not torch.cuda.is_available():
+            return f"PyTorch {torch.__version__} sees no GPU"
+    return None
+
+
+def _compiler_obstacle(device: str) -> str | None:
+    if device == CPU and not any(shutil.which(name) for name in ("g++", "clang++", "c++")):
+        return "torch.compile needs a C++ compiler, and g++, clang++ and c++ are not on PATH"
+    return None
+
+
+def _onnx_obstacle(device: str) -> str | None:
+    if importlib.util.find_spec("onnxruntime") is None:
+        return "ONNX Runtime is not installed: pip install 'affserve[serve]'"
+    if device == CUDA:
+        import onnxruntime
+
+        if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+            return "this ONNX Runtime is for the CPU: install onnxruntime-gpu in place of onnxruntime"
+    return None
+
+
+def _tensorrt_obstacle(device: str) -> str | None:
+    if device == CPU:
+        return "TensorRT runs on a GPU"
+    if installed_tensorrt() is None:
+        return "TensorRT for Python is not installed, or its libraries cannot be loaded"
+    return None if find_gpus() else "no NVIDIA GPU (nvidia-smi finds none)"

@@ -1,0 +1,1 @@
+"""What every measurement uses: records, statistics, processes, machines, models and films."""

@@ -1,0 +1,60 @@
+"""The command that compares with other systems: `affserve bench peers`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from affserve.benchmarks.measuring.command_line import Folder, keep, progress
+
+
+def peers(
+    architecture: Annotated[str, typer.Option(help="open_clip's name; its weights are random.")] = "ViT-B-32",
+    encoder: Annotated[Path | None, typer.Option(help="Checkpoint to serve instead, with --head.")] = None,
+    head: Annotated[Path | None, typer.Option(help="Checkpoint of a head for that encoder.")] = None,
+    frames: Annotated[int, typer.Option(min=1, max=300, help="Crops of one job.")] = 300,
+    rounds: Annotated[int, typer.Option(min=1, help="Jobs of each system; medians are compared.")] = 3,
+    trial_frames: Annotated[int, typer.Option(min=1, help="Crops by which each one's settings are chosen.")] = 128,
+    threads: Annotated[int | None, typer.Option(min=1, help="Of each system.  [default: physical cores]")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ... of PyTorch.")] = "cpu",
+    config_name: Annotated[
+        str | None, typer.Option(help="Of our server.  [default: onnx, on a GPU tensorrt or onnx-cuda]")
+    ] = None,
+    transport: Annotated[str, typer.Option(help="Of our client: shm, raw or auto.")] = "shm",
+    quick: Annotated[bool, typer.Option("--quick", help="Try only the first settings of each system.")] = False,
+    folder: Folder = None,
+) -> None:
+    """Compare with a FastAPI service, LitServe and a plain script, all in one run.
+
+    The peers are installed once into build/peers and run in their own processes. Each system is used at the fastest of
+    its settings, and each must give the same answers.
+    """
+    from affserve.benchmarks.measuring.random_models import Checkpoints
+    from affserve.benchmarks.peers.comparison import PeerOptions, measure_peers
+    from affserve.export.machine.cores import usable_cores
+
+    if (encoder is None) != (head is None):
+        raise typer.BadParameter("give --encoder and --head, or neither")
+    given = Checkpoints(encoder=encoder, head=head, weights="given") if encoder and head else None
+    options = PeerOptions(
+        architecture=architecture if given is None else given.encoder.name,
+        checkpoints=given,
+        frames=frames,
+        trial_frames=trial_frames,
+        rounds=rounds,
+        threads=threads or usable_cores(),
+        device=device,
+        config_name=config_name,
+        transport=transport,
+        quick=quick,
+    )
+    measured = measure_peers(options, progress)
+    name = f"peers-{measured['architecture']}"
+    keep(name if device == "cpu" else f"{name}-{device.replace(':', '')}", measured, folder)
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands to `affserve bench`."""
+    app.command()(peers)

@@ -1,0 +1,86 @@
+"""The PyTorch model of the peers, loaded from checkpoints as a laboratory's own serving script would load it.
+
+Runs in the peers' processes. Only training code is imported: what serves is the peer's.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from pathlib import Path
+
+import numpy as np
+import torch  # noqa: TID253 - this file is about it
+from numpy.typing import NDArray
+
+from affserve.train.models.checkpoint import load_encoder, load_head
+
+ENCODER_VARIABLE = "AFFSERVE_PEER_ENCODER"
+HEAD_VARIABLE = "AFFSERVE_PEER_HEAD"
+THREADS_VARIABLE = "AFFSERVE_PEER_THREADS"
+DEVICE_VARIABLE = "AFFSERVE_PEER_DEVICE"
+STANDARD_INPUT = 0
+KEEP_ALIVE_S = 600  # between requests of one connection: a peer waits while the others take their turns
+FRAME_SHAPE = (224, 224, 3)
+
+
+class PeerModel:
+    """Encoder and head as PyTorch's eager modules: float32 on a CPU, autocast to float16 on a GPU."""
+
+    def __init__(self, encoder: Path, head: Path, threads: int, device: str = "cpu") -> None:
+        torch.set_num_threads(threads)
+        self._device = torch.device(device)
+        self._half = self._device.type == "cuda"
+        self._encoder = load_encoder(encoder)[0].to(self._device).eval()
+        self._head = load_head(head)[0].to(self._device).eval()
+        self.width = self._encoder.config.embed_dim
+
+    @torch.inference_mode()
+    def encode(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """frames: (N, 224, 224, 3) uint8 -> features (N, D) float32."""
+        with torch.autocast(self._device.type, torch.float16, enabled=self._half):
+            features = self._encoder(torch.from_numpy(frames).to(self._device))  # (N, D)
+        array: NDArray[np.float32] = features.float().cpu().numpy()
+        return array
+
+    @torch.inference_mode()
+    def predict(self, features: NDArray[np.float32]) -> dict[str, list[list[float]]]:
+        """features: (T, D) float32 -> (T, K) numbers by task."""
+        with torch.autocast(self._device.type, torch.float16, enabled=self._half):
+            answers = self._head.answers(torch.from_numpy(features)[None].to(self._device))  # (1, T, K) by task
+        return {task: values[0].float().cpu().tolist() for task, values in answers.items()}
+
+    def frames_of(self, body: bytes) -> NDArray[np.uint8]:
+        """Read the body of a request as (N, 224, 224, 3) uint8."""
+        return np.frombuffer(bytearray(body), np.uint8).reshape(-1, *FRAME_SHAPE)
+
+    def features_of(self, body: bytes) -> NDArray[np.float32]:
+        """Read the body of a request as (T, D) float32."""
+        return np.frombuffer(bytearray(body), np.float32).reshape(-1, self.width)
+
+
+def end_with_parent() -> None:
+    """End this process and all that it started once whoever holds the other end of standard input is gone.
+
+    However a benchmark ends, killed included, no peer stays behind and takes the cores of the next one.
+    """
+
+    def watch() -> None:
+        # Not through sys.stdin, whose lock a forked worker would wait for in vain.
+        while os.read(STANDARD_INPUT, 1):
+            pass
+        os.killpg(0, signal.SIGKILL)  # the group is the peer's own
+
+    threading.Thread(target=watch, name="end-with-parent", daemon=True).start()
+
+
+def model_of_environment() -> PeerModel:
+    """Load what the environment variables of this process name."""
+    values = os.environ
+    return PeerModel(
+        Path(values[ENCODER_VARIABLE]),
+        Path(values[HEAD_VARIABLE]),
+        int(values[THREADS_VARIABLE]),
+        values[DEVICE_VARIABLE],
+    )

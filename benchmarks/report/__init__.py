@@ -1,0 +1,1 @@
+"""Result files in, tables, plots and comparisons out."""

@@ -1,0 +1,148 @@
+"""The few figures of the README, one column per machine, and what a machine still has to measure.
+
+A figure that no result file holds is "not yet measured"; the table's last line names the command that fills it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from affserve.benchmarks.load.request import SHM
+from affserve.benchmarks.measuring.samples import counted
+from affserve.benchmarks.report.files import Results
+from affserve.benchmarks.report.format import table
+from affserve.export.contract import CLIP_ENCODER
+
+NOT_YET = "not yet measured"
+WANTED_GPU = "RTX 3090"  # the paper's
+GPU_COMMAND = "affserve bench all --target gpu"
+Figure = Callable[[Results], str | None]
+
+
+def headline_table(machines: Sequence[Results]) -> list[str]:
+    """Return the table; a machine with one and with two of the paper's GPUs has its columns before it has results."""
+    columns: list[tuple[str, Results | None]] = [(_short_name(one), one) for one in machines]
+    if not any(WANTED_GPU in name for name, _ in columns):
+        columns += [(f"{count} × {WANTED_GPU}", None) for count in (1, 2)]
+    rows = []
+    for what, figure in FIGURES.items():
+        rows.append((what, *(_cell(what, figure, one) for _, one in columns)))
+    lines = table(("", *(name for name, _ in columns)), rows)
+    if any(one is None for _, one in columns):
+        lines += [
+            "",
+            f"“{NOT_YET}”: run `{GPU_COMMAND}` on that machine, then `affserve bench report --readme README.md`.",
+        ]
+    return lines
+
+
+def _cell(what: str, figure: Figure, results: Results | None) -> str:
+    if results is None:
+        return NOT_YET
+    if what in GPU_ONLY and not results.has_gpu:
+        return "–"
+    return figure(results) or NOT_YET
+
+
+def _short_name(results: Results) -> str:
+    return results.machine
+
+
+def _peer(system: str, peer: str | None = None) -> Figure:
+    """A served rate, or how many times a peer's it is, of ViT-B-32."""
+
+    def figure(results: Results) -> str | None:
+        for measured in results.starting("peers-ViT-B-32").values():
+            found = [name for name in measured["systems"] if name.startswith(system)]
+            if found and peer is None:
+                return f"{measured['systems'][found[0]]['frames_per_s']:.0f} frames/s"
+            if found and (ratio := measured["times_as_fast"].get(f"{found[0]} / {peer}")):
+                return f"{ratio['value']:.2f} × [{ratio['low']:.2f}, {ratio['high']:.2f}]"
+        return None
+
+    return figure
+
+
+def _windows(results: Results) -> str | None:
+    for measured in results.starting("windows-").values():
+        here, endless = measured["times_fewer_flops"], measured["times_fewer_flops_of_endless_video"]
+        return (
+            f"{here:.2f} × fewer FLOPs at {measured['frames']} frames, {endless:g} × in the limit; "
+            f"predictions differ by {measured['largest_difference']:.1g} at most"
+        )
+    return None
+
+
+def _e2e(results: Results) -> str | None:
+    measured = results.measured("e2e")
+    return f"{measured['frames_per_s']:.1f} frames/s" if measured else None
+
+
+def _length(results: Results) -> str | None:
+    measured = results.measured("scale-length")
+    bars: Sequence[Mapping[str, Any]] = measured["bars"] if measured else []
+    return ", ".join(f"{bar['what'].split(' of ')[0]} × {bar['figure']:.3f}" for bar in bars) or None
+
+
+def _best_load(results: Results) -> Mapping[str, Any] | None:
+    points = [
+        point
+        for measured in results.starting("load").values()
+        for point in measured["points"]
+        if point["model"] == CLIP_ENCODER.name
+    ]
+    return max(points, key=lambda point: float(point["frames_per_second"]), default=None)
+
+
+def _load(results: Results) -> str | None:
+    point = _best_load(results)
+    if point is None or point["latency"] is None:
+        return None
+    return f"{point['frames_per_second']:.0f} frames/s, p99 {point['latency']['p99_ms']:.0f} ms"
+
+
+def _promise(results: Results) -> str | None:
+    found = [one for measured in results.starting("load").values() for one in measured.get("slo", [])]
+    # The transport that a client on the machine chooses by itself: the best of three would be the luckiest.
+    best = max(found, key=lambda one: (one["transport"] == SHM, float(one["frames_per_second"])), default=None)
+    if best is None:
+        return None
+    rate = f"{best['requests_per_second']:.0f} requests/s of {counted(best['frames'], 'frame')}"
+    return f"{rate}, {best['slo']}, {best['transport']}"
+
+
+def _cameras(results: Results) -> str | None:
+    measured = results.measured("cameras")
+    return f"{measured['cameras']}, p95 within {measured['limit_p95_ms']:g} ms" if measured else None
+
+
+def _two_gpus(results: Results) -> str | None:
+    measured = results.measured("gpus")
+    return f"{measured['scaling_factor']:.2f} ×" if measured and measured.get("scaling_factor") else None
+
+
+def _power(results: Results) -> str | None:
+    point = _best_load(results) or {}
+    watts = [gpu["mean_watts"] for gpu in point.get("gpus", []) if "mean_watts" in gpu]
+    return f"{max(watts):.0f} W" if watts else None  # the others of the machine are idle meanwhile
+
+
+FIGURES: Mapping[str, Figure] = {
+    "served, INT8 (CPU) or FP16 (GPU)": lambda one: _peer("affserve INT8")(one) or _peer("affserve FP16")(one),
+    "times the naive FastAPI service": lambda one: (
+        _peer("affserve INT8", "naive service")(one) or _peer("affserve FP16", "naive service")(one)
+    ),
+    "times LitServe": lambda one: _peer("affserve INT8", "LitServe")(one) or _peer("affserve FP16", "LitServe")(one),
+    "served, FP32": _peer("affserve FP32"),
+    "FP32, times the naive FastAPI service": _peer("affserve FP32", "naive service"),
+    "against the paper's windows": _windows,
+    "highest load": _load,
+    "highest rate that keeps a promise, Poisson arrivals": _promise,
+    "live cameras of 30 frames/s": _cameras,
+    "video to CSV, end to end": _e2e,
+    "longest video to a short one": _length,
+    "two GPUs to one": _two_gpus,
+    "power under load": _power,
+}
+GPU_ONLY = ("two GPUs to one", "power under load")

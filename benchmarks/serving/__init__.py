@@ -1,0 +1,1 @@
+"""A server and its transports, clients, GPUs and faults."""

@@ -1,0 +1,132 @@
+"""Many clients of one server, and one client of many servers, all on this machine."""
+
+from __future__ import annotations
+
+import multiprocessing
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from multiprocessing.queues import Queue
+from multiprocessing.synchronize import Barrier
+from pathlib import Path
+from queue import Empty
+from threading import BrokenBarrierError
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from affserve.benchmarks.measuring.samples import linear_fit, power_exponent
+from affserve.client.client import AffectClient
+from affserve.export.contract import CHUNK_FRAMES, FRAMES
+from affserve.export.machine.cores import usable_cores
+from affserve.export.server.config import ServerConfig
+from affserve.export.server.server import TritonServer
+from affserve.train.errors import ServerError
+
+START_TIMEOUT_S = 120.0  # for every client to be connected
+RUN_TIMEOUT_S = 600.0
+DECIMALS = 4
+
+
+def measure_clients(repository: Path, counts: Sequence[int], frames: int, rounds: int) -> dict[str, Any]:
+    """Let 1, 2, ... clients encode `frames` frames each at the same time, and fit the time until all are done."""
+    times_s: dict[int, list[float]] = {count: [] for count in counts}
+    slowest_s: dict[int, list[float]] = {count: [] for count in counts}
+    with _servers(repository, 1) as url:
+        for _ in range(rounds):
+            for count in counts:
+                each_s = _run_clients(url, count, frames)
+                times_s[count].append(max(each_s))
+                slowest_s[count].append(max(each_s) / statistics.median(each_s))
+    medians_s = {count: statistics.median(values) for count, values in times_s.items()}
+    rows = [
+        {
+            "clients": count,
+            "times_s": [round(value, DECIMALS) for value in times_s[count]],
+            "frames_per_s": round(count * frames / medians_s[count], 1),
+            "slowest_to_median_client": round(statistics.median(slowest_s[count]), 3),
+        }
+        for count in counts
+    ]
+    return {"frames_each": frames, "rows": rows, **_fitted(counts, [medians_s[count] for count in counts])}
+
+
+def measure_servers(repository: Path, counts: Sequence[int], frames: int, rounds: int) -> dict[str, Any]:
+    """Let one client encode through 1, 2, ... servers that share this machine's cores, behind round robin."""
+    crops = _noise(frames)
+    times_s: dict[int, list[float]] = {count: [] for count in counts}
+    with ExitStack() as stack:
+        clients = {}
+        for count in counts:
+            url = stack.enter_context(_servers(repository, count))
+            clients[count] = stack.enter_context(AffectClient(url, chunks_in_flight=2 * count))
+            clients[count].encode(crops[: 2 * count * CHUNK_FRAMES])
+        for _ in range(rounds):
+            for count, client in clients.items():
+                started = time.perf_counter()
+                client.encode(crops)
+                times_s[count].append(time.perf_counter() - started)
+    first_s = statistics.median(times_s[counts[0]])
+    rows = [
+        {
+            "servers": count,
+            "threads_each": _threads_each(count),
+            "times_s": [round(value, DECIMALS) for value in times_s[count]],
+            "frames_per_s": round(frames / statistics.median(times_s[count]), 1),
+            "times_as_fast_as_one": round(first_s / statistics.median(times_s[count]), 3),
+        }
+        for count in counts
+    ]
+    return {"frames": frames, "rows": rows}
+
+
+@contextmanager
+def _servers(repository: Path, count: int) -> Iterator[str]:
+    """Run `count` servers that share the cores; yield their addresses, joined for round robin."""
+    config = ServerConfig(repository=repository, threads=_threads_each(count), drain_timeout_s=0.0)
+    with ExitStack() as stack:
+        yield ",".join(stack.enter_context(TritonServer(config)).grpc_url for _ in range(count))
+
+
+def _threads_each(servers: int) -> int:
+    return max(1, usable_cores() // servers)
+
+
+def _run_clients(url: str, count: int, frames: int) -> list[float]:
+    """Return the seconds that each of the clients took, counted from their common start."""
+    context = multiprocessing.get_context("spawn")
+    together, results = context.Barrier(count + 1), context.Queue()
+    clients = [
+        context.Process(target=_one_client, args=(url, frames, seed, together, results), daemon=True)
+        for seed in range(count)
+    ]
+    for client in clients:
+        client.start()
+    try:
+        together.wait(START_TIMEOUT_S)
+        return [results.get(timeout=RUN_TIMEOUT_S) for _ in clients]
+    except (BrokenBarrierError, Empty) as error:
+        raise ServerError(f"one of {count} clients of {url} broke off; its own message stands above") from error
+    finally:
+        for client in clients:
+            client.join(START_TIMEOUT_S)
+
+
+def _one_client(url: str, frames: int, seed: int, together: Barrier, results: Queue[float]) -> None:
+    crops = _noise(frames, seed)
+    with AffectClient(url) as client:
+        client.encode(crops[:CHUNK_FRAMES])
+        together.wait(START_TIMEOUT_S)
+        started = time.perf_counter()
+        client.encode(crops)
+        results.put(time.perf_counter() - started)
+
+
+def _noise(frames: int, seed: int = 0) -> NDArray[np.uint8]:
+    return np.random.default_rng(seed).integers(0, 256, (frames, *FRAMES.shape), dtype=np.uint8)
+
+
+def _fitted(work: Sequence[float], cost_s: Sequence[float]) -> dict[str, Any]:
+    return {"fit": linear_fit(work, cost_s), "exponent": power_exponent(work, cost_s)} if len(set(work)) > 1 else {}

@@ -1,0 +1,130 @@
+"""The commands about a server and its callers: `affserve bench served`, `transports`, `faults`, `windows`, `gpus`."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from affserve.benchmarks.measuring.command_line import Folder, keep, progress
+
+
+def bad_requests(
+    repository: Annotated[Path, typer.Argument(help="Model repository, as written by affserve export.")],
+    count: Annotated[int, typer.Option(min=1, help="Requests, after a fifth more to warm up.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Draws the same requests again.")] = 0,
+    folder: Folder = None,
+) -> None:
+    """Send random bad requests to a server: each is to be refused, answers and memory are to stay as they were.
+
+    Exit code 1 when one was not refused, or the server changed.
+    """
+    from affserve.benchmarks.serving.bad_requests import measure_bad_requests
+
+    measured = measure_bad_requests(repository, count, seed, lambda text: typer.echo(text, err=True))
+    keep("bad_requests", measured, folder)
+    if not measured["unharmed"]:
+        raise typer.Exit(1)
+
+
+def served(
+    architecture: Annotated[str, typer.Option(help="Any open_clip ViT.")] = "ViT-B-32",
+    precision: Annotated[str, typer.Option(help="int8 or fp32.")] = "int8",
+    threads: Annotated[int | None, typer.Option(min=1, help="Of each way.  [default: physical cores]")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Times that each way is measured, in turns.")] = 9,
+    chunks: Annotated[int, typer.Option(min=1, help="Chunks of 32 frames in a run.")] = 6,
+    folder: Folder = None,
+) -> None:
+    """Compare the served encoder with ONNX Runtime in one's own process; exit code 1 below 0.97 (shm) or 0.95 (raw)."""
+    from affserve.benchmarks.serving.served import measure_served
+    from affserve.export.precision.tolerances import Precision
+
+    measured = measure_served(
+        architecture, Precision(precision), threads, rounds=rounds, chunks=chunks, progress=progress
+    )
+    keep(f"served-{architecture}", measured, folder)
+    if not measured["passed"]:
+        raise typer.Exit(1)
+
+
+def transports(
+    frames: Annotated[int, typer.Option(min=32, help="Face crops to encode.")] = 320,
+    rounds: Annotated[int, typer.Option(min=1, help="Times that each transport is measured, in turns.")] = 9,
+    repository: Annotated[
+        Path | None, typer.Option(help="Model repository whose answers JPEG changes.  [default: a random model]")
+    ] = None,
+    folder: Folder = None,
+) -> None:
+    """Compare raw frames, shared memory and JPEG: time, bytes on the wire, and what JPEG changes in the answers."""
+    from affserve.benchmarks.serving.transports import measure_transports
+
+    with tempfile.TemporaryDirectory() as scratch:
+        measured = measure_transports(frames, rounds, Path(scratch), repository=repository, progress=progress)
+    keep("transports", measured, folder)
+
+
+def faults(
+    repository: Annotated[Path, typer.Argument(help="Model repository, as written by affserve export.")],
+    film: Annotated[Path, typer.Argument(help="A video with a face.")],
+    kills: Annotated[int, typer.Option(min=1, help="Runs with one killed process each.")] = 20,
+    seed: Annotated[int, typer.Option(help="Of victims and moments.")] = 0,
+    folder: Folder = None,
+) -> None:
+    """Kill server and Python processes at random moments of `affserve infer`; exit code 1 where the CSV differs."""
+    from affserve.benchmarks.serving.faults import measure_faults
+
+    with tempfile.TemporaryDirectory() as scratch:
+        measured = measure_faults(repository, film, kills, Path(scratch), seed=seed, progress=progress)
+    keep("faults", measured, folder)
+    if not measured["passed"]:
+        raise typer.Exit(1)
+
+
+def windows(
+    architecture: Annotated[str, typer.Option(help="open_clip's name; its weights are random.")] = "ViT-B-32",
+    frames: Annotated[int, typer.Option(min=301, help="Crops of the video.")] = 700,
+    rounds: Annotated[int, typer.Option(min=1)] = 2,
+    threads: Annotated[int | None, typer.Option(min=1, help="[default: physical cores]")] = None,
+    folder: Folder = None,
+) -> None:
+    """Compare with the paper's way of inference, overlapping windows encoded as a whole: operations, time, answers."""
+    from affserve.benchmarks.serving.windows_cost import measure_paper_way
+    from affserve.export.machine.cores import usable_cores
+
+    measured = measure_paper_way(architecture, frames, rounds, threads or usable_cores(), progress)
+    keep(f"windows-{architecture}", measured, folder)
+
+
+def gpus(
+    repository: Annotated[Path, typer.Argument(help="Model repository with graphs for GPUs.")],
+    gpu: Annotated[list[int] | None, typer.Option(help="Number of a GPU; may be repeated.  [default: all]")] = None,
+    frames: Annotated[int, typer.Option(min=32, help="Crops of one run.")] = 6400,
+    rounds: Annotated[int, typer.Option(min=1)] = 5,
+    config_name: Annotated[
+        str | None, typer.Option(help="[default: tensorrt where it is served, or onnx-cuda]")
+    ] = None,
+    folder: Folder = None,
+) -> None:
+    """Compare one GPU with several, a server on each behind round robin: frames/s, scaling factor, power."""
+    from affserve.benchmarks.measuring.gpus import gpu_config_name
+    from affserve.benchmarks.serving.gpu_scaling import measure_gpus
+    from affserve.export.machine.gpus import find_gpus
+    from affserve.train.errors import DataError
+
+    chosen = gpu or [one.index for one in find_gpus()]
+    if not chosen:
+        raise DataError("no NVIDIA GPU was found (nvidia-smi lists none); name them with --gpu, or see affserve doctor")
+    name = config_name or gpu_config_name(repository)
+    keep("gpus", measure_gpus(repository, name, chosen, frames, rounds, progress), folder)
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands to `affserve bench`."""
+    app.command()(served)
+    app.command()(transports)
+    app.command()(faults)
+    app.command(name="bad-requests")(bad_requests)
+    app.command()(windows)
+    app.command()(gpus)

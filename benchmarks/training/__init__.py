@@ -1,0 +1,1 @@
+"""What training costs: steps, features of a whole corpus, drawing faces."""

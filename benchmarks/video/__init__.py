@@ -1,0 +1,1 @@
+"""Whole jobs: from a video or a camera to rows."""

@@ -1,0 +1,220 @@
+"""The commands about whole videos and cameras: `affserve bench e2e`, `scale`, `live`, `cameras`, `faces` and `demo`."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from affserve.benchmarks.measuring.command_line import (
+    Folder,
+    FolderOption,
+    JsonOption,
+    RepositoryOption,
+    ThreadsOption,
+    finish,
+    keep,
+    note,
+    progress,
+)
+
+
+def live(
+    film: Annotated[Path, typer.Argument(metavar="FILE", help="Played over and over, at its own timestamps.")],
+    repository: Annotated[Path | None, typer.Option(help="Model repository: a server is started for it.")] = None,
+    url: Annotated[str | None, typer.Option(help="HOST:PORT (gRPC) of a running server.")] = None,
+    minutes: Annotated[float, typer.Option(min=0.01, help="How long.")] = 10.0,
+    streams: Annotated[int, typer.Option(min=1, help="How many at once.")] = 1,
+    hop: Annotated[int, typer.Option(min=1, max=300, help="Frames between predictions.")] = 10,
+    crops: Annotated[bool, typer.Option("--crops", help="The frames are face crops: find no faces.")] = False,
+    face_model: Annotated[Path | None, typer.Option(help="YuNet's ONNX file.")] = None,
+    processes: Annotated[bool, typer.Option("--processes", help="A process for each stream, not a thread.")] = False,
+    folder: Folder = None,
+) -> None:
+    """Measure the delay of `affserve live` over a long time, and whether it grows; with one stream or several."""
+    from affserve.benchmarks.video.live import measure_live
+    from affserve.client.connection import Connection, connected
+
+    with connected(Connection(repository=repository, url=url)) as client:
+        measured = measure_live(
+            client.url,
+            film,
+            seconds=60 * minutes,
+            streams=streams,
+            hop=hop,
+            crops=crops,
+            face_model=face_model,
+            processes=processes,
+        )
+    keep("live" if streams == 1 else f"live-{streams}-streams", measured, folder)
+
+
+def live_answers(
+    videos: Annotated[list[Path], typer.Argument(help="Videos of affserve data synth, with the truth beside them.")],
+    repository: Annotated[Path | None, typer.Option(help="Model repository: a server is started for it.")] = None,
+    url: Annotated[str | None, typer.Option(help="HOST:PORT (gRPC) of a running server.")] = None,
+    hop: Annotated[list[int] | None, typer.Option(help="Frames between predictions.  [default: 1, 10 and 30]")] = None,
+    face_model: Annotated[Path | None, typer.Option(help="YuNet's ONNX file.")] = None,
+    folder: Folder = None,
+) -> None:
+    """Compare the answers of `affserve live` with those of `affserve infer`, frame by frame."""
+    from affserve.benchmarks.video.live_answers import measure_live_answers
+    from affserve.client.connection import Connection, connected
+
+    with connected(Connection(repository=repository, url=url)) as client:
+        measured = measure_live_answers(client.url, videos, hop or [1, 10, 30], face_model)
+    keep("live_answers", measured, folder)
+
+
+def faces(
+    videos: Annotated[list[Path], typer.Argument(metavar="VIDEO...", help="Films with faces.")],
+    face_detector: Annotated[str, typer.Option(help="auto, yunet or haar.")] = "auto",
+    face_model: Annotated[Path | None, typer.Option(help="YuNet's ONNX file.")] = None,
+    frames: Annotated[int, typer.Option(min=3, help="Frames of each film that are used.")] = 150,
+    turns: Annotated[int, typer.Option(min=1, help="Times that everything is measured.")] = 3,
+    folder: Folder = None,
+) -> None:
+    """Measure what finding and following faces costs per frame, and how far it strays from searching every frame."""
+    from affserve.benchmarks.video.faces import measure_faces
+    from affserve.client.faces.detector_file import find_detector
+
+    detector = find_detector(face_detector, face_model)
+    keep("faces", measure_faces(videos, detector, frames=frames, turns=turns, tell=progress), folder)
+
+
+def demo(
+    run: Annotated[Path, typer.Argument(help="Folder of an `affserve demo`.")] = Path("build/demo"),
+    folder: Folder = None,
+) -> None:
+    """Keep the figures of the last demo."""
+    from affserve.train.errors import DataError
+
+    try:
+        summary = json.loads((run / "summary.json").read_text())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{run} holds no summary of a demo: {error}; make one with: affserve demo") from error
+    keep("demo", summary, folder)
+
+
+def cameras(
+    film: Annotated[
+        Path | None,
+        typer.Argument(metavar="[FILE]", help="What every camera sees, over and over.  [default: a drawn film]"),
+    ] = None,
+    repository: RepositoryOption = None,
+    url: Annotated[str | None, typer.Option(help="HOST:PORT (gRPC) of a running server.")] = None,
+    delay: Annotated[float, typer.Option(help="Milliseconds that the p95 from frame to answer may take.")] = 1000.0,
+    hop: Annotated[int, typer.Option(min=1, max=300, help="Frames between predictions.")] = 10,
+    seconds: Annotated[float, typer.Option(min=1, help="Of each number of cameras; 11 more for warming up.")] = 30.0,
+    first: Annotated[int, typer.Option(min=1, help="Number to begin with.")] = 1,
+    crops: Annotated[bool, typer.Option("--crops", help="The frames are face crops: find no faces.")] = False,
+    face_model: Annotated[Path | None, typer.Option(help="YuNet's ONNX file.")] = None,
+    threads: ThreadsOption = None,
+    folder: FolderOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Find how many live cameras one machine carries: delay bounded and not growing, under 1 % of frames dropped.
+
+    Every camera is a process of its own on this machine, as `affserve live` is.
+    """
+    from affserve.benchmarks.measuring.films import drawn_film
+    from affserve.benchmarks.measuring.record import environment
+    from affserve.benchmarks.measuring.samples import counted
+    from affserve.benchmarks.video.cameras import measure_cameras
+    from affserve.client.connection import Connection, connected
+
+    environment()
+    film = film or drawn_film()
+    with connected(Connection(repository=repository, url=url, threads=threads)) as client:
+        measured = measure_cameras(
+            client.url,
+            film,
+            limit_ms=delay,
+            hop=hop,
+            seconds=seconds,
+            first=first,
+            crops=crops,
+            face_model=face_model,
+            progress=note,
+        )
+    finish("cameras", measured, [counted(measured["cameras"], "camera")], folder, as_json)
+    if not measured["cameras"]:
+        raise typer.Exit(1)
+
+
+def e2e(
+    video: Annotated[Path | None, typer.Argument(help="What to analyse.  [default: a drawn film]")] = None,
+    repository: Annotated[
+        Path | None, typer.Option(help="Model repository.  [default: ViT-B-32 in INT8, random weights]")
+    ] = None,
+    url: Annotated[str | None, typer.Option(help="HOST:PORT (gRPC) of a running server instead.")] = None,
+    frames: Annotated[
+        int | None, typer.Option(min=1, help="Play the video over and over up to this length.  [default: as it is]")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1)] = 3,
+    face_model: Annotated[Path | None, typer.Option(help="YuNet's ONNX file.")] = None,
+    face_detector: Annotated[str, typer.Option(help="auto, yunet or haar.")] = "auto",
+    name: Annotated[str, typer.Option(help="Name of the result.")] = "e2e",
+    folder: Folder = None,
+) -> None:
+    """Time `affserve infer` from video to rows, with a breakdown by stage, beside published end-to-end figures."""
+    from affserve.benchmarks.measuring.films import drawn_film
+    from affserve.benchmarks.measuring.random_models import random_checkpoints, repository_of
+    from affserve.benchmarks.video.whole_jobs import measure_whole_job
+    from affserve.export.precision.tolerances import Precision
+
+    options = ["--face-detector", face_detector]
+    options += ["--face-model", str(face_model)] if face_model is not None else []
+    if url is None:
+        repository = repository or repository_of(random_checkpoints("ViT-B-32"), Precision.INT8, progress=progress)
+    options += ["--url", url] if url is not None else ["--repository", str(repository)]
+    with tempfile.TemporaryDirectory() as scratch:
+        keep(name, measure_whole_job(video or drawn_film(), options, frames, rounds, Path(scratch)), folder)
+
+
+def scale(
+    part: Annotated[
+        list[str] | None, typer.Option(help="length, clients, servers or faces; may be repeated.  [default: all]")
+    ] = None,
+    repository: Annotated[
+        Path | None, typer.Option(help="Model repository.  [default: the demo's small model, random weights]")
+    ] = None,
+    film: Annotated[Path | None, typer.Option(help="A film of one person.  [default: a drawn one]")] = None,
+    length: Annotated[
+        list[int] | None, typer.Option(min=1, help="Frames of a video.  [default: 300, 2000, 6000 and 20000]")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Of clients, servers and faces.")] = 3,
+    repeats: Annotated[int, typer.Option(min=1, help="Of every length but the longest.")] = 4,
+    client_frames: Annotated[int, typer.Option(min=1, help="Crops that each client sends.")] = 640,
+    folder: Folder = None,
+) -> None:
+    """Measure how cost grows with the length of a video, with clients, with servers and with faces, and fit it."""
+    from affserve.benchmarks.video.scale import LENGTHS, PARTS, ScaleOptions, measure_scale
+
+    options = ScaleOptions(
+        parts=tuple(part or PARTS),
+        repository=repository,
+        film=film,
+        rounds=rounds,
+        repeats=repeats,
+        client_frames=client_frames,
+        lengths=tuple(length or LENGTHS),
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        measured = measure_scale(options, Path(scratch), progress)
+    for one in options.parts:  # a file each, so that parts can be measured one by one
+        keep(f"scale-{one}", {"model": measured["model"], **measured[one]}, folder)
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands to `affserve bench`."""
+    app.command()(live)
+    app.command()(live_answers)
+    app.command()(cameras)
+    app.command()(faces)
+    app.command()(e2e)
+    app.command()(scale)
+    app.command()(demo)

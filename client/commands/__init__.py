@@ -1,0 +1,1 @@
+"""The commands of people who use a model: infer, live, status, doctor, demo."""

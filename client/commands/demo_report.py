@@ -1,0 +1,151 @@
+"""Served predictions against the truth of generated videos: the demo's table.
+
+Both are joined frame by frame; what is scored are the frames in which a face was found, the same for every column of
+the table.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from affserve.train.errors import DataError
+from affserve.train.evaluation.scores import Scores, constant_guess, score
+from affserve.train.labels import ACTION_UNITS, EXPRESSION, TASKS, VALENCE_AROUSAL
+
+Labels = dict[str, NDArray[np.float32]]
+METRICS = {
+    VALENCE_AROUSAL.key: "valence-arousal, mean CCC",
+    VALENCE_AROUSAL.names[0]: "  valence, CCC",
+    VALENCE_AROUSAL.names[1]: "  arousal, CCC",
+    EXPRESSION.key: "expressions, macro F1",
+    ACTION_UNITS.key: "action units, mean F1",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """One held-out video and what was said of it."""
+
+    csv: Path  # the served rows
+    truth: Path  # the CSV that the generator wrote beside the video
+    single_frame: Labels  # (F, K) by task, of the frames with a face
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What the served model achieves on videos never trained on, and beside what."""
+
+    served: Scores  # the temporal model
+    single_frame: Scores  # the same encoder with a head that sees one frame at a time
+    constant: Scores  # the best answer that never looks
+    frames: int
+    frames_with_face: int
+    rates: Mapping[str, float]  # frames per second
+    repository: Path
+    csv: tuple[Path, ...]  # one a video
+    plots: tuple[Path, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return {
+            "served": self.served.summary(),
+            "single_frame": self.single_frame.summary(),
+            "constant_guess": self.constant.summary(),
+            "served_parts": {key: dict(parts) for key, parts in self.served.parts.items()},
+            "frames": self.frames,
+            "frames_with_face": self.frames_with_face,
+            **self.rates,
+            "repository": str(self.repository),
+            "csv": [str(path) for path in self.csv],
+            "plots": [str(path) for path in self.plots],
+        }
+
+
+def read_truth(path: Path) -> Labels:
+    """Read the truth beside a generated video: (N, columns) by task."""
+    rows = _read_csv(path)
+    return {task.key: _columns(rows, ("expression",) if task is EXPRESSION else task.names) for task in TASKS.values()}
+
+
+def read_predictions(path: Path) -> Labels:
+    """Read the client's CSV: outputs (N, K) by task, NaN where no face was found."""
+    rows = _read_csv(path)
+    return {
+        VALENCE_AROUSAL.key: _columns(rows, VALENCE_AROUSAL.names),
+        EXPRESSION.key: _columns(rows, tuple(f"p_{name}" for name in EXPRESSION.names)),
+        ACTION_UNITS.key: _columns(rows, ACTION_UNITS.names),
+    }
+
+
+def compare(judged: Sequence[Judged], rates: Mapping[str, float], repository: Path) -> Comparison:
+    """Score the served rows of some videos, and the single-frame model's, against the truth."""
+    rows = [_joined(video) for video in judged]
+    truth, served, single = (
+        {key: np.concatenate([part[key] for part in parts]) for key in TASKS} for parts in zip(*rows, strict=True)
+    )
+    face = np.isfinite(served[VALENCE_AROUSAL.key][:, 0])
+    valid = dict.fromkeys(TASKS, face)
+    return Comparison(
+        served=score(served, truth, valid),
+        single_frame=score(single, truth, valid),
+        constant=score(constant_guess(truth, valid), truth, valid),
+        frames=len(face),
+        frames_with_face=int(face.sum()),
+        rates={name: round(rate, 1) for name, rate in rates.items()},
+        repository=repository,
+        csv=tuple(video.csv for video in judged),
+        plots=tuple(plot for video in judged if (plot := video.csv.with_suffix(".png")).exists()),
+    )
+
+
+def _joined(video: Judged) -> tuple[Labels, Labels, Labels]:
+    """Return truth, served and single-frame outputs of one video, row by row; NaN where no face was found."""
+    truth, served = read_truth(video.truth), read_predictions(video.csv)
+    face = np.isfinite(served[VALENCE_AROUSAL.key][:, 0])
+    frames = len(truth[VALENCE_AROUSAL.key])
+    if len(face) != frames:
+        raise DataError(f"{video.csv} has {len(face)} rows, expected {frames}: one per frame of the video")
+    single = {key: np.full_like(values, np.nan) for key, values in served.items()}
+    for key, values in video.single_frame.items():
+        single[key][face] = values
+    return truth, served, single
+
+
+def table(comparison: Comparison) -> str:
+    """Render the comparison for a terminal."""
+    columns = {
+        "served": comparison.served.summary(),
+        "single frame": comparison.single_frame.summary(),
+        "constant": comparison.constant.summary(),
+    }
+    lines = [f"{'held-out videos':<28}" + "".join(f"{name:>14}" for name in columns)]
+    for key, title in METRICS.items():
+        lines.append(f"{title:<28}" + "".join(f"{scores[key]:>14.3f}" for scores in columns.values()))
+    found = comparison.frames_with_face / comparison.frames
+    rates = comparison.rates
+    lines += [
+        "",
+        f"scored on {comparison.frames_with_face} of {comparison.frames} frames (a face was found in {found:.1%})",
+        f"{rates['served_crops_per_s']:.0f} face crops/s through the server; {rates['end_to_end_frames_per_s']:.0f} "
+        "frames/s from video to CSV",
+        f"rows        {comparison.csv[0]}",
+        *([f"plot        {comparison.plots[0]}"] if comparison.plots else []),
+        f"repository  {comparison.repository}",
+    ]
+    return "\n".join(lines)
+
+
+def _read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _columns(rows: list[dict[str, str]], names: tuple[str, ...]) -> NDArray[np.float32]:
+    return np.array([[float(row[name] or "nan") for name in names] for row in rows], dtype=np.float32)

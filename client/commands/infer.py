@@ -1,0 +1,138 @@
+"""The command `affserve infer`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from affserve.client.commands.options import (
+    CropsOption,
+    DetectEveryOption,
+    FaceDetectorOption,
+    FaceModelOption,
+    FacesOption,
+    MinFaceOption,
+    RepositoryOption,
+    TlsCaOption,
+    TlsCertOption,
+    TlsKeyOption,
+    TlsNameOption,
+    TlsOption,
+    TransportOption,
+    UrlOption,
+)
+from affserve.client.faces.settings import LARGEST, FaceSettings
+from affserve.client.wire.transport import Transport
+
+
+class CommandWithColumns(TyperCommand):
+    """A command whose help ends with the columns of the result, read from the table that writes them."""
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        """Write the column section."""
+        from affserve.client.results.rows import described_columns
+        from affserve.export.contract import default_head_description
+
+        with formatter.section("Columns of the result, as far as the model has the task"):
+            formatter.write_dl(described_columns(default_head_description().labels))
+
+
+def infer(
+    sources: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="SOURCE...",
+            help="Videos, images, folders of videos, folders of images like 00001.jpg, or quoted patterns of them, as "
+            "'clips/**/*.mp4'.",
+        ),
+    ],
+    repository: RepositoryOption = None,
+    url: UrlOption = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="File of rows, '-' for stdout, or with several sources a folder.  [default: SOURCE.affect.csv here]"
+        ),
+    ] = None,
+    row_format: Annotated[
+        str | None,
+        typer.Option("--format", help="csv, parquet or jsonl.  [default: by the suffix of --out, else csv]"),
+    ] = None,
+    plot: Annotated[
+        bool | None, typer.Option("--plot/--no-plot", help="Draw a PNG beside the rows.  [default: if there is a file]")
+    ] = None,
+    overlay: Annotated[
+        Path | None,
+        typer.Option(
+            help="Also write the video with faces, expressions, a valence-arousal dial and action units drawn on it, "
+            "sound included: an .mp4, .mov or .mkv file, or with several sources a folder."
+        ),
+    ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Leave what is complete and of the same source, options and model."),
+    ] = False,
+    faces: FacesOption = LARGEST,
+    detect_every: DetectEveryOption = FaceSettings.detect_every,
+    min_face: MinFaceOption = FaceSettings.min_size_px,
+    smooth: Annotated[
+        float, typer.Option(min=0, max=0.99, help="Share of the box before that stays in the reported box.")
+    ] = FaceSettings.smoothing,
+    face_detector: FaceDetectorOption = "auto",
+    face_model: FaceModelOption = None,
+    crops: CropsOption = None,
+    fps: Annotated[float, typer.Option(min=0.001, help="Clock of a folder of images, in frames per second.")] = 30.0,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads of decoding, of face detection and of the server's models.")
+    ] = None,
+    transport: TransportOption = Transport.AUTO,
+    tls: TlsOption = False,
+    tls_ca: TlsCaOption = None,
+    tls_cert: TlsCertOption = None,
+    tls_key: TlsKeyOption = None,
+    tls_name: TlsNameOption = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object per source and nothing else.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print neither progress nor summary.")] = False,
+) -> None:
+    """Estimate affect in every frame of videos, images or folders of face crops.
+
+    Writes one row per face and frame to a CSV, Parquet or JSON-lines file, with a description of its columns. Give the
+    model as --repository or the server as --url. A source that fails is reported and the others are done; the exit code
+    is then 1. A run that was stopped goes on with --resume.
+    """
+    from affserve.client.connection import Connection
+    from affserve.client.infer.run import InferOptions, infer_sources
+
+    options = InferOptions(
+        sources=tuple(sources),
+        connection=Connection(
+            repository=repository,
+            url=url,
+            threads=threads,
+            quiet=quiet,
+            transport=transport,
+            tls=tls,
+            tls_ca=tls_ca,
+            tls_cert=tls_cert,
+            tls_key=tls_key,
+            tls_name=tls_name,
+        ),
+        out=out,
+        row_format=row_format,
+        plot=plot,
+        overlay=overlay,
+        resume=resume,
+        faces=FaceSettings(faces=faces, detect_every=detect_every, min_size_px=min_face, smoothing=smooth),
+        face_detector=face_detector,
+        face_model=face_model,
+        crops=crops,
+        fps=fps,
+        threads=threads,
+        json=json,
+        quiet=quiet,
+    )
+    if not infer_sources(options):
+        raise typer.Exit(1)

@@ -1,0 +1,163 @@
+"""Is a server ready, and what has it done? Asked as a client asks: a server's own word is not enough.
+
+Every model answers one true inference, because a Triton whose python process died goes on saying that it is ready.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tritonclient.utils import InferenceServerException
+
+from affserve.client.wire.endpoint import Address, parse_endpoint
+from affserve.export.contract import CLIP_ENCODER, JPEG_MODELS, MODELS, TEMPORAL_HEAD, HeadDescription, ModelSpec
+from affserve.export.server.probe import ModelStatistics, Prober, pending_requests
+from affserve.export.server.security import CallerTls
+from affserve.train.errors import RepositoryError, ServerError
+
+START = "start a server with: affserve serve REPOSITORY"
+RESTART = "look at the server's log and restart it (affserve serve does that by itself)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelStatus:
+    """One model of a server."""
+
+    name: str
+    ready: bool  # it has answered a request just now
+    answer_ms: float | None  # how long that took, one frame; None: there was no answer
+    statistics: ModelStatistics | None  # until that request; None: the model is not loaded
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerStatus:
+    """One server."""
+
+    url: str
+    ready: bool
+    version: str = ""  # of Triton
+    engine: str = ""  # such as "onnxruntime on CPU"
+    models: tuple[ModelStatus, ...] = ()
+    head: HeadDescription | None = None  # None: it does not tell
+    problems: tuple[str, ...] = ()  # what is wrong, and what to do
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as JSON takes it."""
+        return dataclasses.asdict(dataclasses.replace(self, head=None)) | {
+            "head": None if self.head is None else self.head.to_parameters()
+        }
+
+
+def server_status(
+    url: str, *, tls: CallerTls | None = None, metrics_port: int | None = None, timeout_s: float = 10.0
+) -> list[ServerStatus]:
+    """Ask each server of `url`, HOST:PORT or several with commas between.
+
+    metrics_port: of each server, for the requests that wait now. timeout_s: of each question. What is wrong with a
+    server is told in its status; ServerError only for an address that is none.
+    """
+    return [_status(address, tls, metrics_port, timeout_s) for address in parse_endpoint(url, tls).addresses]
+
+
+def _status(address: Address, tls: CallerTls | None, metrics_port: int | None, timeout_s: float) -> ServerStatus:
+    url = f"{address.host}:{address.port}"
+    with Prober(url, tls=tls) as prober:
+        try:
+            _, version = prober.identity(timeout_s)
+            statistics = {one.name: one for one in prober.statistics(timeout_s)}
+        except InferenceServerException as error:
+            return ServerStatus(url=url, ready=False, problems=(_unreachable(error, tls),))
+        lacking = _missing(statistics)
+        problems = [*lacking]
+        if metrics_port is not None:
+            statistics, trouble = _with_pending(statistics, f"{address.host}:{metrics_port}", timeout_s)
+            problems += trouble
+        models = []
+        for model in MODELS.values():
+            if model.name in statistics:
+                status, trouble = _ask(prober, model, statistics[model.name], timeout_s)
+                models.append(status)
+                problems += trouble
+        engine, head, trouble = _described(prober, {model.name for model in models if model.ready}, timeout_s, url)
+    problems += trouble
+    return ServerStatus(
+        url=url,
+        ready=not lacking and all(model.ready for model in models),
+        version=version,
+        engine=engine,
+        models=tuple(models),
+        head=head,
+        problems=tuple(problems),
+    )
+
+
+def _unreachable(error: InferenceServerException, tls: CallerTls | None) -> str:
+    """Say why nothing came back; one that hangs up at once usually wanted another kind of connection."""
+    message = str(error.message())
+    if "refused" in message or "DEADLINE" in str(error.status()):
+        return f"no answer: {message}; {START}"
+    wanted = "--tls" if tls is None else "another --tls-ca or --tls-name, or a certificate of ours (--tls-cert)"
+    return f"no answer: {message}; if a server listens there, it may want {wanted}; if not, {START}"
+
+
+def _missing(loaded: Mapping[str, object]) -> list[str]:
+    """Say which models the server lacks; those for JPEG are not in every repository."""
+    missing = [name for name in MODELS if name not in loaded and name not in JPEG_MODELS]
+    if not missing:
+        return []
+    found = ", ".join(sorted(loaded)) or "none"
+    return [f"the server has no {', '.join(missing)} (its models: {found}): it serves no affserve repository; {START}"]
+
+
+def _with_pending(
+    statistics: Mapping[str, ModelStatistics], address: str, timeout_s: float
+) -> tuple[dict[str, ModelStatistics], list[str]]:
+    try:
+        pending = pending_requests(address, timeout_s)
+    except ServerError as error:
+        return dict(statistics), [str(error)]
+    return {name: dataclasses.replace(one, pending=pending.get(name)) for name, one in statistics.items()}, []
+
+
+def _ask(
+    prober: Prober, model: ModelSpec, statistics: ModelStatistics, timeout_s: float
+) -> tuple[ModelStatus, list[str]]:
+    began_s = time.perf_counter()
+    try:
+        prober.infer(model, timeout_s)
+    except InferenceServerException as error:
+        status = ModelStatus(name=model.name, ready=False, answer_ms=None, statistics=statistics)
+        return status, [f"{model.name} does not answer: {error.message()}; {RESTART}"]
+    taken_ms = 1000 * (time.perf_counter() - began_s)
+    return ModelStatus(name=model.name, ready=True, answer_ms=taken_ms, statistics=statistics), []
+
+
+def _described(
+    prober: Prober, ready: set[str], timeout_s: float, url: str
+) -> tuple[str, HeadDescription | None, list[str]]:
+    """Return what computes and what the head tells of itself, as far as the models answer."""
+    engine, head = "", None
+    try:
+        if CLIP_ENCODER.name in ready:
+            engine = engine_of(prober.config(CLIP_ENCODER, timeout_s))
+        if TEMPORAL_HEAD.name in ready:
+            told = prober.config(TEMPORAL_HEAD, timeout_s).parameters
+            parameters = {key: value.string_value for key, value in told.items()}
+            head = HeadDescription.from_parameters(parameters, f"{TEMPORAL_HEAD.name} on {url}")
+    except InferenceServerException as error:
+        return engine, None, [f"the server does not tell its configuration: {error.message()}; {RESTART}"]
+    except RepositoryError as error:
+        return engine, None, [str(error)]
+    return engine, head, []
+
+
+def engine_of(config: Any) -> str:
+    """Say what computes a model: "onnxruntime on CPU, 2 instances"."""
+    devices = sorted({group.Kind.Name(group.kind).removeprefix("KIND_") for group in config.instance_group})
+    instances = sum(group.count for group in config.instance_group)
+    several = f", {instances} instances" if instances > 1 else ""
+    return f"{config.backend or config.platform} on {'+'.join(devices)}{several}"

@@ -1,0 +1,4 @@
+"""Rows in, pictures out: overlays, timelines and plots.
+
+Read palette, canvas, overlay, timelines, plots.
+"""

@@ -1,0 +1,91 @@
+"""The croppers: people followed through a video, and their faces cut out as the encoder was trained to see them.
+
+In comes one RGB frame after the other, out come the crops of the people who were asked for, each under a number that
+stays theirs. Nothing looks ahead, so a file and a camera get the same answers.
+
+A crop is that of train/alignment.py, which also made the generated training crops and follows the aligner behind
+Aff-Wild2's `cropped_aligned`: one similarity transform brings the five landmarks as near as it can to ArcFace's
+reference points in 112x112 px. Rotation in the image plane is gone, the eyes lie 35 px apart, and there is no other
+margin: it reaches from the forehead to below the mouth. It is then doubled to the encoder's 224x224. What lies beyond
+the border of the frame is black, as in the training crops, and never a stretched or mirrored edge.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from affserve.client.faces.face import Face, FaceCrop, FaceDetector
+from affserve.client.faces.settings import FaceSettings
+from affserve.client.faces.subjects import chooser
+from affserve.client.faces.tracks import Track, Tracker
+from affserve.train.crops import align_face, to_encoder_input
+
+if TYPE_CHECKING:
+    from affserve.client.faces.face import Cropper
+
+
+def make_cropper(settings: FaceSettings, detector: FaceDetector) -> Cropper:
+    """Return a cropper for one video, file or live; the detector may go on to the next one afterwards."""
+
+    return FaceCropper(detector, settings)
+
+
+class FaceCropper:
+    """Finds and follows the people of one video and cuts the crops of those that the settings ask for."""
+
+    def __init__(self, detector: FaceDetector, settings: FaceSettings | None = None) -> None:
+        self._settings = settings or FaceSettings()
+        self._detector = detector
+        self._tracker = Tracker(detector, self._settings)
+        self._chooser = chooser(self._settings.faces)
+        self._boxes: dict[int, NDArray[np.float64]] = {}  # as reported for the frame before
+
+    @property
+    def name(self) -> str:
+        """Name of the detector."""
+        return self._detector.name
+
+    @property
+    def patience_frames(self) -> int:
+        """For how many frames a person may be out of sight and keep their number."""
+        return self._settings.patience_frames
+
+    def crop(self, image: NDArray[np.uint8]) -> list[FaceCrop]:
+        """Return the crops of the people asked for in the next RGB frame (H, W, 3); none where there is no face."""
+        people = self._tracker.step(image)
+        chosen = self._chooser.choose(people, cut=self._tracker.cut, width_px=image.shape[1])
+        found = [self._crop(image, person) for person in chosen]
+        self._boxes = {one.track_id: np.array(one.face.box_px) for one in found}
+        return found
+
+    def _crop(self, image: NDArray[np.uint8], person: Track) -> FaceCrop:
+        face = person.face
+        pixels = to_encoder_input(align_face(image, face.landmarks_px))
+        return FaceCrop(track_id=person.track_id, face=self._smoothed(person.track_id, face), pixels=pixels)
+
+    def _smoothed(self, track_id: int, face: Face) -> Face:
+        before, kept = self._boxes.get(track_id), self._settings.smoothing
+        if before is None or not kept:
+            return face
+        x, y, width, height = (float(v) for v in kept * before + (1 - kept) * np.array(face.box_px))
+        return Face(box_px=(x, y, width, height), score=face.score, landmarks_px=face.landmarks_px)
+
+
+class WholeImageCropper:
+    """For frames that are face crops already, such as Aff-Wild2's: the whole image is the crop."""
+
+    name = "none (frames are crops)"
+    patience_frames: int | None = None
+
+    def crop(self, image: NDArray[np.uint8]) -> list[FaceCrop]:
+        """Return the whole image (H, W, 3) as a face of score 1, resized to (224, 224, 3)."""
+        height, width = image.shape[:2]
+        face = Face(
+            box_px=(0.0, 0.0, float(width), float(height)),
+            score=1.0,
+            landmarks_px=np.empty((0, 2), dtype=np.float32),
+        )
+        return [FaceCrop(track_id=0, face=face, pixels=to_encoder_input(image))]

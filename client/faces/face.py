@@ -1,0 +1,94 @@
+"""What a face is, who finds faces, and who cuts them out of the frames of a video."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from affserve.client.faces.settings import WIDTH_PX
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Face:
+    """A face in image coordinates; at the border of an image, box and landmarks may lie outside it.
+
+    box_px: x, y of the upper left corner, width, height. score: the detector's confidence, 0 to 1.
+    landmarks_px: (5, 2) x, y in the order of train/alignment.py.
+    """
+
+    box_px: tuple[float, float, float, float]
+    score: float
+    landmarks_px: NDArray[np.float32]
+
+    @property
+    def area_px(self) -> float:
+        """Area of the box."""
+        return self.box_px[2] * self.box_px[3]
+
+    @property
+    def side_px(self) -> float:
+        """Side of a square of the same area as the box."""
+        return float(np.sqrt(self.area_px))
+
+    @property
+    def centre_px(self) -> tuple[float, float]:
+        """Centre of the box, x and y."""
+        x, y, width, height = self.box_px
+        return x + width / 2, y + height / 2
+
+
+class FaceDetector(Protocol):
+    """Finds faces; an instance belongs to one thread (OpenCV's detectors hold state between calls)."""
+
+    name: str
+
+    def detect(self, image: NDArray[np.uint8], *, width_px: int = WIDTH_PX, closely: bool = True) -> list[Face]:
+        """Find the faces in an RGB image (H, W, 3), in no particular order.
+
+        width_px: see FaceSettings. closely: where none is found, look for smaller ones at a higher cost, if it can.
+        """
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FaceCrop:
+    """One person's face in one frame, ready for the encoder.
+
+    track_id: 0, 1, 2, ... in order of appearance; the same person keeps it. pixels: (224, 224, 3) uint8 RGB.
+    """
+
+    track_id: int
+    face: Face
+    pixels: NDArray[np.uint8]
+
+
+class Cropper(Protocol):
+    """Takes the frames of one video in order and returns the crops of their faces."""
+
+    @property
+    def name(self) -> str:
+        """How faces are found, for the summary."""
+        ...
+
+    @property
+    def patience_frames(self) -> int | None:
+        """For how many frames a person may be out of sight and come back under the same number; None: for ever."""
+        ...
+
+    def crop(self, image: NDArray[np.uint8]) -> list[FaceCrop]:
+        """Return the faces of the next RGB frame (H, W, 3) of a video, in the order of their track_id."""
+        ...
+
+
+def overlap(a: Face, b: Face) -> float:
+    """Intersection over union of two faces' boxes."""
+    ax, ay, aw, ah = a.box_px
+    bx, by, bw, bh = b.box_px
+    width = min(ax + aw, bx + bw) - max(ax, bx)
+    height = min(ay + ah, by + bh) - max(ay, by)
+    shared = max(width, 0.0) * max(height, 0.0)
+    total = a.area_px + b.area_px - shared
+    return shared / total if total > 0 else 0.0

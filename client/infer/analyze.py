@@ -1,0 +1,110 @@
+"""Video in, rows out: decode and crop ahead in one thread, encode in flight, predict per window, write as it comes.
+
+Memory does not depend on the length of the video: chunks of frames wait in a bounded queue, features and frames wait
+for one window at most. Every frame gets a row for each of its faces, or one row without a face, in order. A person who
+is not seen carries their last feature through the head, as in training, so that windows stay contiguous in time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from affserve.client.client import AffectClient
+from affserve.client.faces.cropper import WholeImageCropper, make_cropper
+from affserve.client.faces.detector_file import find_detector
+from affserve.client.faces.face import Cropper
+from affserve.client.faces.settings import FaceSettings
+from affserve.client.infer.read_ahead import Chunk, ReadAhead, SeenFrame, StageSeconds
+from affserve.client.infer.row_merger import RowMerger
+from affserve.client.results.rows import Rows
+from affserve.client.video.source import FrameSource, open_source
+from affserve.export.contract import FEATURE_WIDTH
+from affserve.train.windows import Outputs, PredictWindow
+
+if TYPE_CHECKING:
+    from affserve.client.video.source import Progress
+
+
+"""Called with the number of frames encoded so far and the number that the container announces, if it does."""
+
+
+def analyze(
+    source: FrameSource,
+    client: AffectClient,
+    cropper: Cropper,
+    *,
+    seconds: StageSeconds | None = None,
+    progress: Progress | None = None,
+) -> Iterator[Rows]:
+    """Yield the rows of every frame of a source, in order, in blocks, as soon as no later frame can change them.
+
+    A VideoError at the end says that the source broke off; the rows of what could be read have been yielded by then.
+    """
+    seconds = seconds if seconds is not None else StageSeconds()
+    rows = RowMerger(_timed(client.predict, seconds), client.describe(), cropper.patience_frames)
+    with ReadAhead(source, cropper, seconds) as chunks:
+        waiting: deque[list[SeenFrame]] = deque()
+        encoded = 0
+        early = np.empty((0, FEATURE_WIDTH), dtype=np.float32)  # of faces whose frame ends in the next chunk
+        for features in _timed_encoding(client, _crops(chunks, waiting), seconds):
+            frames = waiting.popleft()
+            encoded += len(frames)
+            # Rows come a window at a time; whoever waits wants to see more than that.
+            if progress is not None:
+                progress(encoded, source.frames_hint)
+            features = np.concatenate([early, features])
+            faces = sum(len(frame.faces) for frame in frames)
+            yield from rows.push(frames, features[:faces])
+            early = features[faces:]
+        yield from rows.finish()
+        chunks.raise_error()
+
+
+def _crops(chunks: Iterable[Chunk], waiting: deque[list[SeenFrame]]) -> Iterator[NDArray[np.uint8]]:
+    for chunk in chunks:
+        waiting.append(chunk.frames)
+        yield chunk.crops
+
+
+def _timed(predict: PredictWindow, seconds: StageSeconds) -> PredictWindow:
+    def timed(features: NDArray[np.float32]) -> Outputs:
+        start = time.perf_counter()
+        outputs = predict(features)
+        seconds.head_s += time.perf_counter() - start
+        return outputs
+
+    return timed
+
+
+def _timed_encoding(
+    client: AffectClient, crops: Iterator[NDArray[np.uint8]], seconds: StageSeconds
+) -> Iterator[NDArray[np.float32]]:
+    stream = client.encode_stream(crops)
+    while True:
+        start, before = time.perf_counter(), seconds.frames_wait_s
+        features = next(stream, None)
+        # The stream fetches its own chunks, so the wait for those is inside this call.
+        seconds.encode_wait_s += time.perf_counter() - start - (seconds.frames_wait_s - before)
+        if features is None:
+            return
+        yield features
+
+
+def analyze_source(source: str | Path | FrameSource, client: AffectClient, cropper: Cropper | None) -> Iterator[Rows]:
+    """Yield the rows of a video, an image or a folder of images.
+
+    cropper: unless given, the largest face of each frame, found by the default detector; or the frames themselves where
+    they are crops already. VideoError where the source cannot be read, at its end where it breaks off.
+    """
+    opened = open_source(source) if isinstance(source, (str, Path)) else source
+    if cropper is None:
+        whole = opened.already_cropped
+        cropper = WholeImageCropper() if whole else make_cropper(FaceSettings(), find_detector())
+    return analyze(opened, client, cropper)

@@ -1,0 +1,219 @@
+"""The body of `affserve infer`: which server, which files, what is told to whom.
+
+Results and summaries go to stdout; progress, notes and errors to stderr.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+import cv2
+import typer
+
+from affserve.client.client import AffectClient
+from affserve.client.connection import Connection, connected
+from affserve.client.faces.detector_file import find_detector
+from affserve.client.faces.face import FaceDetector
+from affserve.client.faces.settings import FaceSettings
+from affserve.client.infer.analyze_files import AnalysisSettings, Summary, analyze_to_files, cropper_for
+from affserve.client.infer.output_paths import STANDARD_OUTPUT, OutputPaths, OutputWishes, make_folders, plan_outputs
+from affserve.client.infer.run_record import ModelRecord, is_done
+from affserve.client.infer.summary import Terminal, report
+from affserve.client.results.formats import RowFormat, choose_format
+from affserve.client.video.inputs import spelt_out
+from affserve.client.video.source import FOLDER_FPS, open_source
+from affserve.train.errors import AffserveError, OutputError, VideoError
+from affserve.train.provenance import SYNTHETIC
+
+TERMINATED = 128 + signal.SIGTERM
+M_MMAP_THRESHOLD = -3  # of <malloc.h>
+MMAP_THRESHOLD_BYTES = 256 * 1024  # crops and frames lie above it, rows below
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferOptions:
+    """What the command line asks for."""
+
+    sources: tuple[Path, ...]  # paths, folders of videos, quoted globs
+    connection: Connection
+    out: Path | None = None  # file, folder or "-"
+    row_format: str | None = None  # None: by the suffix of `out`
+    plot: bool | None = None  # None: where the rows go to a file
+    overlay: Path | None = None  # file or folder
+    resume: bool = False  # leave what is done already
+    face_detector: str = "auto"
+    face_model: Path | None = None
+    faces: FaceSettings = field(default_factory=FaceSettings)
+    crops: bool | None = None  # None: decide by image size
+    fps: float = FOLDER_FPS  # of folders of images, frames per second
+    threads: int | None = None  # None: each part decides
+    json: bool = False
+    quiet: bool = False
+
+    def __post_init__(self) -> None:
+        if self.to_stdout and (self.plot or self.overlay or self.json or self.resume):
+            raise typer.BadParameter("--out - takes neither --plot, --overlay, --resume nor --json")
+
+    @property
+    def to_stdout(self) -> bool:
+        """Whether the table goes to standard output."""
+        return self.out == STANDARD_OUTPUT
+
+    @property
+    def settings(self) -> AnalysisSettings:
+        """How each source is looked at."""
+        return AnalysisSettings(crops=self.crops, fps=self.fps, threads=self.threads or 0, faces=self.faces)
+
+    def wishes(self, row_format: RowFormat) -> OutputWishes:
+        """What is wanted of every source."""
+        plot = self.plot if self.plot is not None else not self.to_stdout
+        return OutputWishes(row_format=row_format, out=self.out, plot=plot, overlay=self.overlay)
+
+
+def infer_sources(options: InferOptions) -> bool:
+    """Analyse all sources; return False when one of them failed, after reporting it."""
+    sources = spelt_out(options.sources)
+    several = len(sources) > 1 or sources != list(options.sources)
+    planned = choose_outputs(options, sources, several=several)
+    run = _Run(options, Terminal(quiet=options.quiet), several=several)
+    good = {source: outputs for source, outputs in planned.items() if run.is_usable(source, outputs)}
+    if good:
+        return_large_buffers_at_once()
+        # Faces are found beside the server's models: a second thread there takes from both (8 % slower on two cores).
+        cv2.setNumThreads(options.threads or 1)
+        with ExitStack() as stack:
+            stack.enter_context(_terminated_cleanly())
+            detector = _detector(options, list(good))
+            client = stack.enter_context(connected(options.connection))
+            if client.describe().trained_on == SYNTHETIC:
+                print("warning: this model was trained on generated faces only: not for people", file=sys.stderr)
+            run.analyse(good, client, detector)
+    return run.tell_end(len(planned))
+
+
+def choose_outputs(options: InferOptions, sources: list[Path], *, several: bool) -> dict[Path, OutputPaths]:
+    """Return the outputs of each source; typer.BadParameter where that cannot be, such as two sources with one file."""
+    if options.to_stdout and several:
+        raise typer.BadParameter("--out - takes one source")
+    one_file = None if several or options.out is None or options.out.is_dir() else options.out
+    try:
+        wishes = options.wishes(choose_format(options.row_format, one_file))
+        planned = plan_outputs(sources, wishes, several=several)
+    except OutputError as error:
+        raise typer.BadParameter(str(error)) from error
+    make_folders(planned, wishes, several=several)
+    return planned
+
+
+class _Run:
+    """Goes through the sources: one that fails is told and does not stop the others."""
+
+    def __init__(self, options: InferOptions, terminal: Terminal, *, several: bool) -> None:
+        self._options = options
+        self._terminal = terminal
+        self._several = several
+        self._failures: dict[Path, AffserveError] = {}
+        self._skipped = 0
+
+    def is_usable(self, source: Path, outputs: OutputPaths) -> bool:
+        """Check what can be checked before a server starts: the source opens and its results can be written."""
+        try:
+            open_source(source, fps=self._options.fps)
+            outputs.check_writable()
+        except (VideoError, OutputError) as error:
+            self._fail(source, error)
+            return False
+        return True
+
+    def analyse(self, planned: dict[Path, OutputPaths], client: AffectClient, detector: FaceDetector | None) -> None:
+        """Analyse every source that is not done."""
+        model = ModelRecord.of(client)
+        for source, outputs in planned.items():
+            try:
+                if self._options.resume and self._is_done(source, outputs, detector, model):
+                    self._skipped += 1
+                    self._terminal.skipped(source, outputs.rows, as_json=self._options.json)
+                    continue
+                summary = self._analyse_one(source, outputs, client, detector, model)
+            except (VideoError, OutputError) as error:
+                self._fail(source, error)
+                continue
+            self._tell(summary)
+            if summary.error is not None:
+                self._fail(source, VideoError(summary.error))
+
+    def _is_done(self, source: Path, outputs: OutputPaths, detector: FaceDetector | None, model: ModelRecord) -> bool:
+        settings = self._options.settings
+        cropper = cropper_for(open_source(source, fps=settings.fps), detector, settings)
+        return is_done(source, settings.as_text(cropper), outputs, model)
+
+    def _analyse_one(
+        self,
+        source: Path,
+        outputs: OutputPaths,
+        client: AffectClient,
+        detector: FaceDetector | None,
+        model: ModelRecord,
+    ) -> Summary:
+        with self._terminal.progress(source.name) as progress:
+            settings = self._options.settings
+            return analyze_to_files(
+                source, client, detector, outputs, settings=settings, model=model, progress=progress
+            )
+
+    def _tell(self, summary: Summary) -> None:
+        if self._options.json:
+            self._terminal.json(summary)
+        elif not self._options.quiet:
+            self._terminal.summary(summary, to_stderr=self._options.to_stdout)
+
+    def _fail(self, source: Path, error: AffserveError) -> None:
+        report(error)
+        self._failures[source] = error
+
+    def tell_end(self, sources: int) -> bool:
+        """Tell what failed once more, where there was more than one source; return whether nothing did."""
+        if self._several and not self._options.quiet:
+            self._terminal.end(sources, self._skipped, self._failures)
+        return not self._failures
+
+
+def return_large_buffers_at_once() -> None:
+    """Keep this process from growing with the length of a video.
+
+    glibc raises the size from which a buffer is given back to the system to that of the largest one freed; chunks of
+    crops (5 MB) then live in the heap, which frays. A fixed threshold keeps them out. Without glibc this does nothing.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, MMAP_THRESHOLD_BYTES)
+
+
+def _detector(options: InferOptions, sources: list[Path]) -> FaceDetector | None:
+    """Return a face detector, or None where every source consists of crops."""
+    if options.crops is True:
+        return None
+    if options.crops is None and all(open_source(source, fps=options.fps).already_cropped for source in sources):
+        return None
+    return find_detector(options.face_detector, options.face_model)
+
+
+@contextmanager
+def _terminated_cleanly() -> Iterator[None]:
+    """Let SIGTERM unwind the stack, so that a local server is stopped and unfinished files are removed."""
+
+    def leave(_signal: int, _frame: FrameType | None) -> None:
+        sys.exit(TERMINATED)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

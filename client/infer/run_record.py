@@ -1,0 +1,104 @@
+"""What a result was made from: written into its provenance, and compared when a run is resumed.
+
+A result counts as done when its file is complete, of the same source (size and time of change), the same options and
+the same model. Rows appear under their name only when they are complete, and their record is written after them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+import numpy as np
+
+from affserve.client.client import AffectClient
+from affserve.client.infer.output_paths import OutputPaths
+from affserve.export.contract import IMAGE_SIZE_PX
+
+SOURCE, OPTIONS, ANSWER, ERROR, BYTES = "source_state", "options", "model_answer", "error", "rows_bytes"
+FRAMES_SENT = "frames_sent"  # as they are, or as JPEG: known at the end, because a slow link is noticed on the way
+ANSWER_DIGITS = 4
+ANSWER_TOLERANCE = 2e-3  # sums in another order; another model differs by more somewhere among its outputs
+MODEL_FACTS = ("trained_on", "encoder", "engine", "window_frames", "stride_frames")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelRecord:
+    """Which model answers, as far as a client can tell."""
+
+    facts: Mapping[str, str]  # MODEL_FACTS
+    answer: str  # to a fixed picture: tells models apart that describe themselves alike
+    frames_sent: str | None = None  # how frames are to reach it; None: as the link allows
+
+    @classmethod
+    def of(cls, client: AffectClient) -> ModelRecord:
+        """Ask the server."""
+        description = client.describe()
+        facts = {
+            "trained_on": description.trained_on,
+            "encoder": description.encoder,
+            "engine": client.engine(),
+            "window_frames": str(description.window_frames),
+            "stride_frames": str(description.stride_frames),
+        }
+        return cls(facts=facts, answer=_answer(client), frames_sent=client.demanded_fidelity())
+
+    def provenance(self) -> dict[str, str]:
+        """Return names and values for the metadata."""
+        return {**self.facts, ANSWER: self.answer}
+
+    def made(self, provenance: Mapping[str, str]) -> bool:
+        """Say whether this model made a result with this provenance."""
+        if any(provenance.get(name) != fact for name, fact in self.facts.items()):
+            return False
+        if self.frames_sent not in (None, provenance.get(FRAMES_SENT)):
+            return False
+        then, now = _numbers(provenance.get(ANSWER, "")), _numbers(self.answer)
+        return then.shape == now.shape and bool(np.all(np.abs(then - now) <= ANSWER_TOLERANCE))
+
+
+def _answer(client: AffectClient) -> str:
+    """Return the model's numbers for one fixed picture: a gradient in all three colours."""
+    ramp = np.linspace(0, 255, IMAGE_SIZE_PX)
+    rows, columns = np.meshgrid(ramp, ramp, indexing="ij")
+    picture = np.stack([rows, columns, 255 - rows], axis=2).astype(np.uint8)
+    outputs = client.affect(picture[None])
+    return " ".join(f"{value:.{ANSWER_DIGITS}f}" for values in outputs.values() for value in values[0])
+
+
+def _numbers(text: str) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+    try:
+        return np.array([float(word) for word in text.split()])
+    except ValueError:
+        return np.empty(0)
+
+
+def source_state(path: Path) -> str:
+    """Return what changes when a source changes: files, bytes and the latest time of change."""
+    files = [path] if not path.is_dir() else [file for file in path.iterdir() if file.is_file()]
+    states = [file.stat() for file in files]
+    changed_ns = max((state.st_mtime_ns for state in states), default=0)
+    seconds, fraction_ns = divmod(changed_ns, 1_000_000_000)
+    moment = datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%dT%H:%M:%S")
+    return f"{len(files)} files, {sum(state.st_size for state in states)} bytes, changed {moment}.{fraction_ns:09}Z"
+
+
+def written_options(options: Mapping[str, object]) -> str:
+    """Return options as text, the same for the same options."""
+    return json.dumps(options, sort_keys=True)
+
+
+def is_done(path: Path, options: str, outputs: OutputPaths, model: ModelRecord) -> bool:
+    """Say whether all outputs of a source are there, complete, and what the same run would write again."""
+    if outputs.to_stdout or not all(file.is_file() for file in outputs.files):
+        return False
+    made_s = outputs.rows.stat().st_mtime
+    if any(file.stat().st_mtime < made_s for file in outputs.files):
+        return False  # a plot or overlay of an earlier result: this one was killed in between
+    provenance = outputs.row_format.provenance(outputs.rows)
+    whole = outputs.row_format.describes_itself or provenance.get(BYTES) == str(outputs.rows.stat().st_size)
+    same = provenance.get(SOURCE) == source_state(path) and provenance.get(OPTIONS) == options
+    return whole and same and ERROR not in provenance and model.made(provenance)

@@ -1,0 +1,193 @@
+"""The body of `affserve live`: which source, which server, what is told to whom, and how it ends.
+
+Rows go to a file or to stdout as JSON lines, each written at once; everything else goes to stderr. Ctrl-C and SIGTERM
+end a run as the end of a file does; so does a reader of stdout that has seen enough.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from types import FrameType
+
+import typer
+from rich.console import Console
+
+from affserve.client.connection import Connection, connected
+from affserve.client.faces.cropper import WholeImageCropper, make_cropper
+from affserve.client.faces.detector_file import find_detector
+from affserve.client.faces.face import Cropper
+from affserve.client.faces.settings import FaceSettings
+from affserve.client.live.analysis import LiveAnalysis, LiveSettings
+from affserve.client.live.frames import LiveCounters, now_s
+from affserve.client.live.lines import STANDARD_OUTPUT, LiveLines
+from affserve.client.live.source import SourceSettings, check_source, open_live
+from affserve.client.live.view import LiveSummary, LiveView, summary_text
+from affserve.client.video.source import open_source
+from affserve.client.wire.calls import RetryPolicy
+from affserve.train.provenance import SYNTHETIC
+
+# A live frame is worth little when it is answered late: what fails is dropped rather than repeated for a minute.
+LIVE_POLICY = RetryPolicy(timeout_s=5.0, retry_for_s=1.0)
+JSON_DIGITS = 3
+PERCENTILES = {"delay_p50_ms": 50, "delay_p95_ms": 95, "delay_p99_ms": 99}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiveOptions:
+    """What the command line asks for."""
+
+    source: SourceSettings
+    connection: Connection
+    live: LiveSettings
+    faces: FaceSettings
+    face_detector: str = "auto"
+    face_model: Path | None = None
+    crops: bool | None = None  # None: only if images of a folder are 112x112
+    jsonl: Path | None = None  # "-" for stdout
+    json: bool = False
+    quiet: bool = False
+
+    def __post_init__(self) -> None:
+        if self.json and self.rows_to_stdout:
+            raise typer.BadParameter("--json and --jsonl - would mix on standard output; write the rows to a file")
+        if self.source.loop and not self.source.is_file:
+            raise typer.BadParameter("--loop plays a file over and over; a camera or a stream has no end")
+
+    @property
+    def rows_to_stdout(self) -> bool:
+        """Whether the rows go to standard output."""
+        return self.jsonl == STANDARD_OUTPUT
+
+
+def run_live(options: LiveOptions) -> None:
+    """Analyse a source until it ends or somebody stops it; then print a summary."""
+    check_source(options.source)
+    make = _cropper_maker(options)
+    counters = LiveCounters()
+    with ExitStack() as stack:
+        signals = stack.enter_context(_Signals())
+        client = stack.enter_context(connected(replace(options.connection, policy=LIVE_POLICY)))
+        lines = stack.enter_context(LiveLines(options.jsonl, client.describe(), counters))
+        source = open_live(options.source)
+        analysis = LiveAnalysis(client, make, options.live, counters)
+        summary = _Start(source.name, analysis.detector, client.engine(), client.describe().trained_on)
+        view = LiveView(
+            source.name,
+            client.describe().labels,
+            counters,
+            notes=(summary.engine, f"faces: {summary.detector}", f"an answer every {options.live.hop} frames"),
+            warnings=_warnings(summary.trained_on, options),
+        )
+        stack.callback(lambda: _tell(summary.ended(counters), options))
+        stack.enter_context(_shown(view, options))
+        for answer in analysis.run(source, signals.stopped):
+            view.show(answer)
+            if not lines.write(answer):
+                break
+
+
+class _Start:
+    """What is known when a run begins, and the summary at its end."""
+
+    def __init__(self, source: str, detector: str, engine: str, trained_on: str) -> None:
+        self.source, self.detector, self.engine, self.trained_on = source, detector, engine, trained_on
+        self._began_s = now_s()
+
+    def ended(self, counters: LiveCounters) -> LiveSummary:
+        """Return the summary."""
+        delays = counters.delays
+        any_delay = len(delays) > 0
+        percentiles = {
+            name: 1000 * delays.percentile_s(percent) if any_delay else None for name, percent in PERCENTILES.items()
+        }
+        return LiveSummary(
+            source=self.source,
+            seconds=now_s() - self._began_s,
+            decoded=counters.decoded,
+            analysed=counters.analysed,
+            dropped=counters.dropped,
+            reconnects=counters.reconnects,
+            slipped_s=counters.slipped_s,
+            **percentiles,
+            delay_max_ms=1000 * delays.largest_s if any_delay else None,
+            detector=self.detector,
+            engine=self.engine,
+            trained_on=self.trained_on,
+        )
+
+
+class _Signals(AbstractContextManager["_Signals"]):
+    """Ctrl-C and SIGTERM: the first one ends a run between two frames, the second at once.
+
+    An exception in the middle of a request could leave the connection in a state that cannot be closed.
+    """
+
+    def __init__(self) -> None:
+        self._stopped = threading.Event()
+        self._running = False
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> _Signals:
+        """Listen."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._received)
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        """Leave the signals as they were."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def stopped(self) -> bool:
+        """Say whether the run shall end; from the first question on it can end without an exception."""
+        self._running = True
+        return self._stopped.is_set()
+
+    def _received(self, _number: int, _frame: FrameType | None) -> None:
+        if self._stopped.is_set() or not self._running:
+            raise KeyboardInterrupt
+        self._stopped.set()
+
+
+def _cropper_maker(options: LiveOptions) -> Callable[[], Cropper]:
+    crops = options.crops
+    if crops is None:
+        crops = options.source.is_file and open_source(options.source.source).already_cropped
+    if crops:
+        return WholeImageCropper
+    detector = find_detector(options.face_detector, options.face_model)
+    return lambda: make_cropper(options.faces, detector)
+
+
+def _warnings(trained_on: str, options: LiveOptions) -> tuple[str, ...]:
+    if trained_on != SYNTHETIC:
+        return ()
+    warning = "this model was trained on generated faces only: not for people"
+    if not _moves(options):
+        print(f"warning: {warning}", file=sys.stderr)
+    return (warning,)
+
+
+def _moves(options: LiveOptions) -> bool:
+    """Say whether there is a terminal of its own for the panel."""
+    rows_in_terminal = options.rows_to_stdout and sys.stdout.isatty()
+    return not options.quiet and sys.stderr.isatty() and not rows_in_terminal
+
+
+def _shown(view: LiveView, options: LiveOptions) -> AbstractContextManager[None]:
+    return nullcontext() if options.quiet else view.shown(Console(stderr=True), moving=_moves(options))
+
+
+def _tell(summary: LiveSummary, options: LiveOptions) -> None:
+    if options.json:
+        fields = asdict(summary).items()
+        print(json.dumps({k: round(v, JSON_DIGITS) if isinstance(v, float) else v for k, v in fields}), flush=True)
+    elif not options.quiet:
+        print(summary_text(summary), file=sys.stderr, flush=True)

@@ -1,0 +1,123 @@
+"""The formats that rows are written in, behind one small interface: CSV, Parquet and JSON lines.
+
+A writer takes blocks of rows as they come and writes to an OutputFile; it holds no more than a block (Parquet: a row
+group), so that memory does not grow with the length of the video.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from affserve.client.results.json_lines import JsonLinesWriter, read_json_lines
+from affserve.client.results.metadata import ResultTable, metadata_path, read_provenance
+from affserve.client.results.output_file import OutputFile
+from affserve.client.results.parquet import ParquetRowWriter, load_arrow, read_parquet, read_parquet_provenance
+from affserve.client.results.rows import Cells, RowFormatter, Rows, rows_of
+from affserve.train.errors import OutputError
+
+Labels = Mapping[str, tuple[str, ...]]
+
+
+class RowWriter(Protocol):
+    """Writes rows to one file."""
+
+    def write(self, rows: Rows) -> None:
+        """Append a block."""
+        ...
+
+    def finish(self, closing: Mapping[str, str]) -> None:
+        """Write what is left; `closing` is provenance that is known only at the end."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowFormat:
+    """One format of rows."""
+
+    name: str
+    suffixes: tuple[str, ...]  # of file names; the first is the usual one
+    describes_itself: bool  # schema and provenance are in the file, not in one beside it
+    open: Callable[[OutputFile, ResultTable], RowWriter]
+    cells: Callable[[Path], Iterator[Cells]]  # reads a finished file, a block at a time
+    provenance: Callable[[Path], dict[str, str]]  # of a finished file; empty where there is none
+
+    def read(self, path: Path, labels: Labels) -> Iterator[Rows]:
+        """Yield the rows of a finished file in blocks."""
+        return (rows_of(cells, labels) for cells in self.cells(path))
+
+
+class CsvWriter:
+    """Comma-separated values with one line of names."""
+
+    def __init__(self, file: OutputFile, table: ResultTable) -> None:
+        self._file = file
+        self._formatter = RowFormatter(table.labels)
+        file.write(self._formatter.header.encode())
+
+    def write(self, rows: Rows) -> None:
+        """Append a block."""
+        self._file.write(self._formatter.text(rows).encode())
+
+    def finish(self, closing: Mapping[str, str]) -> None:
+        """Do nothing: every row is written, and what is known at the end stands beside the file."""
+
+
+def read_csv(path: Path) -> Iterator[Cells]:
+    """Yield the cells of a finished CSV file, a block at a time."""
+    with open(path, newline="", encoding="utf-8") as file:
+        lines = csv.reader(file)
+        yield from Cells.blocks(next(lines), ([cell or None for cell in line] for line in lines))
+
+
+def _provenance_beside(path: Path) -> dict[str, str]:
+    return read_provenance(metadata_path(path))
+
+
+CSV = RowFormat(
+    name="csv",
+    suffixes=(".csv",),
+    describes_itself=False,
+    open=CsvWriter,
+    cells=read_csv,
+    provenance=_provenance_beside,
+)
+PARQUET = RowFormat(
+    name="parquet",
+    suffixes=(".parquet", ".pq"),
+    describes_itself=True,
+    open=ParquetRowWriter,
+    cells=read_parquet,
+    provenance=read_parquet_provenance,
+)
+JSON_LINES = RowFormat(
+    name="jsonl",
+    suffixes=(".jsonl", ".ndjson"),
+    describes_itself=False,
+    open=JsonLinesWriter,
+    cells=read_json_lines,
+    provenance=_provenance_beside,
+)
+FORMATS = {row_format.name: row_format for row_format in (CSV, PARQUET, JSON_LINES)}
+
+
+def format_of(path: Path) -> RowFormat | None:
+    """Return the format that a file name's suffix stands for, if any."""
+    suffix = path.suffix.lower()
+    return next((row_format for row_format in FORMATS.values() if suffix in row_format.suffixes), None)
+
+
+def choose_format(name: str | None, out: Path | None) -> RowFormat:
+    """Return the format asked for by name, else by the file's suffix, else CSV; OutputError where they disagree."""
+    by_suffix = format_of(out) if out is not None else None
+    if name is not None and name not in FORMATS:
+        raise OutputError(f"format is {name!r}, expected one of {', '.join(FORMATS)}")
+    if name is not None and by_suffix is not None and by_suffix.name != name:
+        raise OutputError(f"{out} is named like {by_suffix.name}, but --format says {name}: change one of them")
+    chosen = FORMATS[name] if name is not None else by_suffix or CSV
+    if chosen is PARQUET:
+        load_arrow()  # what is missing is told before any work is done
+    return chosen

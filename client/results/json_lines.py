@@ -1,0 +1,63 @@
+"""Rows as JSON lines: an object a row, names and printed numbers as in the CSV, null where there is no face."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+
+from affserve.client.results.metadata import ResultTable
+from affserve.client.results.output_file import OutputFile
+from affserve.client.results.rows import BLOCK_ROWS, Cells, Column, Lines, Rows, columns_of
+
+
+class JsonLines:
+    """Rows as text, one JSON object a line."""
+
+    def __init__(self, labels: Mapping[str, Sequence[str]]) -> None:
+        columns = columns_of(labels)
+        self._lines = Lines(
+            labels,
+            with_face=_object(columns, [_cell(column) for column in columns]),
+            without_face=_object(columns, [_cell(column) if column.always else "null" for column in columns]),
+        )
+
+    def text(self, rows: Rows) -> str:
+        """Render one block."""
+        text = self._lines.text(rows)
+        # JSON has no word for a number that is none, should a model give one.
+        return text.replace(f": {math.nan}", ": null") if f": {math.nan}" in text else text
+
+
+class JsonLinesWriter:
+    """Writes JSON lines to a file."""
+
+    def __init__(self, file: OutputFile, table: ResultTable) -> None:
+        self._file = file
+        self._lines = JsonLines(table.labels)
+
+    def write(self, rows: Rows) -> None:
+        """Append a block."""
+        self._file.write(self._lines.text(rows).encode())
+
+    def finish(self, closing: Mapping[str, str]) -> None:
+        """Do nothing: every row is written, and what is known at the end stands beside the file."""
+
+
+def _object(columns: list[Column], cells: list[str]) -> str:
+    """Return the printf template of one line."""
+    names = (json.dumps(column.name).replace("%", "%%") for column in columns)
+    return "{" + ", ".join(f"{name}: {cell}" for name, cell in zip(names, cells, strict=True)) + "}\n"
+
+
+def _cell(column: Column) -> str:
+    return f'"{column.template}"' if column.storage == "string" else column.template
+
+
+def read_json_lines(path: Path) -> Iterator[Cells]:
+    """Yield the cells of a finished file, a block at a time."""
+    with open(path, encoding="utf-8") as file:
+        while rows := [json.loads(line) for line in islice(file, BLOCK_ROWS)]:
+            yield Cells(columns={name: [row[name] for row in rows] for name in rows[0]})

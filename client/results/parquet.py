@@ -1,0 +1,135 @@
+"""Rows as a Parquet file: typed columns with description, unit and range, and what made the numbers in the schema.
+
+Rows are gathered into row groups of `GROUP_ROWS`, about a megabyte, so that memory stays flat and the file compact.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from affserve.client.results.metadata import ResultTable
+from affserve.client.results.output_file import OutputFile
+from affserve.client.results.rows import BLOCK_ROWS, NO_TRACK, Cells, Column, Rows, column_values, columns_of
+from affserve.train.errors import MissingExtraError, OutputError
+
+if TYPE_CHECKING:
+    import pyarrow
+    import pyarrow.parquet
+
+
+GROUP_ROWS = 8192
+COMPRESSION = "zstd"
+
+
+class ParquetRowWriter:
+    """Writes row groups as rows come; `finish` makes the file complete."""
+
+    def __init__(self, file: OutputFile, table: ResultTable) -> None:
+        arrow, parquet = load_arrow()
+        self._arrow = arrow
+        self._labels = table.labels
+        self._columns = columns_of(table.labels)
+        self._schema = arrow.schema(
+            [_field(arrow, column) for column in self._columns],
+            metadata={"title": table.title, "source": table.source, **table.provenance},
+        )
+        self._writer = parquet.ParquetWriter(_Sink(file), self._schema, compression=COMPRESSION)
+        self._waiting: list[pyarrow.RecordBatch] = []
+
+    def write(self, rows: Rows) -> None:
+        """Append a block."""
+        self._waiting.append(self._batch(rows))
+        if sum(batch.num_rows for batch in self._waiting) >= GROUP_ROWS:
+            self._write_group()
+
+    def finish(self, closing: Mapping[str, str]) -> None:
+        """Write the last row group and the index."""
+        self._write_group()
+        self._writer.add_key_value_metadata(dict(closing))
+        self._writer.close()
+
+    def _write_group(self) -> None:
+        if self._waiting:
+            table = self._arrow.Table.from_batches(self._waiting, self._schema)
+            self._writer.write_table(table, row_group_size=table.num_rows)
+            self._waiting.clear()
+
+    def _batch(self, rows: Rows) -> pyarrow.RecordBatch:
+        faceless = rows.track_id == NO_TRACK
+        values = zip(self._columns, self._schema.types, column_values(rows, self._labels), strict=True)
+        arrays = [self._array(cells, kind, None if column.always else faceless) for column, kind, cells in values]
+        return self._arrow.RecordBatch.from_arrays(arrays, schema=self._schema)
+
+    def _array(self, cells: NDArray[Any], kind: pyarrow.DataType, empty: NDArray[np.bool_] | None) -> pyarrow.Array:
+        if self._arrow.types.is_dictionary(kind):
+            return self._arrow.array(cells, type=kind.value_type, mask=empty).dictionary_encode()
+        return self._arrow.array(cells, type=kind, mask=empty)
+
+
+class _Sink(io.RawIOBase):
+    """What pyarrow writes to: it closes its file, which is not its to complete."""
+
+    def __init__(self, file: OutputFile) -> None:
+        self._file = file
+        self._bytes = 0
+
+    def writable(self) -> bool:
+        """Say yes."""
+        return True
+
+    def write(self, content: Any) -> int:
+        """Append bytes."""
+        self._file.write(bytes(content))
+        self._bytes += len(content)
+        return len(content)
+
+    def tell(self) -> int:
+        """Return the number of bytes written."""
+        return self._bytes
+
+
+def read_parquet(path: Path) -> Iterator[Cells]:
+    """Yield the cells of a finished file, a block at a time."""
+    _, parquet = load_arrow()
+    with parquet.ParquetFile(path) as file:
+        for batch in file.iter_batches(batch_size=BLOCK_ROWS):
+            yield Cells(columns=batch.to_pydict())
+
+
+def read_parquet_provenance(path: Path) -> dict[str, str]:
+    """Return the provenance in a finished file; none where there is no such file or it is not complete."""
+    arrow, parquet = load_arrow()
+    try:
+        metadata = parquet.read_metadata(path).metadata or {}
+    except (OSError, arrow.ArrowInvalid):
+        return {}
+    return {name.decode(): value.decode() for name, value in metadata.items() if not name.startswith(b"ARROW:")}
+
+
+def _field(arrow: Any, column: Column) -> pyarrow.Field:
+    string = arrow.dictionary(arrow.int32(), arrow.string())
+    kind = string if column.storage == "string" else arrow.type_for_alias(column.storage)
+    facts = {"unit": column.unit, "minimum": column.minimum, "maximum": column.maximum}
+    notes = {name: f"{fact:g}" if isinstance(fact, float | int) else fact for name, fact in facts.items()}
+    known = {name: note for name, note in notes.items() if note}
+    return arrow.field(
+        column.name, kind, nullable=not column.always, metadata={"description": column.description, **known}
+    )
+
+
+def load_arrow() -> tuple[Any, Any]:
+    """Import pyarrow and its Parquet module: they take a while to load and are an optional dependency."""
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("pyarrow", "parquet") from error
+    except ImportError as error:  # a release for another NumPy
+        raise OutputError(f"Parquet cannot be written ({error}); expected what affserve[parquet] installs") from error
+    return pyarrow, pyarrow.parquet

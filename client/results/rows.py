@@ -1,0 +1,271 @@
+"""The rows of a result and what their columns mean: the one column table behind every format, help text and metadata.
+
+In come blocks of rows as they are ready, out come their cells and the text of a CSV file; and the cells of a finished
+file, whatever its format, back into blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from affserve.train.labels import ACTION_UNITS, EXPRESSION, VALENCE_AROUSAL
+from affserve.train.windows import Outputs
+
+PROBABILITY_DIGITS = 4  # after the point
+NO_TRACK = -1  # track_id of a row without a face
+PROBABILITY_PREFIX = "p_"
+ACTION_UNIT_MEANINGS = {
+    "AU1": "inner brow raiser",
+    "AU2": "outer brow raiser",
+    "AU4": "brow lowerer",
+    "AU6": "cheek raiser",
+    "AU7": "lid tightener",
+    "AU10": "upper lip raiser",
+    "AU12": "lip corner puller",
+    "AU15": "lip corner depressor",
+    "AU23": "lip tightener",
+    "AU24": "lip pressor",
+    "AU25": "lips part",
+    "AU26": "jaw drop",
+}
+VALENCE_AROUSAL_MEANINGS = {
+    "valence": "how pleasant the expressed emotion is: -1 very unpleasant, 0 neutral, 1 very pleasant",
+    "arousal": "how activated the person appears: -1 very passive, 0 neutral, 1 very active",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """One column of the result: what it holds, and how it is stored and printed."""
+
+    name: str
+    description: str
+    storage: str = "float32"  # type of its numbers in typed formats: int64, float32, float64 or string
+    unit: str = ""  # "" for names and numbers without a unit
+    minimum: float | None = None
+    maximum: float | None = None
+    digits: int = PROBABILITY_DIGITS  # after the point
+    always: bool = False  # filled in every row, also where there is no face
+
+    @property
+    def datatype(self) -> str:
+        """The type in the words of CSV on the Web."""
+        return {"int64": "integer", "string": "string"}.get(self.storage, "number")
+
+    @property
+    def template(self) -> str:
+        """The printf conversion of one cell."""
+        return {"integer": "%d", "string": "%s"}.get(self.datatype, f"%.{self.digits}f")
+
+    @property
+    def range(self) -> str:
+        """The range as text, "" where there is none."""
+        if self.minimum is None:
+            return ""
+        return f"{self.minimum:g} to {self.maximum:g}" if self.maximum is not None else f"{self.minimum:g} or more"
+
+
+FRAME_COLUMNS = (
+    Column(
+        name="frame",
+        description="frame number: 0, 1, 2, ... in decoding order; in a folder of images the number in the file name",
+        storage="int64",
+        minimum=0,
+        always=True,
+    ),
+    Column(
+        name="timestamp_s",
+        description="time since the start of the video stream, as the container gives it",
+        storage="float64",
+        unit="s",
+        digits=6,
+        always=True,
+    ),
+    Column(
+        name="track_id",
+        description="number of the person, 0, 1, 2, ... in order of appearance, the same through the whole file; empty "
+        "where no face was found, and then all columns after it are empty too",
+        storage="int64",
+        minimum=0,
+    ),
+    Column(name="box_x_px", description="left edge of the face box", storage="float64", unit="px", digits=1),
+    Column(name="box_y_px", description="upper edge of the face box", storage="float64", unit="px", digits=1),
+    Column(name="box_w_px", description="width of the face box", storage="float64", unit="px", digits=1, minimum=0),
+    Column(name="box_h_px", description="height of the face box", storage="float64", unit="px", digits=1, minimum=0),
+    Column(
+        name="face_score",
+        description="the face detector's confidence that this is a face",
+        minimum=0,
+        maximum=1,
+    ),
+)
+
+
+def columns_of(labels: Mapping[str, Sequence[str]]) -> list[Column]:
+    """Return the columns of a result whose head gives these labels per task (`HeadDescription.labels`), in order."""
+    return [*FRAME_COLUMNS, *(column for task, names in labels.items() for column in _task_columns(task, names))]
+
+
+def _task_columns(task: str, names: Sequence[str]) -> Iterator[Column]:
+    if task == VALENCE_AROUSAL.key:
+        for name in names:
+            yield Column(name=name, description=VALENCE_AROUSAL_MEANINGS.get(name, name), minimum=-1, maximum=1)
+    elif task == EXPRESSION.key:
+        yield Column(name="expression", description="the most probable expression", storage="string")
+        for name, column in zip(names, prediction_columns(task, names), strict=True):
+            yield _probability(column, f"probability of the expression {name}; they sum to 1")
+    elif task == ACTION_UNITS.key:
+        for name in names:
+            yield _probability(name, f"probability that {name} ({ACTION_UNIT_MEANINGS.get(name, name)}) is active")
+    else:
+        # A head may be newer than this client: its numbers are passed on under the names that it gives.
+        for name, column in zip(names, prediction_columns(task, names), strict=True):
+            yield Column(name=column, description=f"output {name} of task {task}")
+
+
+def prediction_columns(task: str, names: Sequence[str]) -> list[str]:
+    """Return the names of the columns that hold the numbers of a task, in the order of its labels."""
+    if task == EXPRESSION.key:
+        return [PROBABILITY_PREFIX + name for name in names]
+    known = task in (VALENCE_AROUSAL.key, ACTION_UNITS.key)
+    return list(names) if known else [f"{task}_{name}" for name in names]
+
+
+def _probability(name: str, description: str) -> Column:
+    return Column(name=name, description=description, minimum=0, maximum=1)
+
+
+def described_columns(labels: Mapping[str, Sequence[str]]) -> list[tuple[str, str]]:
+    """Return name and description, with unit and range, of every column: for help texts and documents."""
+    lines = []
+    for column in columns_of(labels):
+        notes = ", ".join(note for note in (column.unit, column.range) if note)
+        lines.append((column.name, f"{column.description} [{notes}]" if notes else column.description))
+    return lines
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Rows:
+    """A block of n consecutive rows of the result; NaN where a frame has no face.
+
+    frame: (n,) int64. timestamp_s: (n,) float64. track_id: (n,) int64, NO_TRACK where a frame has no face.
+    box_px: (n, 4) float64: x, y, width, height. face_score: (n,) float64. predictions: (n, K) float32 per task.
+    Ordered by frame, then track_id. A frame has a row for each of its faces, or one row without a face.
+    """
+
+    frame: NDArray[np.int64]
+    timestamp_s: NDArray[np.float64]
+    track_id: NDArray[np.int64]
+    box_px: NDArray[np.float64]
+    face_score: NDArray[np.float64]
+    predictions: Outputs
+
+    def __len__(self) -> int:
+        return len(self.frame)
+
+
+def column_values(rows: Rows, labels: Mapping[str, Sequence[str]]) -> Iterator[NDArray[Any]]:
+    """Yield the values (n,) of every column, in the order of `columns_of`, as the model gave them.
+
+    Where a frame has no face, what stands in a column that is not `always` filled means nothing.
+    """
+    yield rows.frame
+    yield rows.timestamp_s
+    yield rows.track_id
+    yield from rows.box_px.T
+    yield rows.face_score
+    for task, names in labels.items():
+        values = rows.predictions[task]
+        if task == EXPRESSION.key:
+            yield np.array(names, dtype=object)[values.argmax(axis=1)]
+        yield from values.T
+
+
+class RowFormatter:
+    """Turns blocks of rows into CSV text; always the same text for the same numbers."""
+
+    def __init__(self, labels: Mapping[str, Sequence[str]]) -> None:
+        columns = columns_of(labels)
+        self.header = ",".join(column.name for column in columns) + "\n"  # the first line
+        self._lines = Lines(
+            labels,
+            with_face=",".join(column.template for column in columns) + "\n",
+            without_face=",".join(column.template if column.always else "" for column in columns) + "\n",
+        )
+
+    def text(self, rows: Rows) -> str:
+        """Render one block."""
+        return self._lines.text(rows)
+
+
+class Lines:
+    """Prints rows through two printf templates: of a row with a face, and of a row that has only what all rows have."""
+
+    def __init__(self, labels: Mapping[str, Sequence[str]], *, with_face: str, without_face: str) -> None:
+        self._labels = labels
+        self._with_face = with_face
+        self._without_face = without_face
+        self._always = sum(column.always for column in columns_of(labels))
+
+    def text(self, rows: Rows) -> str:
+        """Render one block."""
+        seen = (rows.track_id != NO_TRACK).tolist()
+        cells = zip(*(_printed(values) for values in column_values(rows, self._labels)), strict=True)
+        return "".join(
+            self._with_face % row if face else self._without_face % row[: self._always]
+            for face, row in zip(seen, cells, strict=True)
+        )
+
+
+def _printed(values: NDArray[Any]) -> list[Any]:
+    if values.dtype != np.float32:
+        return values.tolist()  # type: ignore[no-any-return]
+    # Adding 0 turns the -0 that rounding leaves into 0.
+    return (np.round(values, PROBABILITY_DIGITS) + 0.0).tolist()  # type: ignore[no-any-return]
+
+
+BLOCK_ROWS = 1024
+BOX_COLUMNS = ("box_x_px", "box_y_px", "box_w_px", "box_h_px")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cells:
+    """A block of n rows as a file holds them: the cells of each column, None where a cell is empty."""
+
+    columns: Mapping[str, Sequence[Any]]
+
+    @classmethod
+    def blocks(cls, names: Sequence[str], lines: Iterable[Sequence[Any]]) -> Iterator[Cells]:
+        """Gather lines of cells into blocks."""
+        lines = iter(lines)
+        while block := list(islice(lines, BLOCK_ROWS)):
+            yield cls(columns=dict(zip(names, zip(*block, strict=True), strict=True)))
+
+    def numbers(self, name: str) -> NDArray[np.float64]:
+        """Return a column (n,) with NaN where it is empty."""
+        return np.array([np.nan if cell is None else cell for cell in self.columns[name]], dtype=np.float64)
+
+    def whole(self, name: str, *, empty: int = 0) -> NDArray[np.int64]:
+        """Return a column (n,) of whole numbers."""
+        return np.array([empty if cell is None else cell for cell in self.columns[name]], dtype=np.int64)
+
+
+def rows_of(cells: Cells, labels: Mapping[str, Sequence[str]]) -> Rows:
+    """Turn the cells of a file back into a block of rows."""
+    return Rows(
+        frame=cells.whole("frame"),
+        timestamp_s=cells.numbers("timestamp_s"),
+        track_id=cells.whole("track_id", empty=NO_TRACK),
+        box_px=np.stack([cells.numbers(name) for name in BOX_COLUMNS], axis=1),
+        face_score=cells.numbers("face_score"),
+        predictions={
+            task: np.stack([cells.numbers(name) for name in prediction_columns(task, names)], axis=1).astype(np.float32)
+            for task, names in labels.items()
+        },
+    )

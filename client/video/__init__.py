@@ -1,0 +1,4 @@
+"""Paths in, frames with true timestamps out, and frames back into files.
+
+Read inputs, source, clock, writer.
+"""

@@ -1,0 +1,299 @@
+"""Videos, images and folders of crops as one stream of upright RGB frames with true timestamps.
+
+In comes a path, out come frames in order, one at a time, each exactly once; nothing is sought and nothing is kept, so a
+ten-hour file needs the memory of a ten-second one. Timestamps are the container's own (pts x time base, counted from
+the stream's announced start) and never computed from a frame rate, because phones and GIFs have none.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import av
+import cv2
+import numpy as np
+from av.container import InputContainer
+from av.packet import Packet
+from av.video.frame import VideoFrame
+from av.video.reformatter import ColorPrimaries, ColorTrc, VideoReformatter
+from av.video.stream import VideoStream
+from numpy.typing import NDArray
+
+from affserve.client.video.clock import Clock, Ticks, ticks_of
+from affserve.client.video.container_size import announced_bytes
+from affserve.train.crops import CROP_SIZE_PX
+from affserve.train.errors import VideoError
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
+FOLDER_FPS = 30.0  # frames per second of a folder of crops, which carries no clock of its own
+TRUNCATION_SLACK_S = 0.5  # a stream that ends this much before its announced end has lost its tail
+MAX_REFUSALS = 1000  # damaged places in a row, after which the rest of a file is given up
+SPARSEST_NUMBERING = 100  # numbers per image in a folder, above which the names are no frame numbers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frame:
+    """One decoded frame.
+
+    index: 0, 1, 2, ... in a video; in a folder the number that the file name carries.
+    timestamp_s: seconds since the start of the video stream.
+    image: (H, W, 3) uint8, RGB, upright.
+    """
+
+    index: int
+    timestamp_s: float
+    image: NDArray[np.uint8]
+
+
+class FrameSource(Protocol):
+    """Something that yields frames in order; iterate it once.
+
+    frames_hint is what the container announces (None when it says nothing): for a progress bar only, since announced
+    and decoded counts differ in practice. already_cropped says that the images are face crops.
+    """
+
+    path: Path
+    frames_hint: int | None
+    already_cropped: bool
+
+    def __iter__(self) -> Iterator[Frame]:
+        """Yield every frame; a VideoError at the end says that the file broke off, after all readable frames."""
+        ...
+
+
+def open_source(path: str | os.PathLike[str], *, fps: float = FOLDER_FPS, threads: int = 0) -> FrameSource:
+    """Open a video file, a still image (one frame at 0 s) or a folder of numbered images.
+
+    fps: clock of a folder of images, unused otherwise. threads: for decoding, 0 lets the decoder choose.
+    VideoError: the path is missing, empty, not a video, or has no video stream.
+    """
+    path = Path(path)
+    if not path.exists():
+        if glob.has_magic(str(path)):
+            raise VideoError(f"no file matches {path}; expected a pattern of videos, as 'clips/**/*.mp4'")
+        raise VideoError(f"{path} does not exist; expected a video, an image or a folder of numbered images")
+    if path.is_dir():
+        return FolderSource(path, fps=fps)
+    if path.stat().st_size == 0 and path.is_file():
+        raise VideoError(f"{path} is empty (0 bytes); expected a video or an image")
+    if path.suffix.lower() in IMAGE_SUFFIXES:
+        return ImageSource(path)
+    return VideoSource(path, threads=threads)
+
+
+def read_image(path: Path) -> NDArray[np.uint8]:
+    """Read an image file as (H, W, 3) uint8 RGB: 8 bits, EXIF rotation applied, transparency dropped."""
+    try:
+        encoded = np.fromfile(path, dtype=np.uint8)
+    except OSError as error:
+        raise VideoError(f"{path} cannot be read: {error.strerror or error}") from error
+    decoded = cv2.imdecode(encoded, cv2.IMREAD_COLOR) if encoded.size else None
+    if decoded is None:
+        raise VideoError(f"{path} cannot be decoded as an image ({encoded.size} bytes); is it complete?")
+    return np.asarray(cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB), dtype=np.uint8)
+
+
+class ImageSource:
+    """A still image: one frame at 0 s."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.frames_hint: int | None = 1
+        self._image = read_image(path)
+        self.already_cropped = self._image.shape[:2] == (CROP_SIZE_PX, CROP_SIZE_PX)
+
+    def __iter__(self) -> Iterator[Frame]:
+        """Yield the image."""
+        yield Frame(index=0, timestamp_s=0.0, image=self._image)
+
+
+class FolderSource:
+    """A folder of images named by frame number, as Aff-Wild2's `cropped_aligned/<video>/00001.jpg`; gaps are normal.
+
+    Frame 1 is at 0 s (frame 0, in a folder that has one), and the others follow at the given rate.
+    """
+
+    def __init__(self, path: Path, *, fps: float) -> None:
+        if not fps > 0:
+            raise VideoError(f"frame rate is {fps:g}, expected more than 0 frames per second")
+        self.path = path
+        self._fps = fps
+        self._files = _numbered_images(path)
+        self._first = min(1, self._files[0][0])
+        self.frames_hint: int | None = len(self._files)
+        self.already_cropped = self._first_shape() == (CROP_SIZE_PX, CROP_SIZE_PX)
+
+    def _first_shape(self) -> tuple[int, ...]:
+        """Return height and width of the first image that can be read; the others are told of while iterating."""
+        for _, file in self._files:
+            with suppress(VideoError):
+                return read_image(file).shape[:2]
+        raise VideoError(f"{self.path}: none of the {len(self._files)} images can be decoded; are they complete?")
+
+    def __iter__(self) -> Iterator[Frame]:
+        """Yield the images in the order of their numbers; those that cannot be decoded are told at the end."""
+        failures: list[VideoError] = []
+        for number, file in self._files:
+            try:
+                image = read_image(file)
+            except VideoError as error:
+                failures.append(error)
+                continue
+            yield Frame(index=number, timestamp_s=(number - self._first) / self._fps, image=image)
+        if failures:
+            raise VideoError(f"{len(failures)} of {len(self._files)} images were left out; the first: {failures[0]}")
+
+
+def _numbered_images(folder: Path) -> list[tuple[int, Path]]:
+    images = [file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES]
+    if not images:
+        kinds = ", ".join(sorted(IMAGE_SUFFIXES))
+        raise VideoError(f"{folder} holds no images ({kinds}) and no videos; expected files like 00001.jpg")
+    unnumbered = [file.name for file in images if not (file.stem.isascii() and file.stem.isdigit())]
+    if unnumbered:
+        raise VideoError(
+            f"{folder} holds {min(unnumbered)}, whose name is no frame number; expected names like 00001.jpg"
+        )
+    numbered = sorted((int(file.stem), file) for file in images)
+    span = numbered[-1][0] - numbered[0][0] + 1
+    distinct = len({number for number, _ in numbered})
+    if distinct < len(numbered):
+        raise VideoError(f"{folder} holds {len(numbered)} images for {distinct} frame numbers; expected one image each")
+    if span > SPARSEST_NUMBERING * len(numbered):
+        raise VideoError(
+            f"{folder} holds {len(numbered)} images numbered {numbered[0][0]} to {numbered[-1][0]}: these are no frame "
+            "numbers; expected names like 00001.jpg"
+        )
+    return numbered
+
+
+class VideoSource:
+    """A video file, decoded front to back by FFmpeg."""
+
+    def __init__(self, path: Path, *, threads: int) -> None:
+        self.path = path
+        self._threads = threads
+        self.already_cropped = False
+        with _opened(path) as (container, stream):
+            self.frames_hint: int | None = _announced_frames(container, stream)
+            self.ticks: Ticks = ticks_of(stream)
+
+    def __iter__(self) -> Iterator[Frame]:
+        """Yield every frame that can be decoded; damaged packets in the middle are stepped over."""
+        with _opened(self.path) as (container, stream):
+            stream.thread_type = "AUTO"
+            stream.codec_context.thread_count = self._threads
+            clock, pixels = Clock(stream), Pixels()
+            index = -1
+            for index, frame in enumerate(_decoded(container, stream)):
+                yield Frame(index=index, timestamp_s=clock.timestamp_s(frame), image=pixels.upright_rgb(frame))
+            if index < 0:
+                raise VideoError(f"{self.path} has a video stream of which no frame could be decoded; is it complete?")
+            self._check_end(clock.end_s, _announced_end_s(container, stream), index + 1)
+
+    def _check_end(self, end_s: float, announced_s: float | None, frames: int) -> None:
+        announced, size = announced_bytes(self.path), self.path.stat().st_size
+        if announced is not None and size < announced:
+            lost = f"has {size} bytes although it announces {announced}"
+        elif announced_s is not None and end_s < announced_s - TRUNCATION_SLACK_S:
+            lost = f"announces {announced_s:.2f} s"
+        else:
+            return
+        raise VideoError(
+            f"{self.path} breaks off at {end_s:.2f} s and {lost}: it is truncated; the {frames} frames that could be "
+            "decoded are in the result"
+        )
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """Open a file and its first video stream; everything FFmpeg refuses inside the block becomes a VideoError."""
+    try:
+        with av.open(os.fspath(path), metadata_errors="replace") as container:  # titles are in any encoding
+            if not container.streams.video:
+                kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "no streams"
+                raise VideoError(f"{path} holds no video stream (found: {kinds}); expected a video with faces")
+            stream = container.streams.video[0]
+            if getattr(stream, "codec_context", None) is None:  # its stubs promise one
+                raise VideoError(f"{path} holds a video in a codec that FFmpeg does not know; is its header damaged?")
+            yield container, stream
+    except (av.error.FFmpegError, OSError) as error:
+        raise VideoError(
+            f"{path} cannot be read as a video ({error.strerror}); expected a complete file in a format that FFmpeg "
+            f"reads, or an image ({', '.join(sorted(IMAGE_SUFFIXES))})"
+        ) from error
+
+
+def _decoded(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
+    """Yield the stream's frames; a packet that FFmpeg refuses costs its own frames, never those after it."""
+    for packet in _packets(container, stream):
+        try:
+            yield from packet.decode()
+        except av.error.InvalidDataError:
+            continue
+
+
+def _packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet[VideoStream]]:
+    refusals = 0
+    packets = container.demux(stream)
+    while refusals < MAX_REFUSALS:
+        try:
+            packet = next(packets, None)
+        except av.error.InvalidDataError:
+            # The demuxer has stepped over the damage; a generator that raised is finished, so take a new one.
+            refusals += 1
+            packets = container.demux(stream)
+            continue
+        if packet is None:
+            return
+        refusals = 0
+        yield packet
+
+
+def _announced_frames(container: InputContainer, stream: VideoStream) -> int | None:
+    if stream.frames:
+        return stream.frames
+    duration_s = _announced_end_s(container, stream)
+    rate = stream.average_rate or stream.guessed_rate
+    return round(duration_s * rate) if duration_s and rate else None
+
+
+def _announced_end_s(container: InputContainer, stream: VideoStream) -> float | None:
+    """Length of the video stream as announced; the container's only where no other stream can be the longer one."""
+    if stream.duration is not None and stream.time_base is not None:
+        return float(stream.duration * stream.time_base)
+    if container.duration is not None and len(container.streams) == 1:
+        return container.duration / av.time_base
+    return None
+
+
+HDR_CURVES = (ColorTrc.SMPTE2084, ColorTrc.ARIB_STD_B67)
+
+
+class Pixels:
+    """Converts the frames of one stream; keeps the tables that swscale makes for it."""
+
+    def __init__(self) -> None:
+        self._to_standard = VideoReformatter()
+
+    def upright_rgb(self, frame: VideoFrame) -> NDArray[np.uint8]:
+        """Convert a frame to (H, W, 3) uint8 RGB and undo the rotation that the container asks for.
+
+        High dynamic range (PQ, HLG) is mapped to what a standard screen shows: read as it stands, it is grey and flat.
+        """
+        quarter_turns = round(frame.rotation / 90) % 4  # counter-clockwise, as np.rot90 counts
+        if frame.color_trc in HDR_CURVES:
+            frame = self._to_standard.reformat(
+                frame, format="rgb24", dst_color_trc=ColorTrc.IEC61966_2_1, dst_color_primaries=ColorPrimaries.BT709
+            )
+        image = np.asarray(frame.to_ndarray(format="rgb24"), dtype=np.uint8)
+        return np.ascontiguousarray(np.rot90(image, quarter_turns)) if quarter_turns else image
+
+
+Progress = Callable[[int, int | None], None]

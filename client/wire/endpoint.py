@@ -1,0 +1,119 @@
+"""From `HOST:PORT[,HOST:PORT...]` to the arguments of a gRPC channel: addresses, encryption, keepalive, balancing."""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from affserve.export.server.security import CallerTls
+from affserve.train.errors import ServerError
+
+UNLIMITED_BYTES = 2**31 - 1
+LOOPBACK_HOSTS = ("localhost", "[::1]")
+LONGEST_RECONNECT_PAUSE_MS = 2000
+# Triton counts pings that come more often than every 5 minutes without data between them and hangs up on the third
+# (--grpc-http2-min-recv-ping-interval-without-data, -max-ping-strikes). Rarer ones are always welcome.
+KEEPALIVE_MS = 310_000
+# Also how long sent data may stay unacknowledged (TCP_USER_TIMEOUT): a host that vanished is noticed after this.
+KEEPALIVE_TIMEOUT_MS = 20_000
+
+ChannelArguments = list[tuple[str, int | str]]
+CHANNEL_ARGUMENTS: ChannelArguments = [
+    # tritonclient sets the two sizes itself only when it is given no channel arguments at all.
+    ("grpc.max_send_message_length", UNLIMITED_BYTES),
+    ("grpc.max_receive_message_length", UNLIMITED_BYTES),
+    # gRPC would wait up to two minutes between attempts; a restarted server is back within seconds.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", LONGEST_RECONNECT_PAUSE_MS),
+    ("grpc.keepalive_time_ms", KEEPALIVE_MS),
+    ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Address:
+    """One server."""
+
+    host: str  # name, IPv4 address, or IPv6 address in brackets
+    port: int
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether the address says that the server is on this machine."""
+        return self.host in LOOPBACK_HOSTS or self.host.startswith("127.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Endpoint:
+    """One server, or several that serve the same repository and take turns."""
+
+    addresses: tuple[Address, ...]
+    tls: CallerTls | None = None  # None: plain text
+
+    def __post_init__(self) -> None:
+        for path in (self.tls.root, self.tls.certificate, self.tls.key) if self.tls is not None else ():
+            if path is not None and not Path(path).is_file():
+                raise ServerError(f"{path} is not a file; expected certificates or a key in PEM form")
+        if self.tls is not None and (self.tls.certificate is None) != (self.tls.key is None):
+            raise ServerError("a client certificate and its key are given together, or neither")
+
+    @property
+    def is_one_server(self) -> bool:
+        """Whether all calls reach the same process."""
+        return len(self.addresses) == 1
+
+    def client_options(self) -> dict[str, Any]:
+        """Return the arguments of tritonclient's clients, blocking or not; names are looked up here."""
+        return {
+            "url": self._target(),
+            "channel_args": [*CHANNEL_ARGUMENTS, *self._arguments()],
+            **(self.tls.client_options() if self.tls is not None else {}),
+        }
+
+    def _target(self) -> str:
+        if self.is_one_server:
+            return f"{self.addresses[0].host}:{self.addresses[0].port}"
+        # gRPC takes a list of numeric addresses only.
+        numeric = [f"{ip}:{address.port}" for address in self.addresses for ip in ipv4_of(address.host)]
+        return f"ipv4:{','.join(dict.fromkeys(numeric))}"
+
+    def _arguments(self) -> ChannelArguments:
+        arguments: ChannelArguments = []
+        if all(address.is_loopback for address in self.addresses):
+            # Unlike browsers, gRPC asks the environment's proxy for this machine, too.
+            arguments.append(("grpc.enable_http_proxy", 0))
+        if not self.is_one_server:
+            arguments.append(("grpc.lb_policy_name", "round_robin"))
+        if self.tls is not None:
+            # One channel has one name that certificates are checked for: with several servers, that of the first.
+            of_first = [] if self.is_one_server else [("grpc.ssl_target_name_override", self.addresses[0].host)]
+            arguments += self.tls.channel_arguments() or of_first
+        return arguments
+
+
+def parse_endpoint(url: str, tls: CallerTls | None = None) -> Endpoint:
+    """Read `HOST:PORT` or several of them with commas between; ServerError for anything else."""
+    return Endpoint(addresses=tuple(_address(part.strip(), url) for part in url.split(",")), tls=tls)
+
+
+def _address(text: str, url: str) -> Address:
+    host, _, port = text.rpartition(":")
+    if "/" in text or not host or not port.isdecimal() or not 0 < int(port) <= 65535:
+        raise ServerError(
+            f"server address is {url!r}, expected HOST:PORT of its gRPC endpoint, as 127.0.0.1:8001, or several with "
+            "commas between"
+        )
+    return Address(host=host, port=int(port))
+
+
+def ipv4_of(host: str) -> list[str]:
+    """Return all IPv4 addresses of a host; ServerError when it has none."""
+    try:
+        found = socket.getaddrinfo(host, None, socket.AF_INET, socket.SOCK_STREAM)
+    except OSError as error:
+        raise ServerError(
+            f"{host} has no IPv4 address ({error}): where several servers are named, each needs one"
+        ) from error
+    return [str(place[0]) for *_, place in found]

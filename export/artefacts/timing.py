@@ -1,0 +1,72 @@
+"""Which of several graphs is fastest on this machine, measured in turns."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnxruntime as ort  # noqa: TID253 - this file measures with it
+from numpy.typing import NDArray
+
+from affserve.export.contract import CLIP_ENCODER, FEATURE_WIDTH, FEATURES, FRAMES
+from affserve.export.machine.cores import usable_cores
+from affserve.train.errors import ParityError
+from affserve.train.windows import WINDOW_FRAMES
+
+if TYPE_CHECKING:
+    from affserve.export.artefacts.parity import Artefact
+
+
+TIMED_BATCH_FRAMES = 8
+TIMED_ROUNDS = 5
+
+
+def fastest(artefacts: Sequence[Artefact], threads: int | None = None) -> Artefact:
+    """Return the one that ONNX Runtime runs fastest on this CPU, of those of one model that passed, timed in turns.
+
+    threads: as the server will have them; the physical cores unless given. ParityError when none passed.
+    """
+    passed = [artefact for artefact in artefacts if artefact.passed]
+    if not passed:
+        names = ", ".join(f"{one.model} in {one.precision.value}" for one in artefacts)
+        raise ParityError(f"none of {names or 'no artefacts'} computes what PyTorch computes; see their checks")
+    if len(passed) == 1:
+        return passed[0]
+    runs = [runner(artefact.path, timed_feed(artefact.model), threads) for artefact in passed]
+    times_s = in_turns(runs, TIMED_ROUNDS)
+    return min(zip(passed, times_s, strict=True), key=lambda pair: statistics.median(pair[1]))[0]
+
+
+def timed_feed(model: str, batch: int = TIMED_BATCH_FRAMES) -> dict[str, NDArray[Any]]:
+    """Return inputs of a usual size: a batch of frames, or a whole window."""
+    rng = np.random.default_rng(0)
+    if model == CLIP_ENCODER.name:
+        return {FRAMES.name: rng.integers(0, 256, (batch, *FRAMES.shape), dtype=np.uint8)}
+    return {FEATURES.name: rng.standard_normal((1, WINDOW_FRAMES, FEATURE_WIDTH)).astype(np.float32)}
+
+
+def runner(path: Path, feed: Mapping[str, NDArray[Any]], threads: int | None = None) -> Callable[[], None]:
+    """Open a graph as the server does and return a call that runs it once."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads or usable_cores()
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return lambda: session.run(None, dict(feed)) and None
+
+
+def in_turns(runs: Sequence[Callable[[], object]], rounds: int) -> list[list[float]]:
+    """Return the seconds of each call, run after run in every round: what disturbs one disturbs all."""
+    for run in runs:
+        run()
+    times_s: list[list[float]] = [[] for _ in runs]
+    for _ in range(rounds):
+        for run, times in zip(runs, times_s, strict=True):
+            started = time.perf_counter()
+            run()
+            times.append(time.perf_counter() - started)
+    return times_s

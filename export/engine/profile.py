@@ -1,0 +1,70 @@
+"""What may be asked for when a TensorRT plan is built: options and the shapes it serves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from affserve.export.contract import CLIP_ENCODER, TEMPORAL_HEAD, ModelSpec
+from affserve.export.machine.gpus import Gpu
+from affserve.train.errors import ExportError
+from affserve.train.windows import WINDOW_FRAMES
+
+OPTIMUM_FRAMES = 64  # two chunks of two clients; what the encoder's kernels are chosen for
+
+Shape = tuple[int, ...]
+Runner = Callable[[NDArray[Any]], list[NDArray[np.float32]]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions:
+    """How a plan is built."""
+
+    optimisation_level: int = 3  # TensorRT's 0 (seconds, slow plan) to 5 (long search); 3 is its default
+    workspace_bytes: int = 4 << 30  # scratch memory a kernel may use on the GPU
+    timing_cache: Path | None = None  # measurements kept between builds; one file per GPU kind beside this name
+    any_version: bool = False  # build with another TensorRT than the serving container's
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.optimisation_level <= 5:
+            raise ExportError(f"optimisation_level is {self.optimisation_level}; expected 0 to 5")
+        if self.workspace_bytes < 1 << 20:
+            raise ExportError(f"workspace_bytes is {self.workspace_bytes}; expected at least 1 MiB (1048576)")
+
+    def timing_cache_file(self, gpu: Gpu) -> Path | None:
+        """Return the timing cache of one kind of GPU: caches of different ones cannot be merged."""
+        if self.timing_cache is None:
+            return None
+        kind = gpu.compute_capability.replace(".", "")
+        return self.timing_cache.with_name(f"{self.timing_cache.name}.sm{kind}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """The shapes a plan is built for: input name -> (smallest, the one to be fastest at, largest)."""
+
+    model: ModelSpec
+    shapes: Mapping[str, tuple[Shape, Shape, Shape]]
+
+
+def _profile(model: ModelSpec, optimum: int) -> Profile:
+    (spec,) = model.inputs
+    frames = (1, optimum, WINDOW_FRAMES)
+    if model.max_batch_size:
+        return Profile(model=model, shapes={spec.name: _three((n, *spec.shape) for n in frames)})
+    # The batch axis of 1 that Triton's reshape adds, then the time axis.
+    return Profile(model=model, shapes={spec.name: _three((1, n, *spec.shape[1:]) for n in frames)})
+
+
+def _three(shapes: Any) -> tuple[Shape, Shape, Shape]:
+    smallest, optimum, largest = shapes
+    return smallest, optimum, largest
+
+
+ENCODER_PROFILE = _profile(CLIP_ENCODER, OPTIMUM_FRAMES)
+HEAD_PROFILE = _profile(TEMPORAL_HEAD, WINDOW_FRAMES)

@@ -1,0 +1,115 @@
+"""The GPUs of this machine as the driver tells them, and TensorRT as Python finds it.
+
+Without a GPU, a driver or TensorRT the answers are empty, not errors: most machines that ask have none.
+"""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch  # noqa: TID253 - this file is about its devices
+
+from affserve.export.pins import MINIMUM_DRIVER, OLDEST_COMPUTE_CAPABILITY
+from affserve.train.errors import ExportError
+
+T = TypeVar("T")
+
+
+def cuda_device(gpu: Gpu) -> torch.device:
+    """Return the device of `gpu`; ExportError when PyTorch does not see it."""
+    seen = []
+    for index in range(torch.cuda.device_count()):
+        found = torch.cuda.get_device_properties(index)
+        seen.append(f"{found.name} ({found.major}.{found.minor})")
+        if gpu.uuid.removeprefix("GPU-") == str(found.uuid):
+            return torch.device("cuda", index)
+    raise ExportError(
+        f"PyTorch {torch.__version__} does not see {gpu}; it sees {', '.join(seen) or 'no GPU'}: unset "
+        "CUDA_VISIBLE_DEVICES, or install a PyTorch with CUDA"
+    )
+
+
+def on_gpu(gpu: Gpu, work: Callable[[], T]) -> T:
+    """Do `work` with `gpu` as this thread's current CUDA device."""
+    with torch.cuda.device(cuda_device(gpu)):
+        return work()
+
+
+# In this order; nvidia-smi comes with every driver, and asking it starts no CUDA context in this process.
+QUERY = ("index", "name", "compute_cap", "memory.total", "driver_version", "uuid")
+QUERY_TIMEOUT_S = 30.0  # a driver that wakes up takes seconds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gpu:
+    """One GPU of this machine."""
+
+    index: int  # in the driver's order, as CUDA_DEVICE_ORDER=PCI_BUS_ID and docker's --gpus device=N count
+    name: str  # such as "NVIDIA GeForce RTX 3090"
+    compute_capability: str  # such as "8.6"
+    memory_bytes: int  # 0 where the driver does not tell: memory shared with the CPU
+    driver: str  # such as "580.95.05"
+    uuid: str = ""  # such as "GPU-8c2f..."; the same in every tool, which indices are not
+
+    def __str__(self) -> str:
+        return f"{self.name} (compute capability {self.compute_capability}, driver {self.driver})"
+
+
+def find_gpus() -> list[Gpu]:
+    """Return the GPUs that the NVIDIA driver reports; none without a driver."""
+    command = ["nvidia-smi", f"--query-gpu={','.join(QUERY)}", "--format=csv,noheader,nounits"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=QUERY_TIMEOUT_S, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return parse_gpus(answer.stdout)
+
+
+def parse_gpus(csv: str) -> list[Gpu]:
+    """Read nvidia-smi's CSV answer to QUERY; lines that are no GPU are skipped."""
+    rows = [[cell.strip() for cell in line.split(",")] for line in csv.splitlines()]
+    return [
+        Gpu(
+            index=int(index),
+            name=name,
+            compute_capability=capability,
+            memory_bytes=int(memory) << 20 if memory.isdecimal() else 0,
+            driver=driver,
+            uuid=uuid,
+        )
+        for index, name, capability, memory, driver, uuid in (row for row in rows if len(row) == len(QUERY))
+        if index.isdecimal()
+    ]
+
+
+def driver_obstacle(gpu: Gpu) -> str | None:
+    """Say why the pinned container cannot use this GPU; None when it can."""
+    if int(gpu.driver.split(".")[0] or 0) < MINIMUM_DRIVER:
+        return (
+            f"{gpu.name} has driver {gpu.driver}; the serving container needs {MINIMUM_DRIVER} or later: update the "
+            "NVIDIA driver of this machine"
+        )
+    if version(gpu.compute_capability) < version(OLDEST_COMPUTE_CAPABILITY):
+        return (
+            f"{gpu.name} has compute capability {gpu.compute_capability}; the serving container needs "
+            f"{OLDEST_COMPUTE_CAPABILITY} or later: serve on the CPU with --config-name onnx"
+        )
+    return None
+
+
+def version(text: str) -> tuple[int, ...]:
+    """Return a dotted version as numbers that compare."""
+    return tuple(int(part) for part in text.split("."))
+
+
+def installed_tensorrt() -> str | None:
+    """Return the four-part version of Python's TensorRT; None when it is absent or cannot be loaded."""
+    try:
+        module = importlib.import_module("tensorrt")
+    except (ImportError, OSError):
+        return None
+    return str(module.__version__)

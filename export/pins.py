@@ -1,0 +1,29 @@
+"""What is pinned: the serving container, the TensorRT in it, and the names of the configurations in a repository.
+
+A TensorRT plan runs only on the four-part version that built it, so the container's tag and TensorRT's version are one
+decision and change together, here. 26.08 because the TensorRT in it can be installed with pip as well, so that
+`affserve export` and the server agree, and because it came after the fix that lets a model without a batch axis, our
+head, use its CUDA graph (Triton captured such graphs and never found them until July 2026). A configuration's name is
+tritonserver's --model-config-name: configs/<name>.pbtxt of a model, and where there is none config.pbtxt. Nothing
+heavy is imported: the command line reads its defaults here.
+"""
+
+from __future__ import annotations
+
+TRITON_CONTAINER_TAG = "26.08-py3"
+# Its release notes say 11.2.1, and 11.2.1.2 is that release's build. A plan made inside the container records the
+# version that the container itself states.
+TENSORRT_VERSION = "11.2.1.2"
+TENSORRT_REQUIREMENT = f"tensorrt-cu13=={TENSORRT_VERSION}"  # for pip
+MINIMUM_DRIVER = 580  # major version; containers of CUDA 13 refuse to start with an older one
+OLDEST_COMPUTE_CAPABILITY = "7.5"  # of the container's CUDA
+
+
+def image() -> str:
+    """Return the container's full name, for docker and Kubernetes."""
+    return f"nvcr.io/nvidia/tritonserver:{TRITON_CONTAINER_TAG}"
+
+
+ONNX_CONFIG_NAME = "onnx"  # ONNX Runtime on a CPU
+CUDA_CONFIG_NAME = "onnx-cuda"  # ONNX Runtime on a GPU
+TENSORRT_CONFIG_NAME = "tensorrt"  # there is no such file: it is config.pbtxt itself

@@ -1,0 +1,142 @@
+"""What must be true of a model repository before it is served: every model is there, is the one that was exported, and
+may run on this machine.
+
+In comes the folder that `affserve export` wrote, out comes its manifest; what is wrong is a RepositoryError that says
+how to put it right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from google.protobuf import text_format
+
+from affserve.export.contract import (
+    GPU_ONNX_FILE,
+    JPEG_MODELS,
+    MANIFEST_FILE,
+    MODELS,
+    MODELS_WITHOUT_FILES,
+    ONNX_FILE,
+    ModelSpec,
+)
+from affserve.export.engine import plans
+from affserve.export.machine.gpus import Gpu, find_gpus
+from affserve.export.pins import ONNX_CONFIG_NAME
+from affserve.export.repository.manifest import EXPORT_COMMAND, Manifest, read_manifest
+from affserve.export.repository.templates import read_config, served_version
+from affserve.train.errors import RepositoryError
+from affserve.train.files import file_sha256
+
+TENSORRT_PLATFORM = "tensorrt_plan"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServedModel:
+    """One model as Triton will find it."""
+
+    name: str
+    folder: Path  # of the version that is served
+    config: Any  # model_config_pb2.ModelConfig
+    config_file: str  # relative to the repository
+
+
+def served_models(root: Path) -> tuple[ModelSpec, ...]:
+    """Return the models that a server of this repository loads: those for JPEG only where they are there."""
+    return tuple(model for name, model in MODELS.items() if name not in JPEG_MODELS or (root / name).is_dir())
+
+
+def verify_repository(root: Path, config_name: str = ONNX_CONFIG_NAME) -> Manifest | None:
+    """Check that `root` holds every model, unaltered since export, and may be served here; return its manifest.
+
+    config_name: the configuration to be served (`configs/<config_name>.pbtxt`, else `config.pbtxt`).
+    None for a repository without a manifest, one that was put together by hand.
+    """
+    if not root.is_dir():
+        raise RepositoryError(f"{root} is not a folder; write a model repository with: {EXPORT_COMMAND} ...")
+    models = [_find_model(root, model.name, config_name) for model in served_models(root)]
+    files = [file for model in models if (file := _onnx_file(root, model)) is not None]
+    manifest = read_manifest(root)
+    if manifest is not None:
+        _check_hashes(root, manifest, [*(model.config_file for model in models), *files])
+    planned = [model for model in models if model.config.platform == TENSORRT_PLATFORM]
+    if planned:
+        gpus = find_gpus()
+        for model in planned:
+            check_plans(model.name, model.folder, gpus)
+    return manifest
+
+
+def _find_model(root: Path, name: str, config_name: str) -> ServedModel:
+    path = config_path(root, name, config_name)
+    try:
+        config = read_config(path)
+    except (text_format.ParseError, UnicodeDecodeError) as error:
+        raise RepositoryError(f"{path} is not a Triton model configuration: {error}") from error
+    version = served_version(config, root / name) or 1
+    folder = root / name / str(version)
+    if name in MODELS_WITHOUT_FILES and not folder.is_dir():
+        raise RepositoryError(
+            f"{root} has no {name}/{version}/, the empty folder that Triton needs for a model without files (copying "
+            f"often loses it); make it, or write the repository again with: {EXPORT_COMMAND} ..."
+        )
+    return ServedModel(name=name, folder=folder, config=config, config_file=path.relative_to(root).as_posix())
+
+
+def config_path(root: Path, name: str, config_name: str) -> Path:
+    """Return the configuration of a model that `config_name` chooses; RepositoryError when it has none."""
+    candidates = (root / name / "configs" / f"{config_name}.pbtxt", root / name / "config.pbtxt")
+    path = next((path for path in candidates if path.is_file()), None)
+    if path is None:
+        raise RepositoryError(f"{root} has no {name}/config.pbtxt; write the repository with: {EXPORT_COMMAND} ...")
+    return path
+
+
+def _onnx_file(root: Path, model: ServedModel) -> str | None:
+    """Return the path, relative to `root`, of the graph that ONNX Runtime will load; None where it loads none."""
+    if model.name in MODELS_WITHOUT_FILES or model.config.platform == TENSORRT_PLATFORM:
+        return None
+    path = model.folder / (model.config.default_model_filename or ONNX_FILE)
+    file = path.relative_to(root).as_posix()
+    if not path.is_file():
+        how = f"{EXPORT_COMMAND} --target {'gpu' if path.name == GPU_ONNX_FILE else 'cpu'} ..."
+        raise RepositoryError(f"{root} has no {file}; write it with: {how}")
+    return file
+
+
+def check_plans(model: str, folder: Path, gpus: Sequence[Gpu]) -> None:
+    """RepositoryError unless every GPU has a plan in a version's folder that was made for it, from this graph.
+
+    Triton starts an instance on every GPU. Without a GPU nothing may run.
+    """
+    if not gpus:
+        raise RepositoryError(
+            f"{model} is configured for TensorRT and this machine shows no NVIDIA GPU: serve on the CPU with "
+            f"--config-name {ONNX_CONFIG_NAME}, or install the NVIDIA driver"
+        )
+    here = {one for one in plans.COMPUTE_CAPABILITIES if (folder / plans.plan_file(one)).is_file()}
+    problem = plans.missing_plan(model, here, gpus)
+    for capability in sorted({gpu.compute_capability for gpu in gpus} & here):
+        record = plans.verify_plan(folder / plans.plan_file(capability), folder / GPU_ONNX_FILE)
+        problem = problem or plans.obstacle(record, gpus)
+    if problem is not None:
+        raise RepositoryError(problem)
+
+
+def _check_hashes(root: Path, manifest: Manifest, served: Sequence[str]) -> None:
+    expected = {**manifest.configs, **{k: v for one in manifest.versions.values() for k, v in one.hashes().items()}}
+    unlisted = [file for file in served if file not in expected]
+    if unlisted:
+        raise RepositoryError(
+            f"{root}: {', '.join(unlisted)} would be served but {MANIFEST_FILE} does not list it: it was not put there "
+            f"by {EXPORT_COMMAND}; remove it or export again"
+        )
+    for file in served:
+        if (found := file_sha256(root / file)) != expected[file]:
+            raise RepositoryError(
+                f"{root / file} was altered after export: its sha256 is {found[:12]}..., {MANIFEST_FILE} says "
+                f"{expected[file][:12]}...; put the exported file back or write it again with: {EXPORT_COMMAND} ..."
+            )

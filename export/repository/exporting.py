@@ -1,0 +1,216 @@
+"""Checkpoints in, a complete Triton model repository out, or one more version of it.
+
+Everything is made and checked in a folder of its own and takes its place at the end, so that a failed export leaves
+what was served untouched.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from affserve.export.artefacts.choice import Chosen, check_usable, choose, wanted
+from affserve.export.artefacts.making import make_artefacts
+from affserve.export.artefacts.material import Material
+from affserve.export.artefacts.parity import Artefact
+from affserve.export.artefacts.timing import fastest
+from affserve.export.contract import (
+    CLIP_ENCODER,
+    CPU,
+    FEATURES,
+    FRAMES,
+    GPU,
+    GPU_ONNX_FILE,
+    KEEP_FILE,
+    KEEP_TEXT,
+    MANIFEST_FILE,
+    MODELS,
+    MODELS_WITHOUT_FILES,
+    ONNX_FILE,
+    TEMPORAL_HEAD,
+)
+from affserve.export.graphs.flops import count_flops
+from affserve.export.precision.tolerances import Precision
+from affserve.export.repository.manifest import ArtefactRecord, Manifest, VersionRecord
+from affserve.export.repository.placement import LocalTarget, Target, read_target_manifest, refuse_foreign
+from affserve.export.repository.sources import Sources, built_with, load_sources
+from affserve.export.repository.templates import config_files, write_configs
+from affserve.export.repository.versions import FIRST_VERSION, check_same_contract
+from affserve.train.errors import ExportError
+from affserve.train.files import file_sha256
+
+FILE_OF_USE = {CPU: ONNX_FILE, GPU: GPU_ONNX_FILE}
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """What to make of the checkpoints."""
+
+    uses: tuple[str, ...] = (CPU, GPU)  # devices to serve from
+    precision: Precision | None = None  # None: the fastest that passes, for each model and use on its own
+    version: int | None = None  # None: replace the whole repository; N: add or replace only this version
+    threads: int | None = None  # at which speeds are compared; None: as many as a server here would use
+
+    def __post_init__(self) -> None:
+        unknown = set(self.uses) - set(FILE_OF_USE)
+        if unknown or not self.uses:
+            raise ExportError(f"uses are {self.uses}; expected some of {', '.join(FILE_OF_USE)}")
+        if self.version is not None and self.version < 1:
+            raise ExportError(f"version is {self.version}; expected 1 or more")
+        check_usable(self.uses, self.precision)
+
+
+CPU_FP32 = ExportOptions(uses=(CPU,), precision=Precision.FP32)
+"""The reference alone: nothing about it depends on the machine that exports."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportSummary:
+    """What an export made."""
+
+    repository: str  # path or URL
+    version: int
+    record: VersionRecord
+    notices: tuple[str, ...]  # what the user should know before serving it
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks of the heads."""
+        return tuple(self.record.labels)
+
+    @property
+    def bytes(self) -> int:
+        """Size of all artefacts of this version."""
+        return sum(artefact.bytes for artefact in self.record.artefacts)
+
+    @property
+    def checks(self) -> int:
+        """How many comparisons with PyTorch were passed."""
+        return sum(len(artefact.parity) for artefact in self.record.artefacts)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything as plain values."""
+        return {**asdict(self), "tasks": self.tasks, "bytes": self.bytes, "checks": self.checks}
+
+
+def export_repository(
+    encoder_path: Path,
+    head_paths: Sequence[Path],
+    target: Target | Path,
+    *,
+    material: Material,
+    options: ExportOptions = ExportOptions(),
+    add_plans: Callable[[Path, int], None] | None = None,
+    progress: Progress = lambda _: None,
+) -> ExportSummary:
+    """Write the repository of an encoder and one to three heads to `target`, or a version of it.
+
+    add_plans: called with the finished but not yet placed repository and the version, to build TensorRT plans in it.
+    CheckpointError, ExportError or ParityError; the target is then as it was.
+    """
+    place = LocalTarget(target) if isinstance(target, Path) else target
+    refuse_foreign(place)
+    # What is replaced as a whole need not be read: it may be of an older affserve.
+    kept = read_target_manifest(place) if options.version is not None else None
+    place.check_free(kept, options.version)
+    sources = load_sources(encoder_path, head_paths)
+    if kept is not None:
+        check_same_contract(kept, sources.description, place.name)
+    version = options.version or FIRST_VERSION
+    with place.staging() as staging, place.staging() as workshop:
+        chosen = _make(sources, workshop, material, options, progress)
+        record = _fill(staging, version, chosen, sources)
+        write_configs(staging, sources.description, version)
+        if add_plans is not None:
+            add_plans(staging, version)
+        _write_manifest(staging, version, record, kept)
+        if kept is None:
+            place.place_whole(staging)
+        else:
+            place.place_version(staging, version)
+    return ExportSummary(repository=place.name, version=version, record=record, notices=_notices(kept, record, version))
+
+
+def _make(
+    sources: Sources, folder: Path, material: Material, options: ExportOptions, progress: Progress
+) -> list[Chosen]:
+    artefacts = make_artefacts(
+        sources.encoder, sources.graph, folder, wanted(options.uses, options.precision), material, progress
+    )
+
+    def fastest_here(passed: Sequence[Artefact]) -> Artefact:
+        progress(f"speed of {passed[0].model} in {' and '.join(one.precision.value for one in passed)}")
+        return fastest(passed, options.threads)
+
+    return choose(artefacts, options.uses, options.precision, fastest_here)
+
+
+def _fill(staging: Path, version: int, chosen: Sequence[Chosen], sources: Sources) -> VersionRecord:
+    """Copy the chosen files to where Triton looks for them and describe them."""
+    for model in MODELS:
+        (staging / model / str(version)).mkdir(parents=True)
+        if model in MODELS_WITHOUT_FILES:
+            (staging / model / str(version) / KEEP_FILE).write_text(KEEP_TEXT)
+    for one in chosen:
+        shutil.copyfile(one.artefact.path, staging / _file(one, version))
+    description = sources.description
+    return VersionRecord(
+        trained_on=description.trained_on,
+        labels=description.labels,
+        window_frames=description.window_frames,
+        stride_frames=description.stride_frames,
+        encoder=sources.encoder_record,
+        heads=sources.head_records,
+        built_with=built_with(),
+        artefacts=tuple(_record(staging, one, version, description.window_frames) for one in chosen),
+        notes=tuple(note for one in chosen for note in one.notes),
+    )
+
+
+def _file(one: Chosen, version: int) -> str:
+    return f"{one.artefact.model}/{version}/{FILE_OF_USE[one.use]}"
+
+
+_MEASURED_AT: Mapping[str, Callable[[int], dict[str, tuple[int, ...]]]] = {
+    CLIP_ENCODER.name: lambda _: {FRAMES.name: (1, *FRAMES.shape)},
+    TEMPORAL_HEAD.name: lambda window: {FEATURES.name: (1, window, *FEATURES.shape)},
+}
+
+
+def _record(staging: Path, one: Chosen, version: int, window_frames: int) -> ArtefactRecord:
+    path = staging / _file(one, version)
+    return ArtefactRecord(
+        path=_file(one, version),
+        model=one.artefact.model,
+        use=one.use,
+        precision=one.artefact.precision.value,
+        sha256=file_sha256(path),
+        bytes=path.stat().st_size,
+        flops=count_flops(path, _MEASURED_AT[one.artefact.model](window_frames)),
+        parity=tuple(asdict(check) for check in one.artefact.checks),
+        notes=one.artefact.notes,
+    )
+
+
+def _write_manifest(staging: Path, version: int, record: VersionRecord, kept: Manifest | None) -> None:
+    configs = {file: file_sha256(staging / file) for file in config_files(staging)}
+    versions = {**(kept.versions if kept is not None else {}), version: record}
+    manifest = Manifest(served=version, versions=versions, configs=configs)
+    (staging / MANIFEST_FILE).write_bytes(manifest.to_json())
+
+
+def _notices(kept: Manifest | None, record: VersionRecord, version: int) -> tuple[str, ...]:
+    notices = list(record.notes)
+    if kept is not None and version != kept.served:
+        notices.append(f"version {kept.served} is kept: affserve export --activate {kept.served} goes back to it")
+        if kept.versions[kept.served].encoder["fingerprint"] != record.encoder["fingerprint"]:
+            notices.append(
+                "the encoder is another one: while a watching server changes over, single answers may combine the new "
+                "encoder with the old head; where that matters, export to a fresh folder and restart the server"
+            )
+    return tuple(notices)

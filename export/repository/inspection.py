@@ -1,0 +1,138 @@
+"""`affserve export --inspect`: what is in a repository, read from its manifest and the records of its plans.
+
+No model file is opened, so it takes a moment, also for a repository in an object store.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from affserve.export.contract import CLIP_ENCODER, TEMPORAL_HEAD
+from affserve.export.engine.plans import COMPUTE_CAPABILITIES, PlanRecord, obstacle, plan_file
+from affserve.export.machine.gpus import Gpu, find_gpus
+from affserve.export.pins import image
+from affserve.export.repository.manifest import ArtefactRecord, Manifest, VersionRecord
+from affserve.export.repository.placement import Target, require_manifest
+
+DIGITS = 4
+SERVED_BY = {"cpu": "ONNX Runtime on a CPU", "gpu": "TensorRT, or ONNX Runtime on a GPU"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanState:
+    """One TensorRT plan and whether it may run on this machine."""
+
+    record: PlanRecord
+    obstacle: str | None  # None: it may
+
+    def line(self) -> str:
+        """Return it as text."""
+        record = self.record
+        return (
+            f"{record.model} {plan_file(record.compute_capability)}: {record.bytes / 1e6:.0f} MB, for {record.gpu}, "
+            f"TensorRT {record.tensorrt}, built by {record.built_by}; "
+            + (f"cannot run here: {self.obstacle}" if self.obstacle else "may run here")
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspection:
+    """A repository, described."""
+
+    name: str  # path or URL
+    manifest: Manifest
+    plans: Mapping[int, Sequence[PlanState]]  # version -> its plans
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything as plain values."""
+        document: dict[str, Any] = json.loads(self.manifest.to_json())
+        for version, states in self.plans.items():
+            document["versions"][str(version)]["plans"] = [asdict(state) for state in states]
+        return {"repository": self.name, **document}
+
+    def text(self) -> str:
+        """Return a page for people."""
+        lines = [f"{self.name}: {_count(len(self.manifest.versions), 'version')}"]
+        for number, record in sorted(self.manifest.versions.items()):
+            served = "served" if number == self.manifest.served else f"kept; affserve export --activate {number}"
+            lines += ["", f"version {number} ({served})", *_version_lines(record)]
+            lines += [f"  {state.line()}" for state in self.plans[number]]
+            if not self.plans[number] and any(one.use == "gpu" for one in record.artefacts):
+                lines.append(f"  no TensorRT plans yet: affserve export --print-trtexec builds them in {image()}")
+        return "\n".join(lines)
+
+
+def inspect_repository(target: Target) -> Inspection:
+    """Describe the repository at a place; RepositoryError when there is none."""
+    manifest = require_manifest(target)
+    gpus = find_gpus()
+    return Inspection(
+        name=target.name,
+        manifest=manifest,
+        plans={version: _plans(target, version, gpus) for version in manifest.versions},
+    )
+
+
+def _plans(target: Target, version: int, gpus: Sequence[Gpu]) -> list[PlanState]:
+    records = [
+        PlanRecord(**json.loads(content))
+        for model in (CLIP_ENCODER.name, TEMPORAL_HEAD.name)
+        for capability in COMPUTE_CAPABILITIES
+        if (content := target.read(f"{model}/{version}/{plan_file(capability)}.json")) is not None
+    ]
+    return [PlanState(record=record, obstacle=obstacle(record, gpus)) for record in records]
+
+
+def _version_lines(record: VersionRecord) -> list[str]:
+    built = ", ".join(f"{name} {value[:12]}" for name, value in record.built_with.items())
+    return [
+        f"  answers      {', '.join(f'{task} ({len(names)})' for task, names in record.labels.items())}; windows of "
+        f"{record.window_frames} frames, stride {record.stride_frames}",
+        f"  trained on   {record.trained_on}",
+        f"  encoder      {_checkpoint(record.encoder)}",
+        *(f"  head         {_checkpoint(head)}" for head in record.heads),
+        f"  made with    {built}",
+        *(line for artefact in record.artefacts for line in _artefact_lines(artefact)),
+        *(f"  note         {note}" for note in record.notes),
+    ]
+
+
+def _checkpoint(record: Mapping[str, Any]) -> str:
+    metrics = ", ".join(f"{name} {value:.{DIGITS - 1}f}" for name, value in record["metrics"].items())
+    return (
+        f"{record['fingerprint']}, trained by commit {record['commit'][:12]}; {metrics or 'no metrics were recorded'}"
+    )
+
+
+def _artefact_lines(artefact: ArtefactRecord) -> list[str]:
+    per = "frame" if artefact.model == CLIP_ENCODER.name else "window"
+    return [
+        f"  {artefact.path}: {artefact.precision}, {artefact.bytes / 1e6:.1f} MB, {artefact.flops / 1e9:.3g} GFLOP per "
+        f"{per}, for {SERVED_BY[artefact.use]}",
+        f"    compared with PyTorch in {len(artefact.parity)} ways; closest to its limit: {closest(artefact.parity)}",
+        *(f"    {note}" for note in artefact.notes),
+    ]
+
+
+def closest(checks: Sequence[Mapping[str, Any]]) -> str:
+    """Return the comparison that used up most of what its limit allows."""
+    if not checks:
+        return "none"
+    worst = max(checks, key=_used)
+    sign = "at least" if worst["at_least"] else "at most"
+    return f"{worst['what']} {worst['figure']:.{DIGITS}g} ({sign} {worst['limit']:g})"
+
+
+def _used(check: Mapping[str, Any]) -> float:
+    """Return the part of the allowance that is used: of 1 - limit for similarities, of the limit for differences."""
+    figure, limit = float(check["figure"]), float(check["limit"])
+    if check["at_least"]:
+        return (1 - figure) / (1 - limit) if limit < 1 else float(figure < limit)
+    return figure / limit if limit else float(figure > limit)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -1,0 +1,282 @@
+"""Where a repository goes, and how it gets there so that a server watching the place never sees half a model.
+
+A fresh repository on a local disk takes its place by one rename. A new version beside others comes in this order: the
+version folders, each whole, which the configurations do not name yet; the configurations; the manifest. An object store
+has no rename and the same order does: what is being written is not named by anything that is read, and a repository
+without a manifest is not one. What is named, an object store cannot replace, so that is refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Protocol
+
+from affserve.export.contract import MANIFEST_FILE, MODELS
+from affserve.export.repository.manifest import EXPORT_COMMAND, Manifest
+from affserve.train.errors import ExportError, OutputError, RepositoryError
+from affserve.train.files import replace_folder, write_file
+
+LOCAL_SCHEMES = ("file://", "local://")
+
+
+class Target(Protocol):
+    """A place for one repository."""
+
+    @property
+    def name(self) -> str:
+        """Return the path or URL, for messages."""
+
+    def read(self, file: str) -> bytes | None:
+        """Return a file's content; None when there is no such file."""
+
+    def size(self, file: str) -> int | None:
+        """Return a file's size in bytes; None when there is no such file."""
+
+    def occupied(self) -> bool:
+        """Say whether anything is there."""
+
+    def check_free(self, present: Manifest | None, version: int | None) -> None:
+        """ExportError when a version (None: a whole repository) cannot be placed in one step beside what is there."""
+
+    def staging(self) -> contextlib.AbstractContextManager[Path]:
+        """Yield an empty folder to build in; it is gone afterwards, or has been placed."""
+
+    def place_whole(self, staging: Path) -> None:
+        """Make the staged repository the one that is there, in place of any other."""
+
+    def place_version(self, staging: Path, version: int) -> None:
+        """Add one staged version (or replace it), then the staged configurations and manifest."""
+
+    def write(self, files: Mapping[str, bytes]) -> None:
+        """Write small files, each whole, in this order."""
+
+
+def open_target(text: str) -> Target:
+    """Return the place that a path or an fsspec URL (s3://..., gs://..., memory://...) names."""
+    for scheme in LOCAL_SCHEMES:
+        text = text.removeprefix(scheme)
+    if "://" not in text:
+        return LocalTarget(Path(text))
+    try:
+        from fsspec.core import url_to_fs
+
+        fs, root = url_to_fs(text)
+    except ImportError as error:
+        raise ExportError(f"{text}: {error}; expected its driver: pip install {_driver(text)}") from error
+    except ValueError as error:
+        raise ExportError(
+            f"{text} cannot be opened: {error}; expected a path or a URL such as s3://bucket/folder"
+        ) from error
+    return RemoteTarget(fs, str(root).rstrip("/"), text)
+
+
+def _driver(url: str) -> str:
+    """Return the package that brings a protocol, as fsspec's own table has it."""
+    from fsspec.registry import known_implementations
+
+    protocol = url.partition("://")[0]
+    module = str(known_implementations.get(protocol, {}).get("class", "fsspec")).partition(".")[0]
+    return module.replace("_", "-")
+
+
+def refuse_foreign(target: Target) -> None:
+    """ExportError when something is there that affserve did not write."""
+    if target.size(MANIFEST_FILE) is None and target.occupied():
+        raise ExportError(
+            f"{target.name} exists and is not a repository written by affserve (no {MANIFEST_FILE}); choose another "
+            "folder"
+        )
+
+
+def read_target_manifest(target: Target) -> Manifest | None:
+    """Return the manifest of the repository at a place; None when there is nothing, ExportError for anything else."""
+    content = target.read(MANIFEST_FILE)
+    if content is not None:
+        return Manifest.from_json(content, f"{target.name}/{MANIFEST_FILE}")
+    refuse_foreign(target)
+    return None
+
+
+def require_manifest(target: Target) -> Manifest:
+    """Return the manifest of the repository at a place; RepositoryError when there is none."""
+    manifest = read_target_manifest(target)
+    if manifest is None:
+        raise RepositoryError(f"{target.name} holds no repository; write one with: {EXPORT_COMMAND} ...")
+    return manifest
+
+
+@dataclass(frozen=True)
+class LocalTarget:
+    """A folder on a disk of this machine."""
+
+    root: Path
+
+    @property
+    def name(self) -> str:
+        """Return the path."""
+        return str(self.root)
+
+    def read(self, file: str) -> bytes | None:
+        """Return a file's content; None when there is no such file."""
+        path = self.root / file
+        return path.read_bytes() if path.is_file() else None
+
+    def size(self, file: str) -> int | None:
+        """Return a file's size in bytes; None when there is no such file."""
+        path = self.root / file
+        return path.stat().st_size if path.is_file() else None
+
+    def occupied(self) -> bool:
+        """Say whether there is a file of this name, or a folder with anything in it."""
+        return self.root.exists() and (not self.root.is_dir() or any(self.root.iterdir()))
+
+    def check_free(self, present: Manifest | None, version: int | None) -> None:
+        """Nothing is in the way: a disk can exchange two folders."""
+
+    @contextlib.contextmanager
+    def staging(self) -> Iterator[Path]:
+        """Yield an empty folder beside the root: on the same disk, and outside what a server watches."""
+        with self._explained():
+            self.root.absolute().parent.mkdir(parents=True, exist_ok=True)
+            folder = Path(tempfile.mkdtemp(prefix=f".{self.root.name}.", dir=self.root.absolute().parent))
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def place_whole(self, staging: Path) -> None:
+        """Rename the staged repository into place."""
+        with self._explained():
+            staging.chmod(0o755)  # mkdtemp's 0700 would lock out a server of another user
+            replace_folder(staging, self.root)
+
+    def place_version(self, staging: Path, version: int) -> None:
+        """Rename the version folders into place, then write configurations and manifest."""
+        with self._explained():
+            for model in MODELS:
+                (self.root / model).mkdir(parents=True, exist_ok=True)
+                replace_folder(staging / model / str(version), self.root / model / str(version))
+        self.write({file: (staging / file).read_bytes() for file in in_order(staging) if _version_of(file) is None})
+
+    def write(self, files: Mapping[str, bytes]) -> None:
+        """Write small files, each by renaming."""
+        with self._explained():
+            for file, content in files.items():
+                (self.root / file).parent.mkdir(parents=True, exist_ok=True)
+                write_file(self.root / file, content)
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise OutputError(
+                f"{self.root} cannot be written: {error.strerror}; expected a folder in which, and beside which, this "
+                "user may write on the same disk (a mount point itself is none: name a folder below it)"
+            ) from error
+
+
+@dataclass(frozen=True)
+class RemoteTarget:
+    """A folder of an object store, or of anything else that fsspec reaches."""
+
+    fs: Any  # fsspec.AbstractFileSystem
+    root: str  # as `fs` names it
+    url: str
+
+    @property
+    def name(self) -> str:
+        """Return the URL."""
+        return self.url
+
+    def read(self, file: str) -> bytes | None:
+        """Return a file's content; None when there is no such file."""
+        with self._explained():
+            self.fs.invalidate_cache()
+            path = f"{self.root}/{file}"
+            return bytes(self.fs.cat_file(path)) if self.fs.exists(path) else None
+
+    def size(self, file: str) -> int | None:
+        """Return an object's size in bytes; None when there is no such object."""
+        with self._explained():
+            path = f"{self.root}/{file}"
+            return int(self.fs.size(path)) if self.fs.exists(path) else None
+
+    def occupied(self) -> bool:
+        """Say whether anything is below the URL."""
+        with self._explained():
+            return bool(self.fs.exists(self.root) and self.fs.find(self.root))
+
+    def check_free(self, present: Manifest | None, version: int | None) -> None:
+        """ExportError for what would be overwritten while it is served: an object store has no exchange in one step."""
+        if version is None and self.occupied():
+            raise ExportError(
+                f"{self.url} holds a repository, and an object store cannot exchange one in a single step: add a "
+                "version to it with --version N, or export to another URL"
+            )
+        if present is not None and version == present.served:
+            raise ExportError(
+                f"{self.url} serves version {version}, and an object store cannot exchange files while they are "
+                "served: choose another --version"
+            )
+
+    @contextlib.contextmanager
+    def staging(self) -> Iterator[Path]:
+        """Yield a temporary folder of this machine."""
+        with tempfile.TemporaryDirectory(prefix="affserve-export-") as folder:
+            yield Path(folder)
+
+    def place_whole(self, staging: Path) -> None:
+        """Upload a repository to where there is none."""
+        self._upload(staging, in_order(staging))
+
+    def place_version(self, staging: Path, version: int) -> None:
+        """Upload the version folders, then configurations and manifest."""
+        with self._explained():
+            for model in MODELS:  # what an earlier export of this version left must not stay beside the new files
+                if self.fs.exists(old := f"{self.root}/{model}/{version}"):
+                    self.fs.rm(old, recursive=True)
+        self._upload(staging, in_order(staging))
+
+    def write(self, files: Mapping[str, bytes]) -> None:
+        """Write small files; a single object appears whole."""
+        with self._explained():
+            for file, content in files.items():
+                self.fs.makedirs(str(PurePosixPath(self.root, file).parent), exist_ok=True)
+                self.fs.pipe_file(f"{self.root}/{file}", content)
+
+    def _upload(self, staging: Path, files: Sequence[str]) -> None:
+        with self._explained():
+            for file in files:
+                place = f"{self.root}/{file}"
+                self.fs.makedirs(str(PurePosixPath(place).parent), exist_ok=True)
+                self.fs.put_file(str(staging / file), place)
+                arrived, sent = self.size(file), (staging / file).stat().st_size
+                if arrived != sent:
+                    raise OutputError(f"{self.url}/{file} has {arrived} bytes after the upload of {sent}; export again")
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise OutputError(
+                f"{self.url} cannot be read or written: {error}; check the address and who may write there"
+            ) from error
+
+
+def in_order(staging: Path) -> list[str]:
+    """Return the staged files in the order in which a watching server may see them: versions, configs, manifest."""
+    files = [path.relative_to(staging).as_posix() for path in staging.rglob("*") if path.is_file()]
+    return sorted(files, key=lambda file: (file == MANIFEST_FILE, _version_of(file) is None, file))
+
+
+def _version_of(file: str) -> int | None:
+    """Return the version whose folder holds a file; None for configurations and the manifest."""
+    parts = PurePosixPath(file).parts
+    return int(parts[1]) if len(parts) > 2 and parts[1].isdecimal() else None

@@ -1,0 +1,99 @@
+"""The checkpoints of one export: read, checked to belong together, and described for clients and for the manifest."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from affserve.export.contract import HeadDescription
+from affserve.export.graphs.head import HeadGraph
+from affserve.train.errors import ExportError
+from affserve.train.labels import TASKS
+from affserve.train.models.checkpoint import CONFIG_FILE, Checkpoint, load_encoder, load_head
+from affserve.train.models.encoder import ClipEncoder
+from affserve.train.provenance import source_commit
+from affserve.train.windows import STRIDE_FRAMES, WINDOW_FRAMES
+
+VERSIONED_PACKAGES = ("affserve", "torch", "open_clip_torch", "onnx", "onnxscript", "onnxruntime", "numpy")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sources:
+    """What is exported."""
+
+    encoder: ClipEncoder
+    graph: HeadGraph  # every head in one
+    description: HeadDescription
+    encoder_record: Mapping[str, Any]  # fingerprint, commit and provenance
+    head_records: tuple[Mapping[str, Any], ...]
+
+
+def load_sources(encoder_path: Path, head_paths: Sequence[Path]) -> Sources:
+    """Read an encoder and one to three heads, or ensembles of heads; ExportError when they do not belong together."""
+    encoder, encoder_checkpoint = load_encoder(encoder_path)
+    loaded = [load_head(path) for path in head_paths]
+    checkpoints = [checkpoint for _, checkpoint in loaded]
+    _check_heads_fit(encoder_checkpoint, checkpoints)
+    graph = HeadGraph([head for head, _ in loaded])
+    return Sources(
+        encoder=encoder,
+        graph=graph,
+        description=_describe(encoder_checkpoint, graph.tasks, checkpoints),
+        encoder_record=_record(encoder_checkpoint),
+        head_records=tuple(map(_record, checkpoints)),
+    )
+
+
+def _check_heads_fit(encoder: Checkpoint, heads: Sequence[Checkpoint]) -> None:
+    if not heads:
+        raise ExportError("no head was given; expected at least one temporal head checkpoint")
+    for head in heads:
+        trained_with = head.provenance.encoder
+        if trained_with != encoder.fingerprint:
+            raise ExportError(
+                f"{head.path} was trained on features of encoder {trained_with}, but {encoder.path} is "
+                f"{encoder.fingerprint}; export it with its own encoder, or train the head on this one's features"
+            )
+
+
+def _describe(encoder: Checkpoint, tasks: Sequence[str], heads: Sequence[Checkpoint]) -> HeadDescription:
+    corpora = sorted({checkpoint.provenance.trained_on for checkpoint in (encoder, *heads)})
+    windows = {
+        (one.provenance.window_frames or WINDOW_FRAMES, one.provenance.stride_frames or STRIDE_FRAMES) for one in heads
+    }
+    if len(windows) > 1:
+        raise ExportError(f"the heads differ in window and stride: {sorted(windows)} frames; expected the same for all")
+    window, stride = windows.pop()
+    return HeadDescription(
+        labels={key: TASKS[key].names for key in tasks},
+        window_frames=window,
+        stride_frames=stride,
+        trained_on="+".join(corpora),
+        encoder=encoder.fingerprint,
+    )
+
+
+def _record(checkpoint: Checkpoint) -> dict[str, Any]:
+    document = json.loads((checkpoint.path / CONFIG_FILE).read_text())
+    return {
+        "fingerprint": checkpoint.fingerprint,
+        "commit": document.get("commit", "unknown"),
+        "architecture": document["architecture"],
+        **asdict(checkpoint.provenance),
+    }
+
+
+def built_with() -> dict[str, str]:
+    """Return the versions of everything that has a say in an exported file, and the commit of this code."""
+    return {**{name: _version(name) for name in VERSIONED_PACKAGES}, "commit": source_commit()}
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"

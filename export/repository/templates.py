@@ -1,0 +1,81 @@
+"""Triton model configurations: the committed templates made true for one set of trained heads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
+from affserve.export.contract import MODELS, MODELS_WITH_LABELS, TASK_OUTPUTS, HeadDescription
+
+TEMPLATES = Path(__file__).parents[2] / "model_repository"
+
+
+def read_config(path: Path) -> Any:
+    """Parse a config.pbtxt with Triton's own protobuf; unknown fields are errors."""
+    return text_format.Parse(path.read_text(), model_config_pb2.ModelConfig())
+
+
+def write_config(
+    template: Path, place: Path, tasks: Sequence[str], description: HeadDescription | None, version: int
+) -> None:
+    """Write `template` to `place` without the outputs of tasks that were not trained and with what the head tells.
+
+    description: None for a model that does not tell labels. version: the one that is served: a server
+    that watches the repository ignores others until this line changes.
+    """
+    text = template.read_text()
+    if description is not None:
+        heading = text.splitlines()[0]
+        text = f"{heading}\n{text_format.MessageToString(_described(read_config(template), tasks, description))}"
+    place.write_text(
+        f"{text}# Others are kept for going back: affserve export --activate N REPOSITORY\n"
+        f"version_policy {{ specific {{ versions: [ {version} ] }} }}\n"
+    )
+
+
+def _described(config: Any, tasks: Sequence[str], description: HeadDescription) -> Any:
+    untrained = [key for key in TASK_OUTPUTS if key not in tasks]
+    _drop(config.output, [output for output in config.output if output.name in untrained])
+    for step in config.ensemble_scheduling.step:
+        for key in untrained:
+            step.output_map.pop(key, None)
+    config.parameters.clear()
+    for key, value in description.to_parameters().items():
+        config.parameters[key].string_value = value
+    return config
+
+
+def _drop(repeated: Any, items: Sequence[Any]) -> None:
+    for item in items:
+        repeated.remove(item)
+
+
+def served_version(config: Any, folder: Path) -> int | None:
+    """Return the version that Triton serves of the model in `folder`: the one its policy names, else the highest."""
+    present = {int(entry.name) for entry in folder.iterdir() if entry.is_dir() and entry.name.isdecimal()}
+    if config.version_policy.WhichOneof("policy_choice") == "specific":
+        return max(config.version_policy.specific.versions, default=None)
+    return max(present, default=None)
+
+
+def write_configs(folder: Path, description: HeadDescription, version: int) -> None:
+    """Write every configuration of a repository into `folder`: those of a repository that serves `version`."""
+    for model in MODELS:
+        described = description if model in MODELS_WITH_LABELS else None
+        for template in sorted((TEMPLATES / model).rglob("*.pbtxt")):
+            place = folder / template.relative_to(TEMPLATES)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            write_config(template, place, tuple(description.labels), described, version)
+
+
+def config_files(folder: Path) -> dict[str, bytes]:
+    """Return the configurations in `folder` by their path relative to it, in the order in which to place them."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for model in MODELS
+        for path in sorted((folder / model).rglob("*.pbtxt"))
+    }

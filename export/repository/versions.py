@@ -1,0 +1,67 @@
+"""Versions of a repository: which may stand side by side, and how to go from one to another.
+
+Triton has one configuration per model for all its versions, so versions of one repository have the same contract:
+tasks, labels, window. Going to another version changes the configurations, each in one step, and no model file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+
+from affserve.export.contract import KEEP_FILE, KEEP_TEXT, MANIFEST_FILE, MODELS_WITHOUT_FILES, HeadDescription
+from affserve.export.repository.manifest import Manifest
+from affserve.export.repository.placement import Target, require_manifest
+from affserve.export.repository.templates import config_files, write_configs
+from affserve.train.errors import ExportError, RepositoryError
+
+FIRST_VERSION = 1
+
+
+def check_same_contract(repository: Manifest, new: HeadDescription, name: str) -> None:
+    """ExportError when a client of the repository's versions would not understand the new one."""
+    old = repository.versions[repository.served].description()
+    differences = [
+        f"{what} {before} -> {after}"
+        for what, before, after in (
+            ("tasks", ", ".join(old.labels), ", ".join(new.labels)),
+            ("labels", dict(old.labels), dict(new.labels)),
+            ("window", f"{old.window_frames} frames", f"{new.window_frames} frames"),
+            ("stride", f"{old.stride_frames} frames", f"{new.stride_frames} frames"),
+        )
+        if before != after
+    ]
+    if differences:
+        raise ExportError(
+            f"{name} serves another contract ({differences[0]}), and Triton has one configuration for all versions of "
+            "a model: export to a fresh folder and serve that"
+        )
+
+
+def activate(target: Target, version: int) -> Manifest:
+    """Have `version`, which is in the repository, served in place of the one that is; return the new manifest.
+
+    A server that watches the repository changes over by itself, others at their next start.
+    """
+    manifest = require_manifest(target)
+    if version not in manifest.versions:
+        raise RepositoryError(
+            f"{target.name} has no version {version}; it has {', '.join(map(str, sorted(manifest.versions)))}"
+        )
+    record = manifest.versions[version]
+    for artefact in record.artefacts:
+        if target.size(artefact.path) != artefact.bytes:
+            raise RepositoryError(
+                f"{target.name}/{artefact.path} is not there or is not the file that was exported ({artefact.bytes} "
+                f"bytes): export version {version} again"
+            )
+    with target.staging() as folder:
+        write_configs(folder, record.description(), version)
+        files = config_files(folder)
+    configs = {file: hashlib.sha256(content).hexdigest() for file, content in files.items()}
+    manifest = dataclasses.replace(manifest, served=version, configs=configs)
+    # A version from before one of these models existed lacks its folder.
+    folders = [f"{model}/{version}/{KEEP_FILE}" for model in MODELS_WITHOUT_FILES]
+    kept = {file: KEEP_TEXT.encode() for file in folders if target.size(file) is None}
+    target.write({**kept, **files, MANIFEST_FILE: manifest.to_json()})
+    return manifest

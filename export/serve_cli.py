@@ -1,0 +1,173 @@
+"""The command `affserve serve`: serves a model repository until it is interrupted, or prints how a container does."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Iterator
+from enum import Enum
+from pathlib import Path
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+from affserve.export.pins import ONNX_CONFIG_NAME
+from affserve.export.server.config import ServerConfig
+from affserve.export.server.security import ServerTls
+
+ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Form(str, Enum):
+    """A way to serve that affserve only describes."""
+
+    DOCKER = "docker"
+    COMPOSE = "compose"
+
+
+Port = Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")]
+
+
+def serve(
+    repository: Annotated[Path, typer.Argument(help="Model repository, as written by affserve export.")],
+    grpc_port: Port = 8001,
+    http_port: Annotated[
+        int, typer.Option(min=0, max=65535, help="0: any free one. With TLS there is no HTTP.")
+    ] = 8000,
+    metrics_port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Prometheus metrics; 0: any free port.  [default: off]")
+    ] = None,
+    host: Annotated[
+        str,
+        typer.Option(
+            help="Address to listen on. Beyond this machine only a server without known holes may listen; the wheel's "
+            "Triton 2.51 (October 2024) has some."
+        ),
+    ] = "127.0.0.1",
+    i_know: Annotated[
+        bool,
+        typer.Option(
+            "--i-know",
+            help="Listen on --host all the same: 2.51 predates NVIDIA's security bulletins of August 2025 and May "
+            "2026, and whoever reaches it may run code on this machine.",
+        ),
+    ] = False,
+    tls_cert: Annotated[
+        Path | None, typer.Option(help="PEM certificate of the server: gRPC is encrypted, HTTP is off.")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="PEM private key of --tls-cert.")] = None,
+    tls_ca: Annotated[
+        Path | None,
+        typer.Option(
+            help="PEM authorities: callers need a certificate of one of them (mTLS). The server's own certificate must "
+            "then be good for clients, too: its supervisor calls it as they do."
+        ),
+    ] = None,
+    shared_memory: Annotated[
+        bool | None,
+        typer.Option(
+            "--shared-memory/--no-shared-memory",
+            help="Whether callers may hand over tensors in /dev/shm: who may, reads and writes what lies there.  "
+            "[default: only if nobody but this machine can call]",
+        ),
+    ] = None,
+    instances: Annotated[
+        int | None,
+        typer.Option(min=1, help="Chunks the encoder computes at once on a CPU.  [default: one for every 8 cores]"),
+    ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(min=1, help="Of each instance of a model on a CPU.  [default: the physical cores, shared out]"),
+    ] = None,
+    config_name: Annotated[str, typer.Option(help="Which configs/NAME.pbtxt of each model.")] = ONNX_CONFIG_NAME,
+    log: Annotated[
+        Path | None,
+        typer.Option(help="Append events as JSON lines; Triton's own log is beside it. Both start over at 8 MiB."),
+    ] = None,
+    form: Annotated[
+        Form | None,
+        typer.Option("--print", help="Start nothing, print how a container serves the repository with these options."),
+    ] = None,
+) -> None:
+    """Serve a model repository with Triton until interrupted; restart it when it fails.
+
+    Prints one line when every model answers. Events after that are JSON lines on stderr. Loading models, logging and
+    tracing are closed to callers.
+    """
+    from affserve.export.server.config import ServerConfig
+
+    config = ServerConfig(
+        repository=repository,
+        host=host,
+        grpc_port=grpc_port,
+        http_port=http_port,
+        metrics_port=metrics_port,
+        config_name=config_name,
+        threads=threads,
+        instances=instances,
+        tls=_tls(tls_cert, tls_key, tls_ca),
+        shared_memory=shared_memory,
+        accept_known_holes=i_know,
+        log=None if log is None else log.with_name(f"{log.name}.triton.log"),
+    )
+    if form is not None:
+        _print(form, config)
+    else:
+        _serve(config, log)
+
+
+def _tls(certificate: Path | None, key: Path | None, client_ca: Path | None) -> ServerTls | None:
+    if certificate is None and key is None and client_ca is None:
+        return None
+    if certificate is None or key is None:
+        raise typer.BadParameter("TLS needs both --tls-cert and --tls-key")
+    from affserve.export.server.security import ServerTls
+
+    return ServerTls(certificate=certificate, key=key, client_ca=client_ca)
+
+
+def _print(form: Form, config: ServerConfig) -> None:
+    from affserve.export.server.containers import compose_file, docker_script
+
+    typer.echo(docker_script(config) if form is Form.DOCKER else compose_file(config), nl=False)
+
+
+def _serve(config: ServerConfig, log: Path | None) -> None:
+    from affserve.export.server.events import EventLog
+    from affserve.export.server.supervisor import SupervisedServer
+
+    events = EventLog(log)
+    events.record({"event": "starting", "repository": str(config.repository)})
+    with _until_interrupted(), SupervisedServer(config, on_event=events) as server:
+        typer.echo(server.describe())
+        events.record({"event": "ready", "url": server.grpc_url, "engine": server.engine, "pid": server.pid})
+        try:
+            server.wait()
+        except KeyboardInterrupt as interruption:
+            events.record({"event": "stopping", "reason": str(interruption)})
+            raise
+    events.record({"event": "stopped"})
+
+
+@contextlib.contextmanager
+def _until_interrupted() -> Iterator[None]:
+    """Leave the block at the first signal that ends it, its clean-up undisturbed by further ones.
+
+    The end of the terminal (SIGHUP) is one, unless the command was started to survive it (nohup).
+    """
+    ending = [one for one in ENDING_SIGNALS if signal.getsignal(one) is not signal.SIG_IGN]
+
+    def interrupt(number: int, _frame: FrameType | None) -> None:
+        for one in ending:
+            signal.signal(one, signal.SIG_IGN)
+        raise KeyboardInterrupt(signal.Signals(number).name)
+
+    before = {one: signal.signal(one, interrupt) for one in ending}
+    try:
+        yield
+    except KeyboardInterrupt:
+        pass
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)

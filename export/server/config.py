@@ -1,0 +1,170 @@
+"""What to serve, where, to whom and with how much of the machine; and the command line of tritonserver that says so.
+
+One place for the server that affserve starts and for the containers that it only describes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from affserve.export.machine.cores import Parallelism, choose_parallelism
+from affserve.export.machine.ports import choose_ports
+from affserve.export.pins import ONNX_CONFIG_NAME
+from affserve.export.server.security import ServerTls, is_loopback, restricted_interfaces, restriction
+from affserve.train.errors import ServerError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerConfig:
+    """What to serve and where."""
+
+    repository: Path  # the folder that `affserve export` wrote
+    host: str = "127.0.0.1"  # address to listen on
+    grpc_port: int = 0  # 0: any free one
+    http_port: int = 0  # 0: any free one; with TLS there is no HTTP
+    metrics_port: int | None = None  # Prometheus metrics; None: off, 0: any free one
+    config_name: str = ONNX_CONFIG_NAME  # which configs/<name>.pbtxt, else config.pbtxt
+    threads: int | None = None  # per instance of a model on a CPU; None: the physical cores, shared out
+    instances: int | None = None  # of the encoder on a CPU; None: as many as the cores are worth
+    tls: ServerTls | None = None  # None: plain text
+    shared_memory: bool | None = None  # may callers register regions; None: when only this machine can call
+    accept_known_holes: bool = False  # listen beyond this machine with a server that should not
+    log: Path | None = None  # Triton's own log; None: a file that ends with the server
+    startup_timeout_s: float = 120.0  # from start to the first true answer, s
+    drain_timeout_s: float = 30.0  # for requests in flight when stopping, s; 0: end at once (draining takes 1.5 s)
+
+    def __post_init__(self) -> None:
+        for field in ("grpc_port", "http_port", "metrics_port"):
+            port = getattr(self, field)
+            if port is not None and not 0 <= port <= 65535:
+                raise ServerError(f"{field} is {port}; expected 0 (any free one) to 65535")
+        for field in ("threads", "instances"):
+            count = getattr(self, field)
+            if count is not None and count < 1:
+                raise ServerError(f"{field} is {count}; expected at least 1")
+        if self.startup_timeout_s <= 0 or self.drain_timeout_s < 0:
+            raise ServerError(
+                f"startup_timeout_s is {self.startup_timeout_s:g}, drain_timeout_s is {self.drain_timeout_s:g}; "
+                "expected more than 0 s and at least 0 s"
+            )
+
+    @property
+    def shares_memory(self) -> bool:
+        """Whether callers may register shared memory."""
+        return is_loopback(self.host) if self.shared_memory is None else self.shared_memory
+
+    @property
+    def serves_http(self) -> bool:
+        """Whether there is HTTP: Triton can encrypt gRPC only, and what cannot be encrypted is off beside TLS."""
+        return self.tls is None
+
+    @property
+    def metrics_host(self) -> str:
+        """Where metrics are served: they cannot be encrypted, so beside TLS only to this machine."""
+        return self.host if self.tls is None else "127.0.0.1"
+
+    @property
+    def parallelism(self) -> Parallelism:
+        """Instances of the encoder and threads of each."""
+        return choose_parallelism(self.instances, self.threads)
+
+    def with_ports(self) -> ServerConfig:
+        """Return the same with free ports in place of the open ones; PortTakenError when a given one is in use."""
+        wanted = {"grpc": self.grpc_port}
+        if self.serves_http:
+            wanted["http"] = self.http_port
+        if self.metrics_port is not None:
+            wanted["metrics"] = self.metrics_port
+        ports = choose_ports(self.host, wanted)
+        return dataclasses.replace(
+            self,
+            grpc_port=ports["grpc"],
+            http_port=ports.get("http", self.http_port),
+            metrics_port=ports.get("metrics"),
+        )
+
+
+# A chunk of 32 frames fits at once, and a whole window of 300 (45 MB) after growing, within the 64 MB of /dev/shm that
+# containers have by default. It never shrinks.
+SHM_DEFAULT_BYTES = 8 << 20
+SHM_GROWTH_BYTES = 8 << 20
+STUB_TIMEOUT_S = 60  # for a stub to import ONNX Runtime and read its model
+
+Options = dict[str, object]  # name without the dashes -> value; None: an option without a value
+
+
+def serving_options(config: ServerConfig, models: Path, callers: Path | None) -> Options:
+    """Return the options that hold for every kind of installation.
+
+    models: the repository as the server sees it; it holds our models and nothing else. callers: PEM that callers'
+    certificates must lead to, when they need one.
+    """
+    return {
+        "model-repository": models,
+        "model-config-name": config.config_name,
+        # All models once, and nobody can load another: who may load one may bring a model.py that runs as we do.
+        "model-control-mode": "none",
+        # The configurations are complete; completing them would start each stub twice.
+        "disable-auto-complete-config": None,
+        "exit-timeout-secs": max(1, round(config.drain_timeout_s)),
+        **_interfaces(config),
+        **_encryption(config, callers),
+    }
+
+
+def _interfaces(config: ServerConfig) -> Options:
+    closed = restricted_interfaces(shared_memory=config.shares_memory)
+    options: Options = {
+        "grpc-address": config.host,
+        "grpc-port": config.grpc_port,
+        "grpc-restricted-protocol": restriction(closed),
+        "allow-http": _word(config.serves_http),
+        "allow-metrics": _word(config.metrics_port is not None),
+    }
+    if config.serves_http:
+        options |= {
+            "http-address": config.host,
+            "http-port": config.http_port,
+            "http-restricted-api": restriction(closed),
+        }
+    if config.metrics_port is not None:
+        options |= {"metrics-address": config.metrics_host, "metrics-port": config.metrics_port}
+    return options
+
+
+def _encryption(config: ServerConfig, callers: Path | None) -> Options:
+    if config.tls is None:
+        return {}
+    options: Options = {
+        "grpc-use-ssl": _word(True),
+        "grpc-server-cert": config.tls.certificate,
+        "grpc-server-key": config.tls.key,
+    }
+    return options if callers is None else {**options, "grpc-use-ssl-mutual": _word(True), "grpc-root-cert": callers}
+
+
+def _word(value: bool) -> str:
+    return str(value).lower()
+
+
+def arguments(options: Mapping[str, object]) -> list[str]:
+    """Return options as the words of a command line."""
+    return [f"--{name}" if value is None else f"--{name}={value}" for name, value in options.items()]
+
+
+def wheel_arguments(backends: Path, shm_prefix: str) -> list[str]:
+    """Return what only the wheel's server needs: our backends, and names for its shared memory."""
+    settings = {
+        "shm-region-prefix-name": shm_prefix,
+        "shm-default-byte-size": SHM_DEFAULT_BYTES,
+        "shm-growth-byte-size": SHM_GROWTH_BYTES,
+        "stub-timeout-seconds": STUB_TIMEOUT_S,
+    }
+    return [
+        "--allow-gpu-metrics=false",
+        f"--backend-directory={backends}",
+        *(f"--backend-config=python,{name}={value}" for name, value in settings.items()),
+    ]

@@ -1,0 +1,269 @@
+"""The same service in a container: a shell script for docker, or a file for Docker Compose.
+
+In comes what `affserve serve` would be told, out comes text. The server's options are those of config.py, only
+with the container's own paths and addresses. Nothing is run here, and no container engine is needed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from affserve.export.contract import AFFECT, CLIP_ENCODER
+from affserve.export.pins import CUDA_CONFIG_NAME, TENSORRT_CONFIG_NAME, TRITON_CONTAINER_TAG, image
+from affserve.export.repository.check import config_path, served_models
+from affserve.export.repository.templates import read_config
+from affserve.export.server.config import ServerConfig, arguments, serving_options
+from affserve.export.server.installation import BACKENDS, own_backends, requirements
+from affserve.train.errors import RepositoryError, ServerError
+
+NAME = "affserve"
+OWN_IMAGE = f"{NAME}-triton:{TRITON_CONTAINER_TAG}"
+MODELS_PLACE, TLS_PLACE, BACKENDS_PLACE = "/models", "/tls", "/opt/tritonserver/backends"
+GRPC_PORT, HTTP_PORT, METRICS_PORT = 8001, 8000, 8002  # inside the container
+# What NVIDIA's containers ask for at their start; /dev/shm carries tensors to and from the python backend's processes.
+SHM_SIZE = "1g"
+ULIMITS = {"memlock": -1, "stack": 67108864}
+HEALTH = {"interval": "30s", "timeout": "20s", "retries": 3, "start_period": "300s"}
+GRACE_S = 10  # for the server to end after it has drained
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mount:
+    """A file or folder of this machine inside the container, read only."""
+
+    source: Path
+    target: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deployment:
+    """A container in the words that docker and Compose share."""
+
+    image: str
+    dockerfile: str  # empty: the image as it is published
+    command: Sequence[str]
+    ports: Sequence[str]  # HOST:PORT:PORT
+    mounts: Sequence[Mount]
+    health: str  # a shell command that fails when the models do not answer
+    gpus: bool
+    host_ipc: bool  # the container sees this machine's /dev/shm
+    stop_s: int
+    notes: Sequence[str]
+
+
+def docker_script(config: ServerConfig) -> str:
+    """Return a shell script that builds the image, if it has to, and runs the container."""
+    plan = _deployment(config)
+    lines = ["#!/bin/sh", *_comments(plan, "docker logs, docker stop and docker rm take the name affserve."), "set -eu"]
+    if plan.dockerfile:
+        lines += [f"docker build --tag {plan.image} - <<'DOCKERFILE'", plan.dockerfile.rstrip(), "DOCKERFILE"]
+    words = [*_docker_options(plan), plan.image, *(shlex.quote(word) for word in plan.command)]
+    return "\n".join([*lines, " \\\n  ".join(["exec docker run", *words])]) + "\n"
+
+
+def _docker_options(plan: Deployment) -> Iterator[str]:
+    yield f"--detach --name {NAME} --restart unless-stopped --stop-timeout {plan.stop_s}"
+    if plan.gpus:
+        yield "--gpus all"
+    yield "--ipc host" if plan.host_ipc else f"--shm-size {SHM_SIZE}"
+    yield " ".join(f"--ulimit {name}={value}" for name, value in ULIMITS.items())
+    yield "--security-opt no-new-privileges"
+    yield from (f"--publish {shlex.quote(port)}" for port in plan.ports)
+    for mount in plan.mounts:
+        yield f"--mount {shlex.quote(f'type=bind,source={mount.source},target={mount.target},readonly')}"
+    yield " ".join(f"--health-{name.replace('_', '-')} {value}" for name, value in HEALTH.items())
+    yield f"--health-cmd {shlex.quote(plan.health)}"
+
+
+def compose_file(config: ServerConfig) -> str:
+    """Return a compose.yaml. All its strings are written as JSON, which is YAML."""
+    plan = _deployment(config)
+    lines = [*_comments(plan, "docker compose up --detach --wait, docker compose logs, docker compose down."), ""]
+    lines += [f"name: {NAME}", "services:", "  triton:", f"    image: {_word(plan.image)}"]
+    if plan.dockerfile:
+        inline = [f"        {line}" for line in plan.dockerfile.splitlines()]
+        lines += ["    build:", "      dockerfile_inline: |", *inline]
+    lines += ["    restart: unless-stopped", f"    stop_grace_period: {plan.stop_s}s"]
+    lines += ["    ipc: host" if plan.host_ipc else f"    shm_size: {SHM_SIZE}"]
+    lines += ["    ulimits:", *(f"      {name}: {value}" for name, value in ULIMITS.items())]
+    lines += ['    security_opt: ["no-new-privileges:true"]']
+    lines += ["    ports:", *(f"      - {_word(port)}" for port in plan.ports), "    volumes:"]
+    for mount in plan.mounts:
+        lines += ["      - type: bind", f"        source: {_word(str(mount.source))}"]
+        lines += [f"        target: {_word(mount.target)}", "        read_only: true"]
+    lines += ["    command:", *(f"      - {_word(word)}" for word in plan.command)]
+    lines += ["    healthcheck:", f'      test: ["CMD-SHELL", {_word(plan.health)}]']
+    lines += [f"      {name}: {value}" for name, value in HEALTH.items()]
+    if plan.gpus:
+        lines += ["    deploy:", "      resources:", "        reservations:", "          devices:"]
+        lines += ["            - driver: nvidia", "              count: all", "              capabilities: [gpu]"]
+    return "\n".join(lines) + "\n"
+
+
+def _word(text: str) -> str:
+    """Quote a string for Compose, which replaces $NAME in all of them."""
+    return json.dumps(text.replace("$", "$$"))
+
+
+def _comments(plan: Deployment, commands: str) -> list[str]:
+    return [f"# {line}" for line in (*plan.notes, commands)]
+
+
+def _deployment(config: ServerConfig) -> Deployment:
+    _check(config)
+    backends = _needed_backends(config)
+    packages = sorted({_pinned(name) for backend in backends for name in requirements(backend) if name != "numpy"})
+    gpus = _uses_gpu(config)
+    return Deployment(
+        image=OWN_IMAGE if packages else image(),
+        dockerfile=_dockerfile(packages) if packages else "",
+        command=_command(config),
+        ports=_ports(config),
+        mounts=_mounts(config, backends),
+        health=health_command(),
+        gpus=gpus,
+        host_ipc=bool(config.shared_memory),
+        stop_s=round(config.drain_timeout_s) + GRACE_S,
+        notes=tuple(_notes(config, gpus)),
+    )
+
+
+def _check(config: ServerConfig) -> None:
+    if not config.repository.is_dir():
+        raise RepositoryError(
+            f"{config.repository} is not a folder; write a model repository with: affserve export ..."
+        )
+    for model in served_models(config.repository):
+        config_path(config.repository, model.name, config.config_name)
+    if config.threads is not None or config.instances is not None:
+        raise ServerError(
+            "--threads and --instances are for the server on this machine; in a container they stand in the models' "
+            "configurations (instance_group, and the parameter intra_op_thread_count): leave them away"
+        )
+    if 0 in (config.grpc_port, config.http_port, config.metrics_port):
+        raise ServerError("a container needs given ports, not any free one: choose --grpc-port, --http-port, ...")
+
+
+def _needed_backends(config: ServerConfig) -> list[Path]:
+    """Return the backends of ours that the models name and the container has not."""
+    wanted = {
+        read_config(config_path(config.repository, model.name, config.config_name)).backend
+        for model in served_models(config.repository)
+    }
+    return [model for model in own_backends() if model.parent.name in wanted and model.parent.name != "onnxruntime"]
+
+
+def _uses_gpu(config: ServerConfig) -> bool:
+    encoder = read_config(config_path(config.repository, CLIP_ENCODER.name, config.config_name))
+    return all(group.Kind.Name(group.kind) != "KIND_CPU" for group in encoder.instance_group)
+
+
+def _pinned(package: str) -> str:
+    """Return a package with the version that is installed here, which is the one that was tried."""
+    try:
+        return f"{package}=={importlib.metadata.version(package)}"
+    except importlib.metadata.PackageNotFoundError:
+        return package
+
+
+def _dockerfile(packages: Sequence[str]) -> str:
+    # The variable for Pythons that belong to the distribution: in a container there is nobody else to break.
+    return (
+        f"FROM {image()}\nRUN PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --no-cache-dir {' '.join(packages)}\n"
+    )
+
+
+def _command(config: ServerConfig) -> list[str]:
+    inside = dataclasses.replace(
+        config,
+        host="0.0.0.0",  # of the container's own network; who reaches it is decided by the published ports
+        grpc_port=GRPC_PORT,
+        http_port=HTTP_PORT,
+        metrics_port=None if config.metrics_port is None else METRICS_PORT,
+        shared_memory=bool(config.shared_memory),
+    )
+    options = serving_options(inside, Path(MODELS_PLACE), _tls_place("ca.pem", inside))
+    if inside.tls is not None:
+        options |= {"grpc-server-cert": f"{TLS_PLACE}/server.pem", "grpc-server-key": f"{TLS_PLACE}/server.key"}
+        # Unpublished, for the health check inside.
+        options |= {"allow-http": "true", "http-address": "127.0.0.1", "http-port": HTTP_PORT}
+        options["http-restricted-api"] = options["grpc-restricted-protocol"]
+    if inside.metrics_port is not None:
+        options["metrics-address"] = inside.host
+    return ["tritonserver", *arguments(options)]
+
+
+def _tls_place(name: str, config: ServerConfig) -> Path | None:
+    return Path(TLS_PLACE, name) if config.tls is not None and config.tls.client_ca is not None else None
+
+
+def _ports(config: ServerConfig) -> list[str]:
+    host = f"[{config.host}]" if ":" in config.host else config.host
+    ports = [f"{host}:{config.grpc_port}:{GRPC_PORT}"]
+    if config.serves_http:
+        ports.append(f"{host}:{config.http_port}:{HTTP_PORT}")
+    if config.metrics_port is not None:
+        ports.append(f"{config.metrics_host}:{config.metrics_port}:{METRICS_PORT}")
+    return ports
+
+
+def _mounts(config: ServerConfig, backends: Sequence[Path]) -> list[Mount]:
+    # One by one: Triton loads whatever lies in the folder, and that is to be our models alone.
+    mounts = [
+        Mount(source=config.repository.resolve() / model.name, target=f"{MODELS_PLACE}/{model.name}")
+        for model in served_models(config.repository)
+    ]
+    mounts += [
+        Mount(source=backend.parent, target=f"{BACKENDS_PLACE}/{backend.parent.relative_to(BACKENDS)}")
+        for backend in backends
+    ]
+    if (tls := config.tls) is not None:
+        files = {"server.pem": tls.certificate, "server.key": tls.key, "ca.pem": tls.client_ca}
+        mounts += [
+            Mount(source=path.resolve(), target=f"{TLS_PLACE}/{name}")
+            for name, path in files.items()
+            if path is not None
+        ]
+    return mounts
+
+
+def health_command(port: int = HTTP_PORT) -> str:
+    """Return a shell command that has the encoder and the head answer one black frame; it fails when they do not.
+
+    Readiness alone would not do: a Triton whose python process died keeps saying that it is ready. The frame travels as
+    bytes behind the JSON, which Triton calls the binary tensor extension.
+    """
+    frames = AFFECT.inputs[0]
+    shape = [1, *frames.shape[1:]]
+    size = frames.numpy_dtype.itemsize
+    for length in shape:
+        size *= length
+    tensor = {"name": frames.name, "shape": shape, "datatype": frames.datatype}
+    request = json.dumps({"inputs": [{**tensor, "parameters": {"binary_data_size": size}}]}, separators=(",", ":"))
+    return (
+        f"{{ printf %s '{request}'; head -c {size} /dev/zero; }} | curl --fail --silent --show-error --max-time 15 "
+        f"--output /dev/null --data-binary @- --header 'Inference-Header-Content-Length: {len(request)}' "
+        f"http://127.0.0.1:{port}/v2/models/{AFFECT.name}/infer"
+    )
+
+
+def _notes(config: ServerConfig, gpus: bool) -> Iterator[str]:
+    yield f"Serves {config.repository.resolve()} with Triton {TRITON_CONTAINER_TAG}; printed by affserve serve --print."
+    if gpus:
+        yield "Needs an NVIDIA GPU and the NVIDIA Container Toolkit."
+    else:
+        names = f"{TENSORRT_CONFIG_NAME} or {CUDA_CONFIG_NAME}"
+        yield f"On the CPU. For a GPU print it with --config-name {names}."
+    yield f"Ports are published on {config.host}. Docker opens published ports past the machine's own firewall, so"
+    yield "127.0.0.1 stays the choice behind a proxy; another address is given with --host, best with TLS."
+    yield "Docker's health check is a true inference. Docker alone only restarts what has ended: an unhealthy container"
+    yield "is shown as such (docker ps), and restarted by an orchestrator such as Swarm."
+    yield "The key of the restricted interfaces is no secret: no header can have its name."
+    if config.shared_memory:
+        yield "Callers may register shared memory: the container sees all of this machine's /dev/shm."

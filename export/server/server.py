@@ -1,0 +1,288 @@
+"""One tritonserver over a model repository, from checking the repository to removing the last shared memory file.
+
+In comes a ServerConfig, out comes a server that has answered a true request on every model. It does not watch over
+itself: supervisor.py does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+from tritonclient.utils import InferenceServerException
+
+from affserve.export.contract import ModelSpec
+from affserve.export.machine.ports import PortTakenError, listening
+from affserve.export.repository.check import served_models, verify_repository
+from affserve.export.repository.instances import lay_out_models
+from affserve.export.server import triton_log
+from affserve.export.server.config import ServerConfig, arguments, serving_options, wheel_arguments
+from affserve.export.server.guardian import KILL, close_shared_memory, remove_shared_memory, start_guardian
+from affserve.export.server.installation import Installation, find_installation, lay_out_backends, server_environment
+from affserve.export.server.probe import Prober, identify
+from affserve.export.server.security import CallerTls, check_host, supervisor_tls
+from affserve.train.errors import ServerError
+
+__all__ = ["ServerConfig", "TritonServer", "UnpreparedError"]
+
+POLL_S = 0.02
+PORT_ATTEMPTS = 5
+OTHER_SERVER_TIMEOUT_S = 1.0  # to say who it is
+LOG_LIMIT_BYTES = 8 << 20  # then it starts over, and one file of that size before it is kept
+
+
+class UnpreparedError(ServerError):
+    """The machine refused what a server needs before it starts, such as room for its files: it may have it later."""
+
+
+class TritonServer:
+    """A running tritonserver; a context manager that starts and stops it.
+
+    cancelled: set from another thread to give up starting.
+    """
+
+    def __init__(self, config: ServerConfig, *, cancelled: threading.Event | None = None) -> None:
+        self.config = config
+        self.parallelism = config.parallelism
+        self.pid = 0  # of tritonserver
+        self.engine = ""  # such as "Triton 2.51.0, ONNX Runtime 1.31.1 CPU"
+        self.models: tuple[ModelSpec, ...] = ()  # once it has been started
+        self._cancelled = cancelled or threading.Event()
+        self._identity = f"affserve-{secrets.token_hex(8)}"  # its name, and the prefix of its shared memory
+        self._guardian: subprocess.Popen[bytes] | None = None
+        self._folder: Path | None = None
+        self._tls: CallerTls | None = None
+        self._log_start = 0  # bytes of the log that earlier servers have written
+        self._log_read = 0  # bytes of it that new_log has returned
+
+    def __enter__(self) -> TritonServer:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def grpc_url(self) -> str:
+        """Host and port of gRPC."""
+        return f"{self.config.host}:{self.config.grpc_port}"
+
+    @property
+    def http_url(self) -> str:
+        """Host and port of HTTP."""
+        return f"{self.config.host}:{self.config.http_port}"
+
+    def addresses(self) -> list[str]:
+        """Return where the server listens, such as ["grpc://127.0.0.1:8001", "http://127.0.0.1:8000"]."""
+        config = self.config
+        plain = config.tls is None
+        metrics = f"http://{config.metrics_host}:{config.metrics_port}/metrics"
+        return [
+            f"{'grpc' if plain else 'grpcs'}://{self.grpc_url}",
+            *([f"http://{self.http_url}"] if config.serves_http else []),
+            *([metrics] if config.metrics_port is not None else []),
+        ]
+
+    @property
+    def exit_code(self) -> int | None:
+        """None while tritonserver runs; 128 + n when signal n ended it."""
+        return self._guardian.poll() if self._guardian is not None else None
+
+    def start(self) -> None:
+        """Return when every model has answered a request; RepositoryError or ServerError when that cannot be."""
+        try:
+            self._start()
+        except OSError as error:
+            raise UnpreparedError(
+                f"tritonserver for {self.config.repository} cannot be prepared: {error}. Where a folder for temporary "
+                "files is full, make room in it or choose another with TMPDIR"
+            ) from error
+
+    def _start(self) -> None:
+        verify_repository(self.config.repository, self.config.config_name)
+        self.models = served_models(self.config.repository)
+        installation = find_installation()
+        check_host(installation.version, self.config.host, accepted=self.config.accept_known_holes)
+        requested = self.config
+        for attempts_left in reversed(range(PORT_ATTEMPTS)):
+            self.config = self._with_ports(requested)
+            try:
+                return self._start_on_ports(installation)
+            except PortTakenError:
+                if self.config == requested or not attempts_left:
+                    raise
+        return None
+
+    @staticmethod
+    def _with_ports(requested: ServerConfig) -> ServerConfig:
+        try:
+            return requested.with_ports()
+        except PortTakenError as error:
+            found = identify(f"{requested.host}:{requested.grpc_port}", OTHER_SERVER_TIMEOUT_S)
+            if found is None:
+                raise
+            raise PortTakenError(f"{error}. What listens there is {found}: affserve status shows it") from error
+
+    def _start_on_ports(self, installation: Installation) -> None:
+        with contextlib.ExitStack() as undo:
+            undo.callback(self.kill)
+            self._folder = folder = Path(tempfile.mkdtemp(prefix=f"{self._identity}-"))
+            environment = server_environment(installation, folder)
+            environment["AFFSERVE_THREADS"] = str(self.parallelism.threads)
+            command = self._command(installation, folder)
+            self._log_start = self._log.stat().st_size if self._log.exists() else 0
+            self._guardian, self.pid = start_guardian(
+                command,
+                environment=environment,
+                log=self._log,
+                log_limit_bytes=LOG_LIMIT_BYTES,
+                folder=folder,
+                shm_prefix=self._identity,
+                models=len(self.models),
+                drain_timeout_s=self.config.drain_timeout_s,
+            )
+            self._wait_until_ready()
+            undo.pop_all()
+
+    def _command(self, installation: Installation, folder: Path) -> list[str]:
+        config = self.config
+        models = lay_out_models(config.repository, config.config_name, self.parallelism.instances, folder)
+        callers = config.tls.trusted_callers(folder) if config.tls is not None else None
+        options = serving_options(config, models, callers)
+        command = [str(installation.binary), f"--id={self._identity}", *arguments(options)]
+        backends = lay_out_backends(installation, folder)
+        return command if backends is None else command + wheel_arguments(backends, self._identity)
+
+    def _wait_until_ready(self) -> None:
+        deadline = time.monotonic() + self.config.startup_timeout_s
+        self._wait_for_port(self.config.host, self.config.grpc_port, deadline)
+        self._tls = self._caller_tls()
+        with self.prober() as prober:
+            while True:
+                self._check_start(deadline)
+                try:
+                    version = self._first_answers(prober, deadline - time.monotonic())
+                    close_shared_memory(self._identity)
+                    break
+                except InferenceServerException as error:
+                    if "StatusCode.UNAVAILABLE" not in str(error.status()):
+                        raise ServerError(
+                            self._failure(f"answered its first request with: {error.message()}")
+                        ) from error
+                time.sleep(POLL_S)
+        # Triton opens the other ports a moment after that of gRPC.
+        if self.config.serves_http:
+            self._wait_for_port(self.config.host, self.config.http_port, deadline)
+        if self.config.metrics_port is not None:
+            self._wait_for_port(self.config.metrics_host, self.config.metrics_port, deadline)
+        self.engine = ", ".join([f"Triton {version}", *triton_log.engines(self.log())])
+        self.new_log()  # what it told while it started is no news
+
+    def _wait_for_port(self, host: str, port: int, deadline: float) -> None:
+        while not listening(host, port):
+            self._check_start(deadline)
+            time.sleep(POLL_S)
+
+    def _caller_tls(self) -> CallerTls | None:
+        config = self.config
+        return None if config.tls is None else supervisor_tls(config.tls, config.host, config.grpc_port)
+
+    def prober(self) -> Prober:
+        """Return a caller of this server; it is to be used as a context manager."""
+        return Prober(self.grpc_url, tls=self._tls)
+
+    def _first_answers(self, prober: Prober, timeout_s: float) -> str:
+        name, version = prober.identity(timeout_s)
+        if name != self._identity:
+            raise PortTakenError(
+                f"port {self.config.grpc_port} was taken by another server ({name}) while ours started"
+            )
+        prober.infer_all(timeout_s, self.models)
+        return version
+
+    def _check_start(self, deadline: float) -> None:
+        if self._cancelled.is_set():
+            raise ServerError("the server was stopped while it was starting")
+        log = self.log()
+        # A server that cannot load its models takes seconds to unload the others; there is nothing to wait for.
+        if self.exit_code is not None or triton_log.gave_up(log):
+            if triton_log.port_was_taken(log):
+                raise PortTakenError(self._failure("could not listen"))
+            raise ServerError(self._failure("could not be started"))
+        if time.monotonic() > deadline:
+            waited = f"{self.config.startup_timeout_s:g} s"
+            raise ServerError(self._failure(f"was not ready within {waited}; allow it longer or see its log"))
+
+    def _failure(self, what: str) -> str:
+        advice = triton_log.advice(self.log())
+        return f"tritonserver for {self.config.repository} {what}: {advice}. Its log says:\n{self.log_tail()}"
+
+    def healthy(self, timeout_s: float = 10.0) -> bool:
+        """Say whether every model answers a true request within the time."""
+        with self.prober() as prober:
+            try:
+                prober.infer_all(timeout_s, self.models)
+                return prober.says_ready(timeout_s)
+            except InferenceServerException:
+                return False
+
+    def stop(self) -> None:
+        """Let requests in flight finish, end the server and remove all it made; harmless when not started."""
+        self._end(b"" if self.config.drain_timeout_s else KILL)
+
+    def kill(self) -> None:
+        """Stop without waiting for requests in flight."""
+        self._end(KILL)
+
+    def _end(self, last_word: bytes) -> None:
+        if (guardian := self._guardian) is not None and guardian.stdin is not None and guardian.stdout is not None:
+            with contextlib.suppress(BrokenPipeError):
+                guardian.stdin.write(last_word)
+                guardian.stdin.close()
+            try:
+                guardian.wait(self.config.drain_timeout_s + 10)
+            except subprocess.TimeoutExpired:
+                guardian.kill()  # the server dies with it
+                guardian.wait()
+            guardian.stdout.close()
+            if guardian.returncode < 0 and self.pid:
+                # It was killed: the server has died with it, but nobody has ended the server's Python processes.
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(self.pid, signal.SIGKILL)
+        remove_shared_memory(self._identity)
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+        self._guardian, self._folder, self.pid = None, None, 0
+
+    @property
+    def _log(self) -> Path:
+        return self.config.log or (self._folder or Path()) / "triton.log"
+
+    def log(self) -> str:
+        """Return what the server has written since its start, or since its log started over; empty when stopped."""
+        return self._log_from(self._log_start)[0]
+
+    def new_log(self) -> str:
+        """Return what the server has written since this was asked last, or since it was ready."""
+        text, self._log_read = self._log_from(self._log_read)
+        return text
+
+    def _log_from(self, offset: int) -> tuple[str, int]:
+        if self._folder is None or not self._log.exists():
+            return "", 0
+        with self._log.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(offset if size >= offset else 0)
+            return file.read().decode(errors="replace"), file.tell()
+
+    def log_tail(self) -> str:
+        """Return the lines of the log that tell what went wrong."""
+        return triton_log.tail(self.log())

@@ -1,0 +1,276 @@
+"""Keeps a tritonserver answering: restarts it on the same ports when it, or a Python process behind a model, died.
+
+Three watches: the server process and its children (every 0.25 s, read from /proc), and a true inference whenever nobody
+else had an answer for a while, because a dead or stuck model does not show anywhere else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+
+from tritonclient.utils import InferenceServerException
+
+from affserve.export.contract import CLIP_ENCODER, JPEG_DECODER, TEMPORAL_HEAD, ModelSpec
+from affserve.export.server import triton_log
+from affserve.export.server.config import ServerConfig
+from affserve.export.server.events import Event, print_event
+from affserve.export.server.probe import Prober
+from affserve.export.server.server import TritonServer, UnpreparedError
+from affserve.train.errors import AffserveError, ServerError
+
+WATCH_PERIOD_S = 0.25
+PROBE_PERIOD_S = 5.0
+PROBE_TIMEOUT_S = 5.0
+STUCK_AFTER_S = 120.0  # without one answer while asked; a full batch on two cores takes half a minute
+PROBED = (CLIP_ENCODER, TEMPORAL_HEAD, JPEG_DECODER)  # where they are served; ensembles have no process of their own
+MAX_FAILURES = 5  # within FAILURE_PERIOD_S; then a restart is no cure
+FAILURE_PERIOD_S = 60.0
+FIRST_DELAY_S = 0.5  # before the second restart in a row; doubles from there
+ROOM_PERIOD_S = 1.0  # between restarts that a full disk, or the like, prevents
+ROOM_TIMEOUT_S = 600.0  # then it is not worth waiting for any longer
+
+
+class SupervisedServer:
+    """A tritonserver that comes back; a context manager that starts and stops it.
+
+    Its addresses stay the same for as long as it runs, restarts included.
+    """
+
+    def __init__(self, config: ServerConfig, *, on_event: Callable[[Event], None] = print_event) -> None:
+        self._config = config
+        self._on_event = on_event
+        self._stopping = threading.Event()
+        self._ended = threading.Event()  # stopped, or given up
+        self._failure: ServerError | None = None
+        self._failures: deque[float] = deque()  # times, s, of the last failures
+        self._server = TritonServer(config, cancelled=self._stopping)
+        self._children: dict[int, str] = {}
+        self._probed: tuple[ModelSpec, ...] = ()
+        self._answered: dict[str, int] = {}  # requests, by model, at the last probe
+        self._last_answer_s: dict[str, float] = {}  # when each model was last known to answer
+        self._watcher = threading.Thread(target=self._watch, name="affserve-supervisor", daemon=True)
+
+    def __enter__(self) -> SupervisedServer:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def grpc_url(self) -> str:
+        """Host and port of gRPC."""
+        return self._server.grpc_url
+
+    @property
+    def http_url(self) -> str:
+        """Host and port of HTTP."""
+        return self._server.http_url
+
+    @property
+    def pid(self) -> int:
+        """Process id of the tritonserver that runs now; 0 while there is none."""
+        return self._server.pid
+
+    @property
+    def engine(self) -> str:
+        """What computes, such as "Triton 2.51.0, ONNX Runtime 1.31.1 CPU"."""
+        return self._server.engine
+
+    def describe(self) -> str:
+        """Return one line that says what is served, where, and by what."""
+        server = self._server
+        return (
+            f"serving {self._config.repository} on {' '.join(server.addresses())}: {server.engine}, "
+            f"{server.parallelism}, models {' '.join(sorted(model.name for model in server.models))}"
+        )
+
+    def start(self) -> None:
+        """Return when every model has answered a request; RepositoryError or ServerError when that cannot be."""
+        self._server.start()
+        self._config = self._server.config  # from here on with these ports
+        self._mark_ready()
+        self._watcher.start()
+
+    def wait(self) -> None:
+        """Block until the server is stopped; ServerError when it could not be kept alive."""
+        self._ended.wait()
+        if self._failure is not None:
+            raise self._failure
+
+    def stop(self) -> None:
+        """Let requests in flight finish, then end the server and remove all it has made."""
+        self._stopping.set()
+        if self._watcher.is_alive():
+            self._watcher.join()
+        self._server.stop()
+        self._ended.set()
+
+    def _mark_ready(self) -> None:
+        self._children = children_of(self._server.pid)
+        self._probed = tuple(model for model in PROBED if model in self._server.models)
+        self._answered = {}
+        self._last_answer_s = {model.name: time.monotonic() for model in self._probed}
+
+    def _watch(self) -> None:
+        """Watch until stopped. However watching ends, somebody learns of it: nobody else would see a dead server."""
+        try:
+            self._watch_until_stopped()
+        except Exception as error:  # noqa: BLE001 - see above
+            self._give_up(f"watching tritonserver failed: {error!r}")
+
+    def _watch_until_stopped(self) -> None:
+        next_probe_s = time.monotonic() + PROBE_PERIOD_S
+        while not self._stopping.wait(WATCH_PERIOD_S):
+            reason = None
+            with contextlib.suppress(OSError):  # no file left to look with: it looks again
+                reason = self._dead_process()
+                if reason is None and time.monotonic() >= next_probe_s:
+                    next_probe_s = time.monotonic() + PROBE_PERIOD_S
+                    reason = self._probe()
+                    self._tell_errors()
+            if reason is not None and not self._restart(reason):
+                return
+
+    def _dead_process(self) -> str | None:
+        if (code := self._server.exit_code) is not None:
+            return f"tritonserver ended with exit code {code}"
+        dead = [pid for pid, started in self._children.items() if not is_running(pid, started)]
+        return f"the process behind a model died (pid {dead[0]})" if dead else None
+
+    def _probe(self) -> str | None:
+        """Return what is wrong with the answers; being slow is not, as long as some come."""
+        try:
+            with self._server.prober() as prober:
+                for model in self._probed:
+                    self._probe_model(prober, model)
+                self._answered = {one.name: one.succeeded for one in prober.statistics(PROBE_TIMEOUT_S)}
+        except InferenceServerException as error:
+            if "DEADLINE_EXCEEDED" not in str(error.status()):
+                return f"a request failed: {error.message()}"
+            silent_s = time.monotonic() - min(self._last_answer_s.values())
+            if silent_s > STUCK_AFTER_S:
+                return f"a model has answered nothing for {silent_s:.0f} s"
+        return None
+
+    def _probe_model(self, prober: Prober, model: ModelSpec) -> None:
+        """Ask the model, unless it has answered somebody else: a probe would only wait in the same queue."""
+        answered = {one.name: one.succeeded for one in prober.statistics(PROBE_TIMEOUT_S)}
+        if answered.get(model.name, 0) == self._answered.get(model.name, 0):
+            prober.infer(model, PROBE_TIMEOUT_S)
+        self._last_answer_s[model.name] = time.monotonic()
+
+    def _tell_errors(self) -> None:
+        """Tell of what the server has logged as errors since the last time, such as requests it had to refuse.
+
+        Its statistics will not do: to 2.51 a request that a python model refused is one that was answered.
+        """
+        if errors := triton_log.errors(self._server.new_log()):
+            self._tell({"event": "errors", "count": len(errors), "last": errors[-1], "url": self.grpc_url})
+
+    def _tell(self, event: Event) -> None:
+        """Report an event; what reporting raises must not end watching."""
+        try:
+            self._on_event(event)
+        except Exception as error:  # noqa: BLE001 - the owner's function may raise anything
+            print_event({"event": "report failed", "reason": repr(error), "of": event["event"]})
+
+    def _restart(self, reason: str) -> bool:
+        """Start a new server on the old ports, trying again after growing pauses; False when stopped or given up."""
+        began_s = time.monotonic()
+        while not self._stopping.is_set():
+            tail = self._log_tail()
+            self._server.kill()
+            failures = self._count_failure()
+            if failures >= MAX_FAILURES:
+                log = f"; its log says:\n{tail}" if tail else ""
+                often = f"tritonserver failed {MAX_FAILURES} times within {FAILURE_PERIOD_S:g} s"
+                self._give_up(f"{often} and was not started again; the last time because {reason}{log}")
+                return False
+            self._tell({"event": "restarting", "reason": reason, "failures": failures, "url": self.grpc_url})
+            if self._stopping.wait(pause_s(failures)):
+                return False
+            self._server = TritonServer(self._config, cancelled=self._stopping)
+            try:
+                self._start_when_there_is_room()
+            except UnpreparedError as error:
+                self._give_up(str(error))
+                return False
+            except AffserveError as error:
+                reason = str(error)
+                continue
+            self._mark_ready()
+            self._tell({"event": "ready", "recovery_s": round(time.monotonic() - began_s, 2), "url": self.grpc_url})
+            return True
+        return False
+
+    def _log_tail(self) -> str:
+        try:
+            return self._server.log_tail()
+        except OSError:  # it is only for the message
+            return ""
+
+    def _start_when_there_is_room(self) -> None:
+        """Start the server; while the machine refuses what it needs first, such as room in a full folder, try again.
+
+        That is no failure of the server, and is not counted as one. UnpreparedError when it lasts too long.
+        """
+        deadline = time.monotonic() + ROOM_TIMEOUT_S
+        told = False
+        while True:
+            try:
+                return self._server.start()
+            except UnpreparedError as error:
+                if time.monotonic() > deadline:
+                    raise
+                if not told:
+                    self._tell({"event": "waiting", "reason": str(error), "url": self.grpc_url})
+                    told = True
+            if self._stopping.wait(ROOM_PERIOD_S):
+                raise ServerError("the server was stopped while it waited for room")
+
+    def _count_failure(self) -> int:
+        now_s = time.monotonic()
+        self._failures.append(now_s)
+        while now_s - self._failures[0] > FAILURE_PERIOD_S:
+            self._failures.popleft()
+        return len(self._failures)
+
+    def _give_up(self, reason: str) -> None:
+        self._failure = ServerError(reason)
+        self._tell({"event": "gave up", "reason": reason, "url": self.grpc_url})
+        self._ended.set()
+
+
+def pause_s(failures: int) -> float:
+    """Return how long to wait before a restart: not at all the first time, then twice as long each time."""
+    return FIRST_DELAY_S * 2 ** (failures - 2) if failures > 1 else 0.0
+
+
+def children_of(pid: int) -> dict[int, str]:
+    """Return the child processes of `pid` and when each was started (in the kernel's ticks)."""
+    children = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal() and (status := _status(int(entry.name))) is not None and status[1] == str(pid):
+            children[int(entry.name)] = status[19]
+    return children
+
+
+def is_running(pid: int, started: str) -> bool:
+    """Say whether `pid` is still the process that was started then; a zombie is not running."""
+    status = _status(pid)
+    return status is not None and status[0] not in ("Z", "X") and status[19] == started
+
+
+def _status(pid: int) -> list[str] | None:
+    """Return the fields of /proc/<pid>/stat from the state (field 3) on: state, parent, ..., start time at index 19."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return text.rpartition(")")[2].split()  # the name before it may hold spaces and parentheses

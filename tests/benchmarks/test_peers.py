@@ -1,0 +1,166 @@
+"""The peers: each really runs, each answers what our server answers, and each is used at its best."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import blurred_noise
+
+from affserve.benchmarks.measuring.random_models import Checkpoints
+from affserve.benchmarks.measuring.samples import largest_difference
+from affserve.benchmarks.peers.answers import compare_answers
+from affserve.benchmarks.peers.comparison import PeerOptions, _Best
+from affserve.benchmarks.peers.environment import SITE, PeerSettings, peer_server
+from affserve.benchmarks.peers.systems import System, naive_service, plain_script
+from affserve.benchmarks.serving.windows_cost import CountingEncoder, our_way, paper_way, times_fewer
+from affserve.client.client import AffectClient
+from affserve.export.machine.ports import listening
+from affserve.export.precision.tolerances import Precision
+from affserve.train.errors import ServerError
+from affserve.train.windows import Outputs
+
+PROJECT = Path(__file__).parents[2]
+FRAMES = 48
+
+
+@pytest.fixture(scope="module")
+def settings(checkpoints: tuple[Path, Path]) -> PeerSettings:
+    encoder, head = checkpoints
+    found = Checkpoints(encoder=encoder, head=head, weights="random")
+    return PeerSettings(checkpoints=found, threads=1, site=PROJECT / SITE)
+
+
+@pytest.fixture(scope="module")
+def served(client: AffectClient) -> Outputs:
+    return client.predict(client.encode(blurred_noise(FRAMES)))
+
+
+def test_the_plain_script_answers_as_our_server(settings: PeerSettings, served: Outputs) -> None:
+    with plain_script(settings) as script:
+        answer = script.answer(blurred_noise(FRAMES), 1)
+    told = compare_answers(answer, served, Precision.FP32)
+    assert told["equal"], told
+
+
+def test_the_naive_service_answers_as_our_server(settings: PeerSettings, served: Outputs) -> None:
+    if not (PROJECT / SITE / "fastapi").is_dir():
+        pytest.skip("the peers are not installed: affserve bench peers does that once")
+    with naive_service(settings, 1) as service:
+        answers = [service.answer(blurred_noise(FRAMES), in_flight) for in_flight in (1, 2)]
+    for answer in answers:
+        told = compare_answers(answer, served, Precision.FP32)
+        assert told["equal"], told
+
+
+def test_a_peer_that_does_not_start_shows_its_log(settings: PeerSettings) -> None:
+    with pytest.raises(ServerError, match=r"No module named affserve\.benchmarks\.nobody"):
+        peer_server("affserve.benchmarks.nobody", settings, []).__enter__()
+
+
+def test_a_peer_ends_with_a_benchmark_that_is_killed(settings: PeerSettings) -> None:
+    if not (PROJECT / SITE / "fastapi").is_dir():
+        pytest.skip("the peers are not installed: affserve bench peers does that once")
+    code = "import sys, time; from test_peers import hold; hold(*sys.argv[1:])"
+    paths = [str(settings.checkpoints.encoder), str(settings.checkpoints.head)]
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code, *paths], stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1]
+    )
+    with holder:
+        assert holder.stdout is not None
+        port = int(holder.stdout.readline())
+        assert listening("127.0.0.1", port)
+        holder.kill()
+    deadline = time.monotonic() + 120
+    while listening("127.0.0.1", port) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not listening("127.0.0.1", port)
+
+
+def hold(encoder: str, head: str) -> None:
+    """Run the naive service until somebody kills this process."""
+    found = Checkpoints(encoder=Path(encoder), head=Path(head), weights="random")
+    settings = PeerSettings(checkpoints=found, threads=1, site=PROJECT / SITE)
+    with peer_server("affserve.benchmarks.peers.naive", settings, [1]) as port:
+        print(port, flush=True)
+        time.sleep(600)
+
+
+def outputs(shift: float) -> Outputs:
+    values = np.sin(np.arange(600, dtype=np.float32) / 40).reshape(300, 2)
+    return {"valence_arousal": values + np.float32(shift)}
+
+
+@pytest.mark.parametrize(
+    ("precision", "shift", "equal"),
+    [
+        (Precision.FP32, 5e-5, True),
+        (Precision.FP32, 5e-4, False),
+        (Precision.INT8, 0.05, True),
+        (Precision.INT8, 0.3, False),
+    ],
+    ids=["fp32-rounding", "fp32-wrong", "int8-rounding", "int8-wrong"],
+)
+def test_answers_are_equal_within_the_tolerance_of_their_precision(
+    precision: Precision, shift: float, equal: bool
+) -> None:
+    assert compare_answers(outputs(0), outputs(shift), precision)["equal"] is equal
+
+
+def test_an_answer_without_a_task_is_not_equal() -> None:
+    assert not compare_answers(outputs(0), {}, Precision.INT8)["equal"]
+
+
+class Clock:
+    """A clock that goes on when it is told to."""
+
+    now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@contextmanager
+def candidate(settings: str, answer_s: float, running: list[str], clock: Clock) -> Iterator[System]:
+    def answer(_frames: object, in_flight: int) -> Outputs:
+        clock.now_s += answer_s / in_flight
+        return {}
+
+    running.append(settings)
+    yield System(name="peer", settings=settings, answer=answer)
+    running.remove(settings)
+
+
+def test_each_system_is_compared_at_the_fastest_of_its_settings() -> None:
+    running: list[str] = []
+    clock = Clock()
+    tried = [candidate(name, answer_s, running, clock) for name, answer_s in (("slow", 8), ("fast", 2), ("slower", 12))]
+    with _Best("peer", tried, np.empty((32, 224, 224, 3), np.uint8), lambda _: None, clock=clock) as chosen:
+        assert (chosen.system.settings, chosen.in_flight) == ("fast", 4)
+        assert running == ["fast"]
+        assert len(chosen.trials) == 9
+    assert running == []
+
+
+def test_the_papers_way_encodes_more_and_predicts_the_same(client: AffectClient) -> None:
+    frames, window, stride = blurred_noise(70), 30, 20
+    ours, theirs = CountingEncoder(client), CountingEncoder(client)
+    once = our_way(frames, ours, client.predict, window, stride)
+    overlapping = paper_way(frames, theirs, client.predict, window, stride)
+    assert largest_difference(once, overlapping) <= 1e-4
+    assert (ours.frames, theirs.frames) == (70, 30 + 30 + 30 + 10)
+
+
+def test_the_papers_way_costs_one_and_a_half_times_on_long_videos() -> None:
+    assert times_fewer([300, 1_000_000], 300, 200) == {"300": 1.3333, "1000000": pytest.approx(1.5, abs=1e-3)}
+
+
+def test_a_job_is_one_window_at_most() -> None:
+    with pytest.raises(ServerError, match="frames is 301"):
+        PeerOptions(frames=301)

@@ -1,0 +1,163 @@
+"""The asyncio client says what the blocking one says, without holding up its event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Coroutine
+from pathlib import Path
+from typing import Any, TypeVar
+
+import cv2
+import numpy as np
+import pytest
+from conftest import blurred_noise
+from numpy.typing import NDArray
+
+from affserve.client.async_client import AsyncAffectClient
+from affserve.client.client import AffectClient
+from affserve.client.faces.cropper import WholeImageCropper
+from affserve.client.wire.shared_memory import SHARED_MEMORY
+from affserve.export.server.config import ServerConfig
+from affserve.export.server.supervisor import SupervisedServer
+from affserve.train.errors import InferenceError, ServerError
+
+T = TypeVar("T")
+
+
+@pytest.fixture(scope="module")
+def frames() -> NDArray[np.uint8]:
+    return blurred_noise(70)
+
+
+def run(call: Coroutine[Any, Any, T]) -> T:
+    return asyncio.run(call)
+
+
+@pytest.mark.parametrize("transport", ["shm", "raw", "jpeg"])
+def test_answers_are_those_of_the_blocking_client(server_url: str, frames: NDArray[np.uint8], transport: str) -> None:
+    async def ask() -> tuple[Any, ...]:
+        async with AsyncAffectClient(server_url, transport=transport) as client:
+            assert client.transport == transport
+            features = await client.encode(frames)
+            return (
+                features,
+                await client.predict(features),
+                await client.affect(frames[:32]),
+                await client.analyze(frames),
+                await client.describe(),
+                await client.engine(),
+            )
+
+    features, predicted, affected, analyzed, described, engine = run(ask())
+
+    with AffectClient(server_url, transport=transport) as client:
+        np.testing.assert_array_equal(features, client.encode(frames))
+        for found, expected in (
+            (predicted, client.predict(features)),
+            (affected, client.affect(frames[:32])),
+            (analyzed, client.analyze(frames)),
+        ):
+            assert found.keys() == expected.keys()
+            for task, values in expected.items():
+                np.testing.assert_array_equal(found[task], values)
+        assert (described, engine) == (client.describe(), client.engine())
+
+
+def test_a_stream_holds_two_chunks_and_keeps_order(server_url: str, frames: NDArray[np.uint8]) -> None:
+    taken: list[int] = []
+
+    async def chunks() -> AsyncIterator[NDArray[np.uint8]]:
+        for k, size in enumerate((3, 0, 40, 4, 2)):
+            taken.append(k)
+            yield frames[k : k + size]
+
+    async def ask() -> list[int]:
+        async with AsyncAffectClient(server_url) as client:
+            stream = client.encode_stream(chunks())
+            first = await anext(stream)
+            assert taken == [0, 1]
+            return [len(first), *[len(features) async for features in stream]]
+
+    assert run(ask()) == [3, 0, 40, 4, 2]
+
+
+def test_the_loop_goes_on_while_many_wait(server_url: str, frames: NDArray[np.uint8]) -> None:
+    async def ask() -> tuple[list[NDArray[np.float32]], int]:
+        turns = 0
+
+        async def turn() -> None:
+            nonlocal turns
+            while True:
+                await asyncio.sleep(0)
+                turns += 1
+
+        async with AsyncAffectClient(server_url, transport="jpeg") as client:
+            turning = asyncio.create_task(turn())
+            found = await asyncio.gather(*(client.encode(frames[k : k + 32]) for k in range(4)))
+            turning.cancel()
+        return found, turns
+
+    found, turns = run(ask())
+    assert [len(features) for features in found] == [32] * 4
+    assert turns > 200  # calls that held up the loop would leave it a few turns between them
+
+
+def test_cancelling_gives_up_the_call_and_leaves_nothing(server_url: str, frames: NDArray[np.uint8]) -> None:
+    async def ask() -> None:
+        async with AsyncAffectClient(server_url) as client:
+            assert client.transport == "shm"
+            task = asyncio.create_task(client.encode(np.concatenate([frames] * 10)))
+            await asyncio.sleep(0.1)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert (await client.encode(frames[:1])).shape == (1, 512)
+
+    run(ask())
+    assert not list(SHARED_MEMORY.glob("affserve-client-*"))
+
+
+def test_errors_are_the_same(server_url: str) -> None:
+    async def ask() -> None:
+        with pytest.raises(ServerError, match="no server at"):
+            async with AsyncAffectClient("127.0.0.1:1"):
+                pass
+        async with AsyncAffectClient(server_url) as client:
+            with pytest.raises(InferenceError, match="expects features"):
+                await client.predict(np.zeros((32, 768), np.float32))
+            with pytest.raises(InferenceError, match="not numbers"):
+                await client.predict(np.full((32, 512), np.nan, np.float32))
+
+    run(ask())
+
+
+def test_a_path_is_analysed_into_rows(server_url: str, frames: NDArray[np.uint8], tmp_path: Path) -> None:
+    for number, frame in enumerate(frames[:5]):
+        cv2.imwrite(str(tmp_path / f"{number:05}.png"), cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
+
+    async def ask() -> list[int]:
+        async with AsyncAffectClient(server_url) as client:
+            return [int(k) async for rows in client.analyze(tmp_path, WholeImageCropper()) for k in rows.frame]
+
+    assert run(ask()) == [0, 1, 2, 3, 4]
+
+
+def test_a_killed_server_costs_time_and_no_frame(repository: Path) -> None:
+    frames = blurred_noise(96)
+    config = ServerConfig(repository=repository, drain_timeout_s=0)
+
+    async def ask(server: SupervisedServer) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        async with AsyncAffectClient(server.grpc_url) as client:
+            expected = await client.encode(frames)
+            found = []
+            async for features in client.encode_stream(frames[k : k + 32] for k in range(0, 96, 32)):
+                if not found:
+                    os.kill(server.pid, signal.SIGKILL)
+                found.append(features)
+        return expected, np.concatenate(found)
+
+    with SupervisedServer(config, on_event=lambda _: None) as server:
+        expected, found = run(ask(server))
+    np.testing.assert_array_equal(found, expected)

@@ -1,0 +1,527 @@
+"""The TensorRT builder on a machine without TensorRT: its names in the real bindings, its logic run for real, its
+graphs in TensorRT's own support table. What only a GPU can show the builder itself checks, each time it builds.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import tensorrt_stubs
+import torch
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+from tensorrt_operators import tensor_types, unsupported
+
+from affserve.export.contract import CLIP_ENCODER, FEATURES, FRAMES, TEMPORAL_HEAD
+from affserve.export.engine import building
+from affserve.export.engine.building import write_plan
+from affserve.export.engine.parity import compare_with_graph
+from affserve.export.engine.plans import PlanRecord, read_record, record_file
+from affserve.export.engine.profile import ENCODER_PROFILE, HEAD_PROFILE, EngineOptions, Profile, Runner
+from affserve.export.graphs.head import HeadGraph
+from affserve.export.graphs.onnx_file import export_encoder, export_head
+from affserve.export.machine.gpus import Gpu, installed_tensorrt
+from affserve.export.pins import TENSORRT_REQUIREMENT, TENSORRT_VERSION, TRITON_CONTAINER_TAG
+from affserve.export.precision.half import ISLANDS, WIDER_ISLANDS, to_half
+from affserve.train.errors import ExportError
+from affserve.train.models.encoder import DEMO_ARCHITECTURE, create_encoder
+from affserve.train.models.temporal_head import TemporalHead, demo_head_config
+
+EXPORT = Path(building.__file__).parent
+BUILDER_FILES = [path for path in EXPORT.glob("*.py") if "import tensorrt as trt" in path.read_text()]
+RTX_3090 = Gpu(
+    index=0,
+    name="NVIDIA GeForce RTX 3090",
+    compute_capability="8.6",
+    memory_bytes=24 << 30,
+    driver="580.95.05",
+    uuid="GPU-0",
+)
+TENSORRT_CLASSES = {
+    "Builder",
+    "EngineInspector",
+    "IBuilderConfig",
+    "ICudaEngine",
+    "IExecutionContext",
+    "ILogger",
+    "INetworkDefinition",
+    "IOptimizationProfile",
+    "IProgressMonitor",
+    "ITensor",
+    "ITimingCache",
+    "OnnxParser",
+    "ParserError",
+    "Runtime",
+}
+
+CHECK_SOURCES = """
+import json, tensorrt_bindings
+from tensorrt_usage import check_source
+usages = [check_source(open(path).read(), tensorrt_bindings, path) for path in sys.argv[1:]]
+checked, problems = [c for u in usages for c in u.checked], [p for u in usages for p in u.problems]
+print(json.dumps({"checked": checked, "problems": problems}))
+"""
+
+
+@pytest.fixture(scope="module")
+def stubs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if reason := tensorrt_stubs.why_not():
+        pytest.skip(reason)
+    return tensorrt_stubs.compile_stubs(tmp_path_factory.mktemp("tensorrt"))
+
+
+@pytest.fixture(scope="module")
+def graphs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The two graphs of small untrained models."""
+    folder = tmp_path_factory.mktemp("graphs")
+    torch.manual_seed(0)
+    export_encoder(create_encoder(DEMO_ARCHITECTURE), folder / "encoder.onnx")
+    export_head(HeadGraph([TemporalHead(demo_head_config())]), folder / "head.onnx")
+    return {CLIP_ENCODER.name: folder / "encoder.onnx", TEMPORAL_HEAD.name: folder / "head.onnx"}
+
+
+def check_usage(stubs: Path, *paths: Path) -> dict[str, list[str]]:
+    answer: dict[str, list[str]] = json.loads(tensorrt_stubs.run_over_stubs(stubs, CHECK_SOURCES, *map(str, paths)))
+    return answer
+
+
+# --- names, arguments and enum members, in the bindings of the pinned TensorRT ---
+
+
+def test_every_use_of_tensorrt_is_in_its_bindings(stubs: Path) -> None:
+    found = check_usage(stubs, *BUILDER_FILES)
+    assert found["problems"] == []
+    assert {"engine_builder.py", "engine_check.py"} <= {path.name for path in BUILDER_FILES}
+    # Types were followed through the whole builder, not only to its first line.
+    assert {use.partition(".")[0] for use in found["checked"]} >= TENSORRT_CLASSES
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ("config.set_flag(trt.BuilderFlag.FP16)", "BuilderFlag.FP16"),
+        ("config.int8_calibrator = None", "IBuilderConfig.int8_calibrator ="),
+        ("config.num_optimization_profiles = 1", "IBuilderConfig.num_optimization_profiles ="),
+        ("builder.build_engine(network, config)", "Builder.build_engine"),
+        ("config.set_timing_cache(cache, ignore=False)", "config.set_timing_cache(_, ignore)"),
+        ("builder.create_network(0, 1)", "builder.create_network(_, _)"),
+        ("trt.OnnxParser(network)", "trt.OnnxParser(_)"),
+        ("engine.create_execution_context().execute_async_v2(0)", "IExecutionContext.execute_async_v2"),
+        ("engine.num_bindings", "ICudaEngine.num_bindings"),
+        ("trt.EngineStat.WEIGHTS", "EngineStat.WEIGHTS"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_a_name_that_tensorrt_does_not_have_is_found(stubs: Path, tmp_path: Path, line: str, complaint: str) -> None:
+    arguments = "builder: trt.Builder, network: trt.INetworkDefinition, config: trt.IBuilderConfig"
+    more = "cache: trt.ITimingCache, engine: trt.ICudaEngine"
+    (tmp_path / "mistake.py").write_text(
+        f"import tensorrt as trt\n\ndef build({arguments}, {more}) -> None:\n    {line}\n"
+    )
+    problems = check_usage(stubs, tmp_path / "mistake.py")["problems"]
+    assert len(problems) == 1
+    assert problems[0].endswith(f"the bindings have no {complaint}")
+
+
+# --- the builder's own logic, over bindings that can do nothing ---
+
+MONITOR = """
+import json, threading
+from affserve.export.engine_builder import CollectingLogger, ProgressMonitor, start_builder
+told = []
+monitor = ProgressMonitor(lambda phase, done: told.append((phase, done)))
+monitor.phase_start("Building", None, 2)
+monitor.phase_start("Tactics", "Building", 4)
+going = [monitor.step_complete("Tactics", step) for step in range(4)]
+monitor.phase_finish("Tactics")
+half = told[-1]
+monitor.step_complete("Building", 0)
+threads = [
+    threading.Thread(target=lambda n=n: [
+        monitor.phase_start(f"Layer {n}", "Building", 100),
+        *(monitor.step_complete(f"Layer {n}", step) for step in range(100)),
+        monitor.phase_finish(f"Layer {n}"),
+    ]) for n in range(4)
+]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+monitor.cancelled.set()
+stopped = monitor.step_complete("Building", 1)
+monitor.phase_finish("Building")
+logger = CollectingLogger()
+logger.log(sys.modules["tensorrt"].ILogger.ERROR, "no such tactic")
+logger.log(sys.modules["tensorrt"].ILogger.VERBOSE, "chatter")
+try:
+    start_builder(logger)
+except Exception as error:
+    refused = [type(error).__name__, str(error)]
+print(json.dumps({"told": told, "half": half, "going": going, "stopped": stopped, "refused": refused}))
+"""
+
+
+def test_progress_only_grows_and_a_build_can_be_stopped(stubs: Path) -> None:
+    said = json.loads(tensorrt_stubs.run_over_stubs(stubs, MONITOR))
+    figures = [done for _, done in said["told"]]
+    assert said["half"] == ["Tactics", 0.5]
+    assert figures[-1] == 1.0
+    assert len(figures) == 2 + 4 + 1 + 1 + 4 * 102 + 2
+    assert max(figures) == 1.0
+    assert sorted(figures[:9]) == figures[:9]
+    assert all(said["going"])
+    assert said["stopped"] is False
+    kind, message = said["refused"]
+    assert kind == "ExportError"
+    assert "did not start" in message
+    assert "ERROR: no such tactic" in message
+    assert "chatter" not in message
+
+
+INTERRUPT = """
+import json, os, signal, threading, time
+from affserve.export.engine_builder import interruptible
+cancelled, events = threading.Event(), []
+def build():
+    threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+    events.append("building")
+    assert cancelled.wait(20)  # as TensorRT does: it looks between steps
+    time.sleep(0.2)
+    events.append("ended")
+try:
+    interruptible(build, cancelled)
+except KeyboardInterrupt:
+    events.append("interrupted")
+def fails():
+    raise TimeoutError("of its own")
+try:
+    interruptible(fails, cancelled)
+except TimeoutError as error:
+    events.append(str(error))
+print(json.dumps(events + [interruptible(lambda: 7, cancelled)]))
+"""
+
+
+def test_ctrl_c_ends_the_build_before_it_is_reported(stubs: Path) -> None:
+    events = json.loads(tensorrt_stubs.run_over_stubs(stubs, INTERRUPT))
+    assert events == ["building", "ended", "interrupted", "of its own", 7]
+
+
+CHECKS = """
+import json
+from pathlib import Path
+from affserve.export.contract import CLIP_ENCODER, TEMPORAL_HEAD
+from affserve.export.engine_check import check_weights, expected_tensors, onnx_weights, summarise
+from affserve.train.errors import ExportError
+def refusal(call, *arguments):
+    try:
+        call(*arguments)
+    except ExportError as error:
+        return str(error)
+onnx = Path(sys.argv[1])
+weights = onnx_weights(onnx)
+total = sum(weights.values())
+ten = {"Layers": [{"Name": "a", "Outputs": [{"Format/Datatype": "Row major linear FP16 format"}]}, "unnamed"]}
+eleven = {"Layers": [{"Name": "a", "Outputs": [{"DataType": "Half", "Format": "Row major linear FP16 format"}]},
+                     {"Name": "b", "Outputs": [{"DataType": "Float"}, {"DataType": "UInt8"}]}]}
+print(json.dumps({
+    "weights": weights,
+    "bytes": onnx.stat().st_size,
+    "same": refusal(check_weights, total, weights, onnx),
+    "doubled": refusal(check_weights, 2 * total, weights, onnx),
+    "encoder": {k: [str(v) for v in t] for k, t in expected_tensors(CLIP_ENCODER, ["features"]).items()},
+    "head": {k: [str(v) for v in t] for k, t in expected_tensors(TEMPORAL_HEAD, ["action_units"]).items()},
+    "foreign": refusal(expected_tensors, TEMPORAL_HEAD, ["logits"]),
+    "summaries": [summarise(ten), summarise(eleven)],
+}))
+"""
+
+
+def test_a_plan_is_measured_against_its_contract_and_its_graph(stubs: Path, graphs: dict[str, Path]) -> None:
+    said = json.loads(tensorrt_stubs.run_over_stubs(stubs, CHECKS, str(graphs[CLIP_ENCODER.name])))
+    assert said["encoder"] == {
+        "frames": ["TensorIOMode.INPUT", "DataType.UINT8", "(-1, 224, 224, 3)"],
+        "features": ["TensorIOMode.OUTPUT", "DataType.FLOAT", "(-1, 512)"],
+    }
+    assert said["head"] == {
+        "features": ["TensorIOMode.INPUT", "DataType.FLOAT", "(1, -1, 512)"],
+        "action_units": ["TensorIOMode.OUTPUT", "DataType.FLOAT", "(1, -1, 12)"],
+    }
+    assert "puts out logits; expected some of valence_arousal" in said["foreign"]
+    # Weights are nearly all of the file: a plan of twice their size was built in a wider type.
+    assert 0.95 * said["bytes"] < sum(said["weights"].values()) < said["bytes"]
+    assert said["same"] is None
+    assert "did not keep the graph's types" in said["doubled"]
+    assert said["summaries"] == [
+        {"layers": 2, "types": {"FP16": 1}},
+        {"layers": 2, "types": {"FP16": 1, "FP32": 1, "UINT8": 1}},
+    ]
+
+
+BUILD = """
+import json
+from pathlib import Path
+from affserve.export.engine.building import build_plan
+from affserve.export.engine.profile import ENCODER_PROFILE, EngineOptions
+from affserve.export.machine.gpus import Gpu, installed_tensorrt
+from affserve.train.errors import ExportError
+gpu = Gpu(index=0, name="RTX", compute_capability="8.6", memory_bytes=0, driver="580.1", uuid="GPU-0")
+def refusal(version, any_version):
+    sys.modules["tensorrt"].__version__ = version
+    options = EngineOptions(any_version=any_version)
+    try:
+        build_plan(Path(sys.argv[1]), ENCODER_PROFILE, Path(sys.argv[2]), options, gpu)
+    except ExportError as error:
+        return str(error)
+pinned = sys.modules["tensorrt"].__version__
+print(json.dumps([refusal("11.1.0.106", False), refusal("11.1.0.106", True), refusal(pinned, False)]))
+"""
+
+
+def test_only_the_containers_tensorrt_builds_unless_told(stubs: Path, graphs: dict[str, Path], tmp_path: Path) -> None:
+    onnx_path = str(graphs[CLIP_ENCODER.name])
+    other, other_allowed, pinned = json.loads(tensorrt_stubs.run_over_stubs(stubs, BUILD, onnx_path, str(tmp_path)))
+    assert f"TensorRT 11.1.0.106 is installed, and the serving container {TRITON_CONTAINER_TAG} has" in other
+    assert f"pip install {TENSORRT_REQUIREMENT}" in other
+    # Let through, the build gets as far as it can without a GPU.
+    assert "does not see RTX (compute capability 8.6" in other_allowed
+    assert "does not see RTX (compute capability 8.6" in pinned
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(installed_tensorrt() is not None, reason="TensorRT is installed here")
+def test_without_tensorrt_the_message_says_how_to_get_it_or_do_without() -> None:
+    with pytest.raises(ExportError, match=f"pip install {TENSORRT_REQUIREMENT}.*--print-trtexec"):
+        building.require_tensorrt(EngineOptions())
+
+
+def test_the_pinned_version_is_that_of_the_bindings_the_builder_is_checked_on() -> None:
+    from importlib.metadata import version
+
+    assert version("tensorrt-cu13-bindings") == TENSORRT_VERSION
+
+
+# --- what is asked for ---
+
+
+def test_profiles_span_what_the_contract_serves() -> None:
+    assert ENCODER_PROFILE.shapes == {FRAMES.name: ((1, 224, 224, 3), (64, 224, 224, 3), (300, 224, 224, 3))}
+    assert HEAD_PROFILE.shapes == {FEATURES.name: ((1, 1, 512), (1, 300, 512), (1, 300, 512))}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"optimisation_level": 6}, "optimisation_level is 6; expected 0 to 5"),
+        ({"workspace_bytes": 4096}, "workspace_bytes is 4096"),
+    ],
+    ids=["level", "workspace"],
+)
+def test_options_out_of_range_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ExportError, match=message):
+        EngineOptions(**settings)
+
+
+def test_gpus_of_different_kinds_do_not_share_a_timing_cache(tmp_path: Path) -> None:
+    options = EngineOptions(timing_cache=tmp_path / "timing.cache")
+    ada = Gpu(index=1, name="RTX 4090", compute_capability="8.9", memory_bytes=0, driver="580.1")
+    assert options.timing_cache_file(RTX_3090) == tmp_path / "timing.cache.sm86"
+    assert options.timing_cache_file(ada) == tmp_path / "timing.cache.sm89"
+
+
+def record(**changes: Any) -> PlanRecord:
+    facts: dict[str, Any] = {
+        "model": "clip_encoder",
+        "built_by": "affserve",
+        "tensorrt": TENSORRT_VERSION,
+        "gpu": RTX_3090.name,
+        "compute_capability": "8.6",
+        "driver": RTX_3090.driver,
+        "onnx_sha256": "",
+        "plan_sha256": "",
+        "bytes": 3,
+        "seconds": 1.0,
+    }
+    return PlanRecord(**facts | changes)
+
+
+def test_a_plan_never_stands_without_its_sidecar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = tmp_path / "1" / "model.sm86.plan"
+    write_plan(plan, b"one", record())
+    assert plan.read_bytes() == b"one"
+    assert read_record(record_file(plan)) == record()
+
+    def full_disk(*_: object) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(building, "write_record", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        write_plan(plan, b"two", record(gpu="another"))
+    assert plan.read_bytes() == b"one"
+    assert sorted(path.name for path in plan.parent.iterdir()) == ["model.sm86.plan", "model.sm86.plan.json"]
+
+
+# --- a plan against its graph ---
+
+
+def runner_of(path: Path) -> Runner:
+    """What a perfect plan computes: the graph itself, in another session."""
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    (name,) = (entry.name for entry in session.get_inputs())
+
+    def run(values: NDArray[Any]) -> list[NDArray[np.float32]]:
+        return list(session.run(None, {name: values}))
+
+    return run
+
+
+def rows_beyond_64(answer: list[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
+    return [np.where(np.arange(len(values))[:, None] < 64, values, 0) for values in answer]
+
+
+def overflowed(answer: list[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
+    answer[0][-1, 0] = np.nan
+    return answer
+
+
+def swapped_outputs(answer: list[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
+    return answer[::-1]
+
+
+def last_frame_wrong(answer: list[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
+    answer[1][:, -1] = np.roll(answer[1][:, -1], 1, axis=-1)
+    return answer
+
+
+@pytest.mark.parametrize("profile", [ENCODER_PROFILE, HEAD_PROFILE], ids=["encoder", "head"])
+def test_a_faithful_plan_passes(graphs: dict[str, Path], profile: Profile) -> None:
+    path = graphs[profile.model.name]
+    checks = compare_with_graph(path, profile)(runner_of(path))
+    assert [check for check in checks if not check.passed] == []
+    assert {check.what.split(",")[1].split(":")[0].strip() for check in checks} == (
+        {"batch of 1", "batch of 8", "batch of 64", "batch of 300"}
+        if profile is ENCODER_PROFILE
+        else {"T = 1", "T = 2", "T = 299", "T = 300"}
+    )
+
+
+@pytest.mark.parametrize(
+    ("profile", "fault"),
+    [
+        (ENCODER_PROFILE, rows_beyond_64),
+        (ENCODER_PROFILE, overflowed),
+        (HEAD_PROFILE, swapped_outputs),
+        (HEAD_PROFILE, last_frame_wrong),
+    ],
+    ids=lambda value: getattr(value, "__name__", None) or value.model.name,
+)
+def test_a_plan_that_computes_something_else_fails(
+    graphs: dict[str, Path], profile: Profile, fault: Callable[[list[NDArray[np.float32]]], list[NDArray[np.float32]]]
+) -> None:
+    path = graphs[profile.model.name]
+    faithful = runner_of(path)
+    checks = compare_with_graph(path, profile)(lambda values: fault(faithful(values)))
+    assert any(not check.passed for check in checks)
+
+
+# --- TensorRT's table of operators ---
+
+
+@pytest.fixture(scope="module")
+def half_graphs(graphs: dict[str, Path]) -> dict[str, Path]:
+    """What plans are built from: the same graphs in half precision, with few and with many float32 islands."""
+    made = {}
+    for model, source in graphs.items():
+        for name, islands in (("fp16", ISLANDS), ("fp16, more islands", WIDER_ISLANDS)):
+            made[f"{model} {name}"] = source.with_name(f"{source.stem}.{len(islands)}.onnx")
+            to_half(source, made[f"{model} {name}"], islands)
+    return made
+
+
+def test_graphs_are_in_the_support_table(graphs: dict[str, Path], half_graphs: dict[str, Path]) -> None:
+    problems = {name: unsupported(onnx.load(str(path))) for name, path in (graphs | half_graphs).items()}
+    assert len(problems) == 6
+    assert [entry for entries in problems.values() for entry in entries] == []
+
+
+def test_a_vit_in_half_precision_is_in_the_support_table(tmp_path: Path) -> None:
+    """The architecture that is trained by default, with the first and the last of its twelve blocks of one kind."""
+    encoder = create_encoder("ViT-B-32")
+    blocks: Any = encoder.visual.transformer
+    blocks.resblocks = torch.nn.ModuleList([blocks.resblocks[0], blocks.resblocks[-1]])
+    export_encoder(encoder, tmp_path / "vit.onnx")
+    to_half(tmp_path / "vit.onnx", tmp_path / "half.onnx")
+    model = onnx.load(str(tmp_path / "half.onnx"))
+    assert [node.op_type for node in model.graph.node].count("Softmax") == 2
+    assert unsupported(model) == []
+
+
+def test_what_plans_are_built_from_computes_in_half_precision(half_graphs: dict[str, Path]) -> None:
+    for path in half_graphs.values():
+        model = onnx.load(str(path))
+        types = tensor_types(model)
+        computed = {(node.op_type, types[node.output[0]]) for node in model.graph.node}
+        assert {kind for op, kind in computed if op in ("MatMul", "Conv", "Gemm")} == {"FP16"}
+        assert {kind for op, kind in computed if op == "LayerNormalization"} == {"FP32"}
+        # A plan speaks the graph's types: from outside only the contract's may be seen.
+        assert {types[one.name] for one in model.graph.input} <= {"UINT8", "FP32"}
+        assert {types[one.name] for one in model.graph.output} == {"FP32"}
+
+
+def small_graph(*nodes: onnx.NodeProto, opset: int = 20) -> onnx.ModelProto:
+    graph = helper.make_graph(
+        nodes,
+        "small",
+        [helper.make_tensor_value_info("x", TensorProto.UINT8, [1, 2, 3, 3])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
+
+
+CAST = helper.make_node("Cast", ["x"], ["f"], to=TensorProto.FLOAT, name="cast")
+
+
+@pytest.mark.parametrize(
+    ("graph", "complaint"),
+    [
+        (
+            small_graph(
+                helper.make_node("Transpose", ["x"], ["t"], name="turn"),
+                helper.make_node("Cast", ["t"], ["y"], to=TensorProto.FLOAT),
+            ),
+            "turn (Transpose): x is UINT8",
+        ),
+        (small_graph(CAST, helper.make_node("Det", ["f"], ["y"], name="det")), "det (Det): not in the table"),
+        (
+            small_graph(
+                helper.make_node("Cast", ["x"], ["d"], to=TensorProto.DOUBLE),
+                helper.make_node("Sqrt", ["d"], ["e"], name="root"),
+                helper.make_node("Cast", ["e"], ["y"], to=TensorProto.FLOAT),
+            ),
+            "root (Sqrt): d is DOUBLE",
+        ),
+        (
+            small_graph(
+                CAST,
+                helper.make_node("Shape", ["f"], ["s"]),
+                helper.make_node("ReduceMean", ["f", "s"], ["y"], name="mean"),
+            ),
+            "mean (ReduceMean): input 1 must be a constant",
+        ),
+    ],
+    ids=["uint8_is_for_cast_only", "unknown_operator", "double", "axes_computed"],
+)
+def test_what_the_table_lacks_is_found(graph: onnx.ModelProto, complaint: str) -> None:
+    assert any(problem.startswith(complaint) for problem in unsupported(graph))
+
+
+def test_types_are_known_for_every_tensor(graphs: dict[str, Path]) -> None:
+    for path in graphs.values():
+        model = onnx.load(str(path))
+        types = tensor_types(model)
+        assert {name for node in model.graph.node for name in node.output} <= set(types)

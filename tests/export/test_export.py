@@ -1,0 +1,300 @@
+"""Export: what is placed is what was trained, and nothing is placed when it is not."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from conftest import blurred_noise
+
+from affserve.export.artefacts.choice import Chosen, choose, wanted
+from affserve.export.artefacts.material import parity_only
+from affserve.export.artefacts.parity import Artefact, Check
+from affserve.export.contract import CPU, GPU
+from affserve.export.graphs import onnx_file
+from affserve.export.graphs.flops import count_flops
+from affserve.export.graphs.head import HeadGraph
+from affserve.export.precision.tolerances import Precision
+from affserve.export.repository.exporting import CPU_FP32, ExportSummary, export_repository
+from affserve.export.repository.templates import read_config
+from affserve.train.errors import CheckpointError, ExportError, ParityError
+from affserve.train.models.checkpoint import load_encoder, load_head, save_head
+from affserve.train.models.encoder import ClipEncoder
+from affserve.train.models.temporal_head import TemporalHead, demo_head_config
+from affserve.train.provenance import Provenance
+
+FEW = parity_only(blurred_noise(4))
+
+
+def export(checkpoints: tuple[Path, Path], target: Path, **more: Any) -> ExportSummary:
+    settings: dict[str, Any] = {"material": FEW, "options": CPU_FP32, **more}
+    return export_repository(checkpoints[0], [checkpoints[1]], target, **settings)
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_served_graphs_equal_the_checkpoints(repository: Path, checkpoints: tuple[Path, Path]) -> None:
+    encoder, _ = load_encoder(checkpoints[0])
+    head, _ = load_head(checkpoints[1])
+    frames = blurred_noise(37, seed=5)
+    with torch.inference_mode():
+        features = encoder(torch.from_numpy(frames))
+        outputs = HeadGraph([head])(features[None])
+    onnx_encoder = onnxruntime.InferenceSession(str(repository / "clip_encoder/1/model.onnx"))
+    onnx_head = onnxruntime.InferenceSession(str(repository / "temporal_head/1/model.onnx"))
+    onnx_features = onnx_encoder.run(None, {"frames": frames})[0]
+    np.testing.assert_allclose(onnx_features, features.numpy(), atol=1e-4)
+    names = [output.name for output in onnx_head.get_outputs()]
+    assert names == ["valence_arousal", "expression", "action_units"]
+    for answer, truth in zip(onnx_head.run(None, {"features": onnx_features[None]}), outputs, strict=True):
+        np.testing.assert_allclose(answer, truth.numpy(), atol=1e-4)
+
+
+def test_manifest_and_configs_tell_what_the_models_are(repository: Path) -> None:
+    manifest = json.loads((repository / "manifest.json").read_text())
+    version = manifest["versions"][str(manifest["served"])]
+    assert version["trained_on"] == "synthetic"
+    assert version["labels"]["expression"][4] == "Happiness"
+    for artefact in version["artefacts"]:
+        assert artefact["precision"] == "fp32"
+        assert all(check["figure"] is not None for check in artefact["parity"])
+    for config in ("affect/config.pbtxt", "temporal_head/config.pbtxt", "temporal_head/configs/onnx.pbtxt"):
+        parameters = {k: v.string_value for k, v in read_config(repository / config).parameters.items()}
+        assert parameters["trained_on"] == "synthetic"
+        assert parameters["labels.action_units"].startswith("AU1,AU2,AU4")
+        assert parameters["encoder"] == version["encoder"]["fingerprint"]
+
+
+def test_wrong_normalisation_stops_the_export_and_keeps_the_old_repository(
+    checkpoints: tuple[Path, Path], repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "repository"
+    shutil.copytree(repository, target)
+    before = snapshot(target)
+
+    def export_with_channels_swapped(encoder: ClipEncoder, path: Path) -> None:
+        encoder.shift.copy_(encoder.shift.flip(0))
+        onnx_file.export_encoder(encoder, path)
+        encoder.shift.copy_(encoder.shift.flip(0))
+
+    monkeypatch.setattr("affserve.export.graphs.onnx_file.export_encoder", export_with_channels_swapped)
+    with pytest.raises(ParityError, match=r"FAIL +features, largest difference"):
+        export(checkpoints, target)
+    assert snapshot(target) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["repository"]
+
+
+def test_head_for_one_task_gives_a_repository_for_that_task(checkpoints: tuple[Path, Path], tmp_path: Path) -> None:
+    _, trained = load_encoder(checkpoints[0])
+    head = TemporalHead(demo_head_config(tasks=("action_units",)))
+    save_head(tmp_path / "au", head, Provenance(trained_on="synthetic", encoder=trained.fingerprint))
+    (tmp_path / "repository").mkdir()
+    (tmp_path / "repository/manifest.json").write_text('{"schema": 1}')  # of an older affserve: may be replaced whole
+    export((checkpoints[0], tmp_path / "au"), tmp_path / "repository")
+    for model in ("affect", "temporal_head"):
+        config = read_config(tmp_path / "repository" / model / "config.pbtxt")
+        assert [output.name for output in config.output] == ["action_units"]
+        assert [key for key in config.parameters if key.startswith("labels.")] == ["labels.action_units"]
+    affect = read_config(tmp_path / "repository/affect/config.pbtxt")
+    assert dict(affect.ensemble_scheduling.step[1].output_map) == {"action_units": "action_units"}
+
+
+def test_head_of_another_encoder_is_refused(checkpoints: tuple[Path, Path], tmp_path: Path) -> None:
+    head = TemporalHead(demo_head_config())
+    save_head(tmp_path / "head", head, Provenance(trained_on="synthetic", encoder="0123456789abcdef"))
+    with pytest.raises(ExportError, match="features of encoder 0123456789abcdef"):
+        export((checkpoints[0], tmp_path / "head"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_two_heads_for_one_task_are_refused(checkpoints: tuple[Path, Path], tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="overlap"):
+        export_repository(checkpoints[0], [checkpoints[1]] * 2, tmp_path / "out", material=FEW, options=CPU_FP32)
+
+
+def test_a_folder_of_something_else_is_not_overwritten(checkpoints: tuple[Path, Path], tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(ExportError, match="not a repository written by affserve"):
+        export(checkpoints, tmp_path)
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+def test_a_fingerprint_is_that_of_the_whole_file(tmp_path: Path) -> None:
+    head = TemporalHead(demo_head_config(feature_width=512, width=256))
+    told = save_head(tmp_path / "head", head, Provenance(trained_on="synthetic"))
+    content = (tmp_path / "head" / "weights.safetensors").read_bytes()
+    assert len(content) > 1 << 20  # more than is read at once
+    assert told == hashlib.sha256(content).hexdigest()[:16]
+
+
+def test_altered_weights_are_refused(checkpoints: tuple[Path, Path], tmp_path: Path) -> None:
+    head, _ = load_head(checkpoints[1])
+    save_head(tmp_path / "head", head, Provenance(trained_on="synthetic"))
+    weights = tmp_path / "head" / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\1")
+    with pytest.raises(CheckpointError, match="not the file"):
+        load_head(tmp_path / "head")
+
+
+def test_unknown_schema_is_refused(checkpoints: tuple[Path, Path], tmp_path: Path) -> None:
+    head, _ = load_head(checkpoints[1])
+    save_head(tmp_path / "head", head, Provenance(trained_on="synthetic"))
+    config = tmp_path / "head" / "config.json"
+    config.write_text(config.read_text().replace('"schema": 1', '"schema": 99'))
+    with pytest.raises(CheckpointError, match="schema 99"):
+        load_head(tmp_path / "head")
+
+
+# --- precisions ---
+
+
+def artefact(precision: Precision, *, passed: bool = True, model: str = "clip_encoder") -> Artefact:
+    check = Check(what="cosine of the worst frame", figure=1.0 if passed else 0.5, limit=0.9, at_least=True)
+    return Artefact(model=model, precision=precision, path=Path("unused"), checks=[check], seconds=0)
+
+
+def made(**passed: bool) -> list[Artefact]:
+    """The encoder in some precisions, and the head in all of them."""
+    heads = [artefact(one, model="temporal_head") for one in Precision]
+    return [artefact(Precision(name), passed=good) for name, good in passed.items()] + heads
+
+
+def encoder_of(chosen: list[Chosen]) -> list[tuple[str, Precision]]:
+    return [(one.use, one.artefact.precision) for one in chosen if one.artefact.model == "clip_encoder"]
+
+
+INT8, FP16, FP32 = Precision.INT8, Precision.FP16, Precision.FP32
+FAILED = "cosine of the worst frame is 0.5, limit 0.9"
+AUTOMATIC = [
+    pytest.param({}, INT8, [(CPU, INT8), (GPU, FP16)], [], id="all_pass"),
+    pytest.param(
+        {}, FP32, [(CPU, FP32), (GPU, FP16)], ["for cpu is fp32, not int8, which was slower here"], id="int8_is_slower"
+    ),
+    pytest.param(
+        {"int8": False}, INT8, [(CPU, FP32), (GPU, FP16)], [f"for cpu is fp32, not int8: {FAILED}"], id="int8_fails"
+    ),
+    pytest.param(
+        {"fp16": False}, INT8, [(CPU, INT8), (GPU, FP32)], [f"for gpu is fp32, not fp16: {FAILED}"], id="fp16_fails"
+    ),
+]
+
+
+@pytest.mark.parametrize(("failing", "quickest", "expected", "said"), AUTOMATIC)
+def test_auto_takes_the_fastest_that_passes_and_says_what_it_left(
+    failing: dict[str, bool], quickest: Precision, expected: list[tuple[str, Precision]], said: list[str]
+) -> None:
+    chosen = choose(
+        made(**{"fp32": True, "fp16": True, "int8": True, **failing}),
+        (CPU, GPU),
+        None,
+        lambda candidates: next(one for one in candidates if one.precision is quickest),
+    )
+    assert encoder_of(chosen) == expected
+    notes = [note for one in chosen if one.artefact.model == "clip_encoder" for note in one.notes]
+    assert notes == [f"clip_encoder {note}" for note in said]
+
+
+def test_a_precision_that_was_asked_for_is_taken_or_refused_with_the_table() -> None:
+    def never(_: Any) -> Artefact:
+        pytest.fail("nothing is to be measured where there is no choice")
+
+    assert encoder_of(choose(made(int8=True), (CPU,), INT8, never)) == [(CPU, INT8)]
+    with pytest.raises(ParityError, match=r"clip_encoder in int8:\n  FAIL +cosine of the worst frame"):
+        choose(made(fp32=True, int8=False), (CPU,), INT8, never)
+
+
+def test_only_what_may_be_served_is_made() -> None:
+    assert wanted((CPU, GPU), None)["clip_encoder"] == (FP32, FP16, INT8)
+    assert wanted((CPU,), FP32)["temporal_head"] == (FP32,)
+    assert wanted((CPU, GPU), INT8)["clip_encoder"] == (FP32, FP16, INT8)  # the GPU has no use for INT8: auto
+    assert wanted((GPU,), FP16)["clip_encoder"] == (FP16,)
+
+
+# --- arithmetic ---
+
+
+def test_flops_are_those_that_pytorch_counts(checkpoints: tuple[Path, Path], repository: Path) -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    encoder, _ = load_encoder(checkpoints[0])
+    head, _ = load_head(checkpoints[1])
+    for module, example, path in (
+        (encoder, torch.zeros(3, 224, 224, 3, dtype=torch.uint8), "clip_encoder/1/model.onnx"),
+        (HeadGraph([head]), torch.zeros(1, 37, 512), "temporal_head/1/model.onnx"),
+    ):
+        name = "frames" if example.dtype == torch.uint8 else "features"
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            module(example)
+        assert count_flops(repository / path, {name: tuple(example.shape)}) == counter.get_total_flops()
+
+
+def test_arithmetic_that_is_not_known_is_an_error_not_a_smaller_number(tmp_path: Path) -> None:
+    tensor = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Einsum", ["x", "x"], ["y"], equation="ij,kj->ik")],
+        "g",
+        [tensor("x", onnx.TensorProto.FLOAT, ["N", 2])],
+        [tensor("y", onnx.TensorProto.FLOAT, ["N", "N"])],
+    )
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)]), tmp_path / "g.onnx")
+    with pytest.raises(ExportError, match=r"g\.onnx has the operator ai\.onnx\.Einsum"):
+        count_flops(tmp_path / "g.onnx", {"x": (4, 2)})
+
+
+# --- the command ---
+
+
+def affserve(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "affserve.client", *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, check=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ([], "--out"),
+        (["--out", "r", "--head", "h"], "--encoder"),
+        (["--out", "r", "--encoder", "e"], "--head"),
+        (["--out", "r", "--encoder", "e", "--head", "h", "--target", "cpu", "--precision", "fp16"], "gains nothing"),
+        (["--out", "r", "--encoder", "e", "--head", "h", "--target", "gpu", "--precision", "int8"], "of CPUs"),
+    ],
+    ids=["nothing", "no-encoder", "no-head", "fp16-on-cpu", "int8-on-gpu"],
+)
+def test_wrong_usage_exits_2_with_the_reason(tmp_path: Path, arguments: list[str], complaint: str) -> None:
+    result = affserve("export", *arguments, cwd=tmp_path)
+    assert result.returncode == 2
+    assert complaint in " ".join(result.stderr.split())
+    assert not list(tmp_path.iterdir())
+
+
+def test_command_makes_both_devices_graphs_in_the_precision_that_pays(
+    checkpoints: tuple[Path, Path], tmp_path: Path
+) -> None:
+    options = ("--out", "repository", "--parity-frames", 8, "--calibration-frames", 16, "--json")
+    result = affserve("export", "--encoder", checkpoints[0], "--head", checkpoints[1], *options, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    summary = json.loads(result.stdout)
+    artefacts = summary["record"]["artefacts"]
+    assert [(one["model"], one["use"]) for one in artefacts] == [
+        (model, use) for model in ("clip_encoder", "temporal_head") for use in (CPU, GPU)
+    ]
+    assert {one["precision"] for one in artefacts if one["use"] == GPU} == {"fp16"}
+    assert {one["precision"] for one in artefacts if one["use"] == CPU} <= {"fp32", "int8"}
+    assert all((tmp_path / "repository" / one["path"]).stat().st_size == one["bytes"] for one in artefacts)
+
+    script = affserve("export", "--print-trtexec", "repository", cwd=tmp_path)
+    assert script.returncode == 0, script.stderr
+    assert subprocess.run(["sh", "-n"], input=script.stdout, text=True, check=False).returncode == 0
+    assert "/repository/clip_encoder/1/model.gpu.onnx" in script.stdout

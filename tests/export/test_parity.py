@@ -1,0 +1,261 @@
+"""The parity gate catches the faults that exports are known for, and lets a faithful graph through."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from conftest import blurred_noise
+from onnx import TensorProto, helper, numpy_helper
+from onnxruntime.quantization import QuantType, quantize_dynamic
+from tiny_models import make_decisive, run_torch, tiny_head, tiny_vit
+
+from affserve.export.artefacts.parity import (
+    ADVERSARIAL,
+    Check,
+    Truth,
+    check_encoder,
+    check_head,
+    establish,
+    require,
+    steady_ccc,
+)
+from affserve.export.contract import TASK_OUTPUTS
+from affserve.export.graphs.head import HeadGraph
+from affserve.export.graphs.onnx_file import export_encoder, export_head
+from affserve.export.precision.half import to_half
+from affserve.export.precision.tolerances import TOLERANCES, Precision
+from affserve.train.errors import ParityError
+from affserve.train.models.encoder import ClipEncoder
+
+FACES = blurred_noise(40, seed=4)
+FP32, FP16, INT8 = Precision.FP32, Precision.FP16, Precision.INT8
+
+
+@pytest.fixture(scope="module")
+def encoder() -> ClipEncoder:
+    return tiny_vit()
+
+
+@pytest.fixture(scope="module")
+def graph(encoder: ClipEncoder) -> HeadGraph:
+    head = tiny_head()
+    make_decisive(head, run_torch(encoder, FACES)[0])
+    return HeadGraph([head]).eval()
+
+
+@pytest.fixture(scope="module")
+def truth(encoder: ClipEncoder, graph: HeadGraph) -> Truth:
+    return establish(encoder, graph, FACES)
+
+
+@pytest.fixture(scope="module")
+def files(encoder: ClipEncoder, graph: HeadGraph, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("faithful")
+    export_encoder(encoder, folder / "encoder.onnx")
+    export_head(graph, folder / "head.onnx")
+    return folder
+
+
+def failed(checks: list[Check]) -> list[str]:
+    return [check.what for check in checks if not check.passed]
+
+
+def test_faithful_graphs_pass_in_fp32_and_fp16(truth: Truth, files: Path, tmp_path: Path) -> None:
+    for name, check in (("encoder", check_encoder), ("head", check_head)):
+        assert failed(check(truth, files / f"{name}.onnx", FP32)) == []
+        to_half(files / f"{name}.onnx", tmp_path / f"{name}.onnx")
+        checks = check(truth, tmp_path / f"{name}.onnx", FP16)
+        assert failed(checks) == []
+        assert require(checks)[0].keys() == {"what", "figure", "limit", "at_least", "where"}
+
+
+def shift_means(encoder: ClipEncoder) -> None:
+    encoder.shift.add_(0.2)
+
+
+def swap_channels(encoder: ClipEncoder) -> None:
+    weight = encoder.visual.conv1.weight
+    weight.copy_(weight.flip(1))
+
+
+def scale_by_imagenet_std(encoder: ClipEncoder) -> None:
+    encoder.scale.copy_(1 / (255 * torch.tensor([0.229, 0.224, 0.225])))
+
+
+@pytest.mark.parametrize("fault", [shift_means, swap_channels, scale_by_imagenet_std])
+def test_wrong_preprocessing_is_caught_at_every_precision(
+    encoder: ClipEncoder, truth: Truth, tmp_path: Path, fault: Callable[[ClipEncoder], None]
+) -> None:
+    faulty = copy.deepcopy(encoder)
+    with torch.no_grad():
+        fault(faulty)
+    export_encoder(faulty, tmp_path / "faulty.onnx")
+    for precision in (FP32, FP16, INT8):
+        checks = check_encoder(truth, tmp_path / "faulty.onnx", precision)
+        of_what = "centred cosine of the worst face" if precision is INT8 else "cosine of the worst frame"
+        assert f"features, {of_what}" in failed(checks), precision
+        with pytest.raises(ParityError, match=f"FAIL +features, {of_what}"):
+            require(checks)
+
+
+def test_the_worst_frame_is_named(truth: Truth, files: Path) -> None:
+    by_what = {check.what: check for check in check_encoder(truth, files / "encoder.onnx", FP32)}
+    broken = copy.copy(truth)
+    features = truth.features.copy()
+    features[17] *= -1
+    object.__setattr__(broken, "features", features)
+    checks = {check.what: check for check in check_encoder(broken, files / "encoder.onnx", FP32)}
+    assert checks["features, cosine of the worst frame"].where == "worst is frame 17 of 43 frames"
+    features[17] *= -1
+    features[-1] *= -1
+    checks = {check.what: check for check in check_encoder(broken, files / "encoder.onnx", FP32)}
+    assert checks["features, largest difference"].where == f"worst is {ADVERSARIAL[-1]} of 43 frames"
+    assert by_what["features, largest difference"].passed
+
+
+def test_layer_norm_in_half_that_overflows_is_caught(encoder: ClipEncoder, graph: HeadGraph, tmp_path: Path) -> None:
+    """Variance as half precision holds it: the square of an outlier in the residual stream is infinite."""
+    loud = copy.deepcopy(encoder)
+    with torch.no_grad():
+        loud.visual.transformer.resblocks[0].mlp.c_proj.bias[7] += 400  # 400^2 > 65504
+    export_encoder(loud, tmp_path / "fp32.onnx")
+    to_half(tmp_path / "fp32.onnx", tmp_path / "islands.onnx")
+    truth = establish(loud, graph, blurred_noise(8))
+    assert failed(check_encoder(truth, tmp_path / "islands.onnx", FP16)) == []
+    model = onnx.load(tmp_path / "fp32.onnx")
+    _spell_out_norms(model)
+    onnx.save(model, tmp_path / "no_islands.onnx")
+    assert "features, cosine of the worst frame" in failed(check_encoder(truth, tmp_path / "no_islands.onnx", FP16))
+
+
+def _spell_out_norms(model: onnx.ModelProto) -> None:
+    """Write LayerNormalization as the arithmetic it is, with the squares held in half precision, as a GPU would.
+
+    The rest stays float32: ONNX Runtime has no half arithmetic on a CPU and would compute all of it wider anyway.
+    """
+    nodes = []
+    model.graph.initializer.append(numpy_helper.from_array(np.array([-1]), "last"))
+    model.graph.initializer.append(numpy_helper.from_array(np.array(1e-5, np.float32), "epsilon"))
+    for node in model.graph.node:
+        if node.op_type != "LayerNormalization":
+            nodes.append(node)
+            continue
+        x, weight, bias = node.input
+        stem = node.output[0]
+        steps = [
+            ("ReduceMean", [x, "last"], "mean"),
+            ("Sub", [x, f"{stem}.mean"], "centred"),
+            ("Mul", [f"{stem}.centred", f"{stem}.centred"], "squares"),
+            ("Cast", [f"{stem}.squares"], "half"),
+            ("Cast", [f"{stem}.half"], "held"),
+            ("ReduceMean", [f"{stem}.held", "last"], "variance"),
+            ("Add", [f"{stem}.variance", "epsilon"], "steady"),
+            ("Sqrt", [f"{stem}.steady"], "deviation"),
+            ("Div", [f"{stem}.centred", f"{stem}.deviation"], "normal"),
+            ("Mul", [f"{stem}.normal", weight], "scaled"),
+        ]
+        for operator, inputs, name in steps:
+            to = TensorProto.FLOAT16 if name == "half" else TensorProto.FLOAT
+            more = {"to": to} if operator == "Cast" else {}
+            nodes.append(helper.make_node(operator, inputs, [f"{stem}.{name}"], f"{stem}.{name}", **more))
+        nodes.append(helper.make_node("Add", [f"{stem}.scaled", bias], [stem], f"{stem}.add"))
+    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del model.graph.node[:]
+    model.graph.node.extend(copies)
+
+
+def alter(model: onnx.ModelProto, fault: str) -> None:
+    """Change what a head graph answers, behind its last nodes."""
+    concerned = {"classes shuffled": ["expression"], "valence and arousal swapped": ["valence_arousal"]}
+    constants = {
+        "classes shuffled": [0, 1, 2, 4, 3, 5, 6, 7],
+        "valence and arousal swapped": [1, 0],
+        "zero": [0],
+        "one": [1],
+        "minus one": [-1],
+        "far": [-(10**6)],
+    }
+    for name, values in constants.items():
+        model.graph.initializer.append(numpy_helper.from_array(np.array(values), name))
+    for key in concerned.get(fault, list(TASK_OUTPUTS)):
+        for node in model.graph.node:
+            node.output[:] = [f"{key}.true" if name == key else name for name in node.output]
+        true, reversal = f"{key}.true", ["minus one", "far", "one", "minus one"]  # start, end, axis, step
+        nodes = {
+            "time reversed": [("Slice", [true, *reversal], key, {})],
+            "one frame late": [
+                ("Slice", [true, "zero", "one", "one"], f"{key}.first", {}),
+                ("Slice", [true, "zero", "minus one", "one"], f"{key}.rest", {}),
+                ("Concat", [f"{key}.first", f"{key}.rest"], key, {"axis": 1}),
+            ],
+        }.get(fault, [("Gather", [true, fault], key, {"axis": 2})])
+        model.graph.node.extend(helper.make_node(kind, ins, [out], **more) for kind, ins, out, more in nodes)
+
+
+@pytest.mark.parametrize("precision", [FP32, FP16, INT8], ids=lambda one: one.value)
+@pytest.mark.parametrize(
+    ("fault", "tasks"),
+    [
+        ("classes shuffled", ["expression"]),
+        ("valence and arousal swapped", ["valence_arousal"]),
+        ("time reversed", list(TASK_OUTPUTS)),
+        ("one frame late", list(TASK_OUTPUTS)),
+    ],
+    ids=lambda one: one.replace(" ", "-") if isinstance(one, str) else "",
+)
+def test_altered_answers_are_caught(
+    truth: Truth, files: Path, tmp_path: Path, fault: str, tasks: list[str], precision: Precision
+) -> None:
+    model = onnx.load(files / "head.onnx")
+    alter(model, fault)
+    onnx.save(model, tmp_path / "faulty.onnx")
+    names = failed(check_head(truth, tmp_path / "faulty.onnx", precision))
+    for key in tasks:
+        assert f"{key}, T = 300, CCC" in names, names
+
+
+def test_int8_that_depends_on_its_batch_is_caught(truth: Truth, files: Path, tmp_path: Path) -> None:
+    quantize_dynamic(
+        files / "encoder.onnx", tmp_path / "dynamic.onnx", ["MatMul"], per_channel=True, weight_type=QuantType.QInt8
+    )
+    assert "features of a frame alone and in a batch" in failed(check_encoder(truth, tmp_path / "dynamic.onnx", INT8))
+
+
+def test_nan_never_passes() -> None:
+    for at_least in (True, False):
+        assert not Check(what="x", figure=float("nan"), limit=0.5, at_least=at_least).passed
+
+
+@pytest.mark.parametrize(("margin", "agrees"), [(0.5, True), (2.0, False)], ids=["tie", "decision"])
+def test_a_tie_may_fall_either_way_and_a_decision_may_not(
+    truth: Truth, files: Path, margin: float, agrees: bool
+) -> None:
+    """PyTorch's margin in units of the tie; the graph decides otherwise in every frame."""
+    tie = TOLERANCES[INT8].tie
+    altered = [dict(outputs) for outputs in truth.outputs]
+    for outputs in altered:
+        second, first = np.argsort(outputs["expression"], axis=1)[:, -2:].T
+        frames = np.arange(len(first))
+        values = outputs["expression"] = outputs["expression"].copy()
+        middle = (values[frames, first] + values[frames, second]) / 2
+        values[frames, second], values[frames, first] = middle + margin * tie / 2, middle - margin * tie / 2
+    other = copy.copy(truth)
+    object.__setattr__(other, "outputs", tuple(altered))
+    names = failed(check_head(other, files / "head.onnx", INT8))
+    assert ("expression, T = 300, agreement" not in names) is agrees
+
+
+def test_ccc_of_what_hardly_varies_is_judged_by_its_offset() -> None:
+    rng = np.random.default_rng(0)
+    flat = np.full(300, 0.3, np.float32)
+    noise = (1e-5 * rng.standard_normal(300)).astype(np.float32)
+    assert steady_ccc(flat, flat + noise) > 0.999
+    assert steady_ccc(flat, flat + 0.05) < 0.01
+    wave = np.sin(np.arange(300) / 9).astype(np.float32)
+    assert steady_ccc(wave, -wave) < -0.99

@@ -1,0 +1,211 @@
+"""Serving on the real tritonserver of the wheel, with graphs small enough to check by arithmetic."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import tritonclient.grpc as triton
+from tiny_server import (
+    POISON,
+    Frames,
+    Tensors,
+    ask,
+    expected_features,
+    make_frames,
+    needs_wheel,
+    run_in_process,
+    stub_of,
+    write_repository,
+)
+from tritonclient.utils import InferenceServerException
+
+from affserve.export.contract import AFFECT, CLIP_ENCODER, FEATURE_WIDTH, TASK_OUTPUTS, TEMPORAL_HEAD
+from affserve.export.server import installation
+from affserve.export.server.config import ServerConfig
+from affserve.export.server.server import TritonServer
+from affserve.export.server.supervisor import SupervisedServer
+
+pytestmark = needs_wheel
+
+
+@pytest.fixture(scope="module")
+def server(tiny: Path) -> Iterator[SupervisedServer]:
+    with SupervisedServer(ServerConfig(repository=tiny, threads=1, drain_timeout_s=0)) as running:
+        yield running
+
+
+@pytest.mark.parametrize("count", [1, 32, 33, 300], ids=lambda count: f"{count}_frames")
+def test_encoder_answers_what_onnxruntime_computes(server: SupervisedServer, tiny: Path, count: int) -> None:
+    frames = make_frames(count, seed=count)
+    served = ask(server.grpc_url, "clip_encoder", {"frames": frames})["features"]
+    # Relative 1e-5: the sum of 50,176 pixels and the blocking of the product depend on how many frames share a run.
+    np.testing.assert_allclose(served, expected_features(frames), rtol=1e-5, atol=1e-3)
+    chunk = frames[:32]
+    np.testing.assert_array_equal(served[:32], run_in_process(tiny, "clip_encoder", {"frames": chunk})["features"])
+
+
+@pytest.mark.parametrize("length", [1, 300], ids=lambda length: f"T_{length}")
+def test_head_answers_what_onnxruntime_computes(server: SupervisedServer, tiny: Path, length: int) -> None:
+    features = np.random.default_rng(length).normal(size=(length, FEATURE_WIDTH)).astype(np.float32)
+    served = ask(server.grpc_url, "temporal_head", {"features": features})
+    expected = run_in_process(tiny, "temporal_head", {"features": features[None]})
+    assert served.keys() == TASK_OUTPUTS.keys()
+    for name, values in served.items():
+        np.testing.assert_allclose(values, expected[name][0], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("length", [1, 300], ids=lambda length: f"T_{length}")
+def test_ensemble_is_encoder_then_head(server: SupervisedServer, length: int) -> None:
+    frames = make_frames(length, seed=5)
+    served = ask(server.grpc_url, "affect", {"frames": frames})
+    features = ask(server.grpc_url, "clip_encoder", {"frames": frames})
+    for name, values in ask(server.grpc_url, "temporal_head", features).items():
+        np.testing.assert_array_equal(served[name], values)
+
+
+def test_only_requested_outputs_are_sent(server: SupervisedServer) -> None:
+    features = np.zeros((2, FEATURE_WIDTH), np.float32)
+    assert list(ask(server.grpc_url, "temporal_head", {"features": features}, ["expression"])) == ["expression"]
+
+
+@pytest.fixture(scope="module")
+def patient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SupervisedServer]:
+    """A server that waits for company, so that requests sent together share a batch."""
+    root = tmp_path_factory.mktemp("patient") / "repository"
+    write_repository(root)
+    config = root / "clip_encoder" / "configs" / "onnx.pbtxt"
+    text = config.read_text()
+    assert "dynamic_batching { }" in text
+    config.write_text(text.replace("dynamic_batching { }", "dynamic_batching { max_queue_delay_microseconds: 400000 }"))
+    with SupervisedServer(ServerConfig(repository=root, drain_timeout_s=0)) as running:
+        yield running
+
+
+def ask_together(url: str, requests: list[Frames]) -> tuple[list[Tensors | BaseException], int]:
+    """Send the requests at once; return answers or errors in order, and in how many batches they were computed."""
+    before = executions(url)
+    with ThreadPoolExecutor(len(requests)) as clients:
+        futures = [clients.submit(ask, url, "clip_encoder", {"frames": frames}) for frames in requests]
+        answers = [future.exception() or future.result() for future in futures]
+    return answers, executions(url) - before
+
+
+def executions(url: str) -> int:
+    with contextlib.closing(triton.InferenceServerClient(url)) as client:
+        statistics = client.get_inference_statistics("clip_encoder").model_stats[0]
+    return int(statistics.execution_count)
+
+
+def test_batched_clients_get_their_own_answers(patient: SupervisedServer) -> None:
+    requests = [make_frames(count, seed=count) for count in (1, 40, 2, 3, 7, 1, 5, 9)]  # 68 frames: three slices
+    answers, batches = ask_together(patient.grpc_url, requests)
+    assert batches < len(requests), "nothing was batched, so nothing was tested"
+    for frames, answer in zip(requests, answers, strict=True):
+        assert isinstance(answer, dict), answer
+        np.testing.assert_allclose(answer["features"], expected_features(frames), rtol=1e-5, atol=1e-3)
+
+
+def test_a_bad_request_fails_alone(patient: SupervisedServer) -> None:
+    requests = [make_frames(2, seed=seed) for seed in range(6)]
+    requests.insert(3, np.full((2, 224, 224, 3), POISON, np.uint8))
+    answers, batches = ask_together(patient.grpc_url, requests)
+    assert batches <= 2, "nothing was batched, so nothing was tested"
+    for k, (frames, answer) in enumerate(zip(requests, answers, strict=True)):
+        if k == 3:
+            assert isinstance(answer, InferenceServerException)
+            assert "clip_encoder cannot answer this request" in answer.message()
+        else:
+            assert isinstance(answer, dict), answer
+            np.testing.assert_allclose(answer["features"], expected_features(frames), rtol=1e-5, atol=1e-3)
+
+
+FRAME = np.zeros((1, 224, 224, 3), np.uint8)
+WRONG_REQUESTS = [
+    pytest.param("clip_encoder", {"frames": FRAME[:, :200]}, "unexpected shape", id="wrong_shape"),
+    pytest.param("clip_encoder", {"frames": FRAME.astype(np.float32)}, "data-type", id="wrong_type"),
+    pytest.param("clip_encoder", {"images": FRAME}, "unexpected inference input", id="wrong_name"),
+    pytest.param("clip_encoder", {"frames": np.repeat(FRAME, 301, 0)}, "batch-size must be <= 300", id="too_many"),
+    pytest.param("clip_encoder", {"frames": FRAME + np.uint8(POISON)}, "invalid index", id="runtime"),
+    pytest.param("temporal_head", {"features": np.zeros((0, 512), np.float32)}, "expected 1 to 300", id="no_frames"),
+    pytest.param("temporal_head", {"features": np.zeros((301, 512), np.float32)}, "expected 1 to 300", id="too_long"),
+    pytest.param("temporal_head", {"features": np.zeros((5, 768), np.float32)}, "unexpected shape", id="wrong_width"),
+    pytest.param("affect", {"frames": np.repeat(FRAME, 301, 0)}, "batch-size must be <= 300", id="ensemble_too_many"),
+    pytest.param("no_such_model", {"frames": FRAME}, "no_such_model", id="unknown_model"),
+]
+
+
+@pytest.mark.parametrize(("model", "inputs", "message"), WRONG_REQUESTS)
+def test_wrong_request_is_refused_without_paths(
+    server: SupervisedServer, model: str, inputs: Tensors, message: str
+) -> None:
+    with pytest.raises(InferenceServerException, match=message) as caught:
+        ask(server.grpc_url, model, inputs)
+    text = caught.value.message()
+    assert caught.value.status() in ("StatusCode.INVALID_ARGUMENT", "StatusCode.NOT_FOUND"), text
+    assert "/" not in text
+    assert ".py" not in text
+
+
+def test_describe_names_address_engine_threads_and_models(server: SupervisedServer) -> None:
+    import onnxruntime
+
+    line = server.describe()
+    assert f"grpc://{server.grpc_url} http://{server.http_url}" in line
+    assert f"Triton 2.51.0, ONNX Runtime {onnxruntime.__version__} CPU, 1 thread, " in line
+    assert line.endswith("models affect clip_encoder temporal_head")
+
+
+def test_healthy_tells_a_dead_model_from_a_living_one(tiny: Path) -> None:
+    with TritonServer(ServerConfig(repository=tiny, drain_timeout_s=0)) as unwatched:
+        assert unwatched.healthy()
+        os.kill(stub_of(unwatched.pid, "temporal_head"), signal.SIGKILL)
+        assert not unwatched.healthy()
+
+
+def test_contract_and_ensemble_are_what_is_served(server: SupervisedServer) -> None:
+    with contextlib.closing(triton.InferenceServerClient(server.grpc_url)) as client:
+        for model in (CLIP_ENCODER, TEMPORAL_HEAD, AFFECT):
+            metadata = client.get_model_metadata(model.name)
+            batch = [-1] * (model.max_batch_size > 0)
+            assert [list(tensor.shape) for tensor in metadata.inputs] == [batch + list(s.shape) for s in model.inputs]
+            assert {t.name: list(t.shape) for t in metadata.outputs} == {
+                s.name: batch + list(s.shape) for s in model.outputs
+            }
+
+
+@pytest.fixture(scope="module")
+def backend() -> Iterator[ModuleType]:
+    """The backend as Triton's stub imports it, with the wheel's own triton_python_backend_utils."""
+    wheel = installation.find_installation().wheel
+    assert wheel is not None
+    sys.path.append(str(wheel / "backends" / "python"))
+    spec = importlib.util.spec_from_file_location("affserve_backend_model", installation.BACKEND_MODEL)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    yield module
+    sys.path.remove(str(wheel / "backends" / "python"))
+
+
+def test_instance_kind_decides_the_device(backend: ModuleType) -> None:
+    both = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    assert backend.choose_providers("CPU", 0, both) == ["CPUExecutionProvider"]
+    assert backend.choose_providers("GPU", 1, both)[0] == ("CUDAExecutionProvider", {"device_id": 1})
+    with pytest.raises(backend.LoadError, match="onnxruntime-gpu"):
+        backend.choose_providers("GPU", 0, ["CPUExecutionProvider"])
+
+
+def test_messages_lose_their_paths_and_nothing_else(backend: ModuleType) -> None:
+    message = "Load of /srv/models/clip_encoder/1/model.onnx failed: idx=255 of 10/12"
+    assert backend.without_paths(message) == "Load of ... failed: idx=255 of 10/12"

@@ -1,0 +1,57 @@
+"""The paper's optimiser steps at the paper's sizes: ViT-B-32 on 256 frames, its head on 32 windows of 300."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import open_clip
+import pytest
+
+from affserve.benchmarks.training.steps import encoder_step, head_step, in_a_process, vit_activation_bytes
+from affserve.train.labels import EXPRESSION
+from affserve.train.models.encoder import FrameClassifier, create_encoder
+from affserve.train.stages.memory import MemoryPlan, plan_memory
+
+
+def test_one_step_of_stage_1_with_the_full_encoder(record_property: Callable[[str, object], None]) -> None:
+    # bf16: the real shapes and batch in half the time. Micro batches of 32: what does not fit at once.
+    told = in_a_process(partial(encoder_step, "ViT-B-32", micro_batch=32, amp="bf16"))
+    record_property("peak_resident_mib", told["peak_resident_mib"])
+    print(f"stage 1, 256 frames: {told['seconds']:.1f} s, {told['peak_resident_mib']} MiB resident at most")
+    assert told["batch"] == 256
+    assert told["loss"] == pytest.approx(2.08, abs=0.2)  # ln 8: eight classes and no idea
+    assert told["tensors_changed"] == told["tensors"] > 150
+    # Weights, gradients and AdamW take 1.4 GB; all 256 frames at once would need 3.7 GiB more.
+    assert told["peak_resident_mib"] < 4000
+
+
+def test_one_step_of_stage_2_with_the_papers_head(record_property: Callable[[str, object], None]) -> None:
+    told = in_a_process(head_step)
+    record_property("peak_resident_mib", told["peak_resident_mib"])
+    print(f"stage 2, 32 windows: {told['seconds']:.1f} s, {told['peak_resident_mib']} MiB resident at most")
+    assert told["batch"] == 32
+    assert 2.5 < told["loss"] < 5  # 1 - CCC about 1, ln 8, ln 2
+    assert told["tensors_changed"] == told["tensors"] > 100
+    assert told["peak_resident_mib"] < 8000
+
+
+@pytest.mark.parametrize("amp", ["none", "bf16"])
+@pytest.mark.parametrize("architecture", ["ViT-B-32", "ViT-B-16"])
+def test_the_formula_of_activations_is_what_pytorch_keeps(architecture: str, amp: str) -> None:
+    model = FrameClassifier(create_encoder(architecture), [EXPRESSION.key])
+    plan = plan_memory(model, amp, "cpu")
+    formula = vit_activation_bytes(model.encoder.config.vision_cfg, amp)
+    assert formula == pytest.approx(plan.per_frame, rel=0.05)
+    assert plan.fixed == (16 + 2 * (amp == "bf16")) * sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_the_papers_batch_fits_its_gpu_at_once_with_vit_b_32_and_in_two_halves_with_vit_b_16() -> None:
+    bytes_per_parameter = 22  # several ranks and autocast
+    frames = {}
+    for architecture in ("ViT-B-32", "ViT-B-16"):
+        vision = open_clip.get_model_config(architecture)["vision_cfg"]
+        activations = vit_activation_bytes(vision, "bf16", gpu=True)
+        frames[architecture] = MemoryPlan(fixed=bytes_per_parameter * 88e6, per_frame=activations).frames()
+    assert frames["ViT-B-32"] >= 256
+    assert 128 <= frames["ViT-B-16"] < 256

@@ -1,0 +1,107 @@
+"""The report on a corpus as a person reads it: tables on stdout."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from affserve.train.corpus.affwild2 import TRAIN
+from affserve.train.corpus.check import HALF, CorpusReport, SetReport
+from affserve.train.labels import TASKS, task_by_key
+from affserve.train.windows import WINDOW_FRAMES
+
+MOST_NAMED = 8
+WIDTH = 150  # columns of a table where stdout is no terminal
+
+
+def print_report(report: CorpusReport) -> None:
+    """Print what a look at a corpus told."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=WIDTH)
+    console.print(f"{report.root}: {report.corpus}, {len(report.videos)} annotated videos")
+    console.print(_sets_table(report))
+    for key in TASKS:
+        if any(one.counts for one in report.sets if one.task == key):
+            console.print(_counts_table([one for one in report.sets if one.task == key]))
+    for line in _about_videos(report):
+        console.print(line, markup=False, soft_wrap=True)
+    if not report.real:
+        console.print("a generated corpus: there are no published figures to compare with")
+    for text in report.unreadable:
+        console.print(f"cannot be read: {text}", markup=False, soft_wrap=True)
+
+
+def _sets_table(report: CorpusReport) -> Table:
+    table = Table("task", "set", box=None, pad_edge=False)
+    for name in (
+        "files",
+        "lines",
+        "labelled",
+        "out of range",
+        "no crop",
+        "late start",
+        "past end",
+        f"< {WINDOW_FRAMES}",
+    ):
+        table.add_column(name, justify="right")
+    if report.real:
+        table.add_column("against the published")
+    for one in report.sets:
+        row = [one.files, one.lines, one.labelled, one.strange, one.labelled_without_crop]
+        row += [one.late, one.past_end, one.short]
+        said = [one.published] if report.real else []
+        table.add_row(task_by_key(one.task).title, _part(one), *(f"{number:,}" for number in row), *said)
+    return table
+
+
+def _part(one: SetReport) -> str:
+    return "train" if one.part == TRAIN else "validation"
+
+
+def _counts_table(sets: Sequence[SetReport]) -> Table:
+    """Frames by expression, or with each action unit, and their part of the labelled frames."""
+    table = Table(task_by_key(sets[0].task).title, box=None, pad_edge=False)
+    for one in sets:
+        table.add_column(_part(one), justify="right")
+        table.add_column("", justify="right")
+    for name in task_by_key(sets[0].task).names:
+        cells = []
+        for one in sets:
+            count = one.counts.get(name, 0)
+            cells += [f"{count:,}", f"{count / max(one.labelled, 1):.1%}"]
+        table.add_row(name, *cells)
+    return table
+
+
+def _about_videos(report: CorpusReport) -> list[str]:
+    frames, crops = sum(video.frames for video in report.videos), sum(video.crops for video in report.videos)
+    lines = [
+        f"crops: {crops:,} for {frames:,} annotated frames, {frames - crops:,} missing; "
+        f"median coverage of a video {report.coverage_median:.1%}"
+    ]
+    lists = {
+        "without any crop": report.named(lambda video: video.first_crop is None),
+        f"covered under {HALF:.0%}": report.named(lambda video: 0 < video.coverage < HALF),
+        "with missing crops": report.named(lambda video: 0 < video.crops < video.frames),
+        "starting late": report.named(lambda video: (video.first_crop or 1) > 1),
+        "with crops past the annotation's end": report.named(lambda video: video.past_end > 0),
+        f"shorter than {WINDOW_FRAMES} frames": report.named(lambda video: video.frames < WINDOW_FRAMES),
+        "trained on by one task and validated by another": report.crossing,
+        "in both sets of one task": report.in_both_sets,
+    }
+    for key, names in report.split_recordings.items():
+        lists[f"of recordings in both sets ({task_by_key(key).title})"] = names
+    lines += [f"videos {what}: {len(names)}{_some(names)}" for what, names in lists.items()]
+    if report.length_differences:
+        told = ", ".join(f"{difference:+d} in {count}" for difference, count in report.length_differences.items())
+        lines.append(f"annotation lines minus frames of the raw video: {told}")
+    return lines
+
+
+def _some(names: Sequence[str]) -> str:
+    if not names:
+        return ""
+    return f" ({', '.join(names[:MOST_NAMED])}{', ...' if len(names) > MOST_NAMED else ''})"

@@ -1,0 +1,112 @@
+"""Scores of predictions against labels: the challenge's three numbers, and what a constant guess would get."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from affserve.train.evaluation.metrics import action_unit_f1, ccc, confusion_counts, expression_classes, expression_f1
+from affserve.train.labels import ACTION_UNITS, EXPRESSION, TASKS, VALENCE_AROUSAL
+
+OFFICIAL = "official"  # each labelled frame once, after overlapping segments are averaged: the challenge's way
+PAPER = "paper"  # full windows only, a frame as often as it lies in one: the way of the paper's authors
+PROTOCOLS = (OFFICIAL, PAPER)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """The ABAW metrics of the tasks that were scored; tasks without a labelled frame are absent."""
+
+    by_task: Mapping[str, float]  # P_VA, P_EXPR, P_AU
+    parts: Mapping[str, Mapping[str, float]]  # CCC of valence and arousal, F1 of each class and action unit
+    frames: Mapping[str, int]  # labelled frames that were scored
+
+    def summary(self) -> dict[str, float]:
+        """Return the numbers of the tables: one per task, and valence and arousal apart."""
+        apart = self.parts.get(VALENCE_AROUSAL.key, {})
+        return {**self.by_task, **apart}
+
+
+def score(
+    predicted: Mapping[str, NDArray[Any]], truth: Mapping[str, NDArray[Any]], valid: Mapping[str, NDArray[np.bool_]]
+) -> Scores:
+    """Score served outputs (N, K) against file labels (N, columns) on the valid frames, task by task."""
+    by_task: dict[str, float] = {}
+    parts: dict[str, dict[str, float]] = {}
+    frames: dict[str, int] = {}
+    for key in (key for key in TASKS if key in predicted and valid[key].any()):
+        chosen = valid[key]
+        values = _parts(key, predicted[key][chosen], truth[key][chosen])
+        parts[key] = dict(zip(TASKS[key].names, map(float, values), strict=True))
+        by_task[key] = float(np.mean(values))
+        frames[key] = int(chosen.sum())
+    return Scores(by_task=by_task, parts=parts, frames=frames)
+
+
+def _parts(key: str, predicted: NDArray[Any], truth: NDArray[Any]) -> NDArray[np.float64]:
+    if key == VALENCE_AROUSAL.key:
+        return np.array([ccc(truth[:, k], predicted[:, k]) for k in range(VALENCE_AROUSAL.outputs)])
+    if key == EXPRESSION.key:
+        return expression_f1(truth[:, 0].astype(np.int64), expression_classes(predicted))
+    return action_unit_f1(truth, predicted)
+
+
+def constant_guess(
+    truth: Mapping[str, NDArray[Any]], valid: Mapping[str, NDArray[np.bool_]]
+) -> dict[str, NDArray[np.float32]]:
+    """Return the best outputs that never look at a frame, (N, K) by task.
+
+    The mean valence and arousal, the expression and the set of action units that a constant answer scores highest with:
+    the most frequent class; every action unit called active (calling it inactive scores 0).
+    """
+    guesses: dict[str, NDArray[np.float32]] = {}
+    for key, values in truth.items():
+        labelled = values[valid[key]]
+        if key == VALENCE_AROUSAL.key:
+            row = labelled.mean(axis=0)
+        elif key == EXPRESSION.key:
+            row = np.eye(EXPRESSION.outputs)[np.bincount(labelled[:, 0].astype(np.int64)).argmax()]
+        else:
+            row = np.ones(ACTION_UNITS.outputs)
+        guesses[key] = np.tile(row.astype(np.float32), (len(values), 1))
+    return guesses
+
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Evaluation:
+    """Everything a report tells, on the labelled frames only.
+
+    predicted: (M, K) served outputs by task. truth: (M, columns) by task; M differs between tasks.
+    """
+
+    scores: Scores
+    constant: Scores  # of the best answer that never looks at a frame
+    predicted: Arrays
+    truth: Arrays
+
+    def confusion(self) -> NDArray[np.int64]:
+        """Return frames by true (rows) and predicted (columns) expression, (8, 8)."""
+        truth = self.truth[EXPRESSION.key][:, 0].astype(np.int64)
+        predicted = expression_classes(self.predicted[EXPRESSION.key])
+        answered = predicted >= 0
+        return confusion_counts(truth[answered], predicted[answered], EXPRESSION.outputs)
+
+
+def evaluate(predicted: Arrays, truth: Arrays, valid: Mapping[str, NDArray[np.bool_]]) -> Evaluation:
+    """Score, and keep the labelled frames of every scored task for a closer look."""
+    scores = score(predicted, truth, valid)
+    keys = list(scores.by_task)
+    constant = score(constant_guess({key: truth[key] for key in keys}, valid), truth, valid)
+    return Evaluation(
+        scores=scores,
+        constant=constant,
+        predicted={key: predicted[key][valid[key]] for key in keys},
+        truth={key: truth[key][valid[key]] for key in keys},
+    )

@@ -1,0 +1,252 @@
+"""Between the stages: the features of every crop, computed once with the fine-tuned encoder.
+
+In come an encoder and a corpus, out goes a feature store. What the store has already is not computed again, were it
+half a video; several processes may each take a share. Threads decode crops ahead of the encoder, so that it does not
+wait for them.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch  # noqa: TID253 - this file is about it
+from numpy.typing import NDArray
+
+from affserve.train.corpus.affwild2 import TRAIN, VALIDATION, Corpus
+from affserve.train.errors import DataError
+from affserve.train.features.decoding import CropBatch, decoded_ahead
+from affserve.train.features.store import FeatureStore, StoreDescription
+from affserve.train.features.writer import FeatureWriter
+from affserve.train.labels import TASKS
+from affserve.train.models.device import AMP, autocast, check_device, chosen_amp
+from affserve.train.models.encoder import ClipEncoder
+
+Progress = Callable[[int, int], None]  # frames done, frames in all
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractConfig:
+    """How features are computed; nothing but amp changes what they are beyond rounding."""
+
+    batch: int = 64  # crops the encoder takes at once
+    workers: int = 2  # threads that decode crops; one fills about one core
+    amp: str = "none"  # autocast: none, bf16, fp16, or auto, by the device
+    rank: int = 0  # this process among those that share the work, from 0; it appends to the shard of this number
+    world: int = 1  # processes that share the work
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "workers", "world"):
+            if getattr(self, name) < 1:
+                raise DataError(f"{name} is {getattr(self, name)}, expected at least 1")
+        if not 0 <= self.rank < self.world:
+            raise DataError(f"rank is {self.rank}, expected 0 to {self.world - 1}: there are {self.world} processes")
+        if self.amp not in AMP:
+            raise DataError(f"amp is {self.amp!r}, expected one of {', '.join(AMP)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extraction:
+    """What an extraction did."""
+
+    folder: Path  # of the store
+    videos: int  # of this process's share
+    frames: int  # of this process's share that have features now
+    computed: int  # of them in this run
+    seconds: float  # wall-clock
+    unreadable: tuple[Path, ...]  # crops that could not be decoded; they count as missing
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractionPlan:
+    """What has to be computed before the store is complete."""
+
+    folder: Path
+    description: StoreDescription
+    crops: dict[str, NDArray[np.int32]]  # by video: frame numbers of its crops
+    missing: dict[str, NDArray[np.int32]]  # those without a feature, by video
+    incomplete: frozenset[str]  # videos the store does not call complete
+
+    @property
+    def frames(self) -> int:
+        """Crops in all."""
+        return sum(len(numbers) for numbers in self.crops.values())
+
+    @property
+    def missing_frames(self) -> int:
+        """Crops without a feature."""
+        return sum(len(numbers) for numbers in self.missing.values())
+
+    def describe(self) -> str:
+        """Say how much there is to compute and to store."""
+        width, row_bytes = self.description.width, self.description.row_bytes
+        return (
+            f"{self.frames:,} crops × {width} × {row_bytes // width} bytes = "
+            f"{self.frames * row_bytes / 1e9:.2f} GB in {self.folder}; {self.missing_frames:,} crops "
+            f"({self.missing_frames * row_bytes / 1e9:.2f} GB) to go"
+        )
+
+    def check_space(self) -> None:
+        """Raise a DataError when what is missing does not fit on the disk."""
+        needed = self.missing_frames * self.description.row_bytes
+        free = shutil.disk_usage(self.folder).free
+        if needed > free:
+            raise DataError(
+                f"{self.folder}: {needed / 1e9:.2f} GB of features are to be written and {free / 1e9:.2f} GB are free; "
+                f"make room for {(needed - free) / 1e9:.2f} GB more or choose another folder"
+            )
+
+    def share(self, rank: int, world: int) -> list[str]:
+        """Return the videos of one of several processes: the same split whatever has been computed so far."""
+        loads = [0] * world
+        mine = []
+        for video in sorted(self.crops, key=lambda video: (-len(self.crops[video]), video)):
+            lightest = loads.index(min(loads))
+            loads[lightest] += len(self.crops[video])
+            if lightest == rank:
+                mine.append(video)
+        return sorted(mine)
+
+
+def plan_extraction(corpus: Corpus, folder: Path, videos: Sequence[str] | None = None) -> ExtractionPlan:
+    """Compare the crops of some videos (None: of all that are labelled) with what a store has; no image is read."""
+    if videos is None:
+        videos = [v for task in TASKS.values() for part in (TRAIN, VALIDATION) for v in corpus.videos(task, part)]
+    videos = sorted(set(videos))
+    crops = {video: corpus.crop_numbers(video) for video in videos}
+    store = FeatureStore(folder)
+    missing = {v: np.setdiff1d(crops[v], store.crops(v).numbers, assume_unique=True) for v in videos}
+    incomplete = frozenset(video for video in videos if not store.is_complete(video))
+    return ExtractionPlan(
+        description=store.description, folder=folder, crops=crops, missing=missing, incomplete=incomplete
+    )
+
+
+def extract_features(
+    encoder: ClipEncoder,
+    fingerprint: str,
+    corpus: Corpus,
+    store: Path,
+    *,
+    device: str = "cpu",
+    config: ExtractConfig | None = None,
+    progress: Progress = lambda done, total: None,
+    videos: Sequence[str] | None = None,
+) -> Path:
+    """Encode every crop of every labelled video and return the folder of the features; warn of unreadable crops.
+
+    The folder is `store`/`fingerprint`. Run again, it computes what is missing. videos: others than the labelled ones,
+    such as those of a test set.
+    """
+    done = extract(encoder, fingerprint, corpus, store, device=device, config=config, progress=progress, videos=videos)
+    if done.unreadable:
+        warnings.warn(describe_unreadable(done.unreadable), stacklevel=2)
+    return done.folder
+
+
+def extract(
+    encoder: ClipEncoder,
+    fingerprint: str,
+    corpus: Corpus,
+    store: Path,
+    *,
+    device: str = "cpu",
+    config: ExtractConfig | None = None,
+    progress: Progress = lambda done, total: None,
+    log: Callable[[str], None] = lambda text: None,
+    videos: Sequence[str] | None = None,
+) -> Extraction:
+    """Encode this process's share of the crops of some videos; None: of all that are labelled.
+
+    A crop that cannot be decoded is left out and named in the result; it is tried again in the next run. DataError
+    when the disk is too small for what is missing, before anything is computed.
+    """
+    config = config or ExtractConfig()
+    check_device(device)
+    folder = store / fingerprint
+    amp = chosen_amp(config.amp, device)
+    description = StoreDescription(width=encoder.config.embed_dim, corpus=corpus.image_source(), amp=amp)
+    started = time.monotonic()
+    with FeatureWriter(folder, description, config.rank) as writer:
+        plan = plan_extraction(corpus, folder, videos)
+        log(plan.describe())
+        plan.check_space()
+        share = plan.share(config.rank, config.world)
+        total = sum(len(plan.crops[video]) for video in share)
+        todo = sum(len(plan.missing[video]) for video in share)
+        progress(total - todo, total)
+        run = _Run(
+            encoder=encoder.eval().to(device), device=device, amp=amp, config=config, corpus=corpus, writer=writer
+        )
+        unreadable = run.encode(plan, share, lambda count: progress(total - todo + count, total))
+    return Extraction(
+        folder=folder,
+        videos=len(share),
+        frames=total - len(unreadable),
+        computed=todo - len(unreadable),
+        seconds=time.monotonic() - started,
+        unreadable=tuple(unreadable),
+    )
+
+
+def describe_unreadable(paths: tuple[Path, ...]) -> str:
+    """Name crops that could not be decoded."""
+    named = ", ".join(str(path) for path in paths[:10]) + (f" and {len(paths) - 10} more" if len(paths) > 10 else "")
+    return f"{len(paths)} crops cannot be decoded and count as missing: {named}; replace them and run again"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    """One pass over the missing crops."""
+
+    encoder: ClipEncoder
+    device: str
+    amp: str  # none, bf16 or fp16
+    config: ExtractConfig
+    corpus: Corpus
+    writer: FeatureWriter
+
+    def encode(self, plan: ExtractionPlan, share: list[str], progress: Callable[[int], None]) -> list[Path]:
+        """Compute what is missing of some videos and return the crops that could not be decoded."""
+        unreadable: list[Path] = []
+        bad: list[int] = []  # of the video at hand
+        done = 0
+        with ThreadPoolExecutor(self.config.workers) as pool:
+            for batch in decoded_ahead(pool, self._batches(plan, share), self.config.workers + 1):
+                video = batch.crops.video
+                if len(batch.numbers):
+                    self.writer.append(video, batch.numbers, self._features(batch.frames))
+                unreadable += [batch.crops.paths[number] for number in batch.unreadable]
+                bad += batch.unreadable
+                if batch.crops.last:
+                    self.writer.complete(video, tuple(bad))
+                    bad = []
+                done += len(batch.crops.paths)
+                progress(done)
+        return unreadable
+
+    def _batches(self, plan: ExtractionPlan, share: list[str]) -> Iterator[CropBatch]:
+        size = self.config.batch
+        for video in share:
+            numbers = plan.missing[video].tolist()
+            if not numbers and video not in plan.incomplete:
+                continue
+            paths = self.corpus.crops(video) if numbers else {}
+            for start in range(0, max(1, len(numbers)), size):
+                chosen = {number: paths[number] for number in numbers[start : start + size] if number in paths}
+                yield CropBatch(video=video, paths=chosen, last=start + size >= len(numbers))
+
+    def _features(self, frames: NDArray[np.uint8]) -> NDArray[np.float16]:
+        """Encode frames (B, 224, 224, 3) to features (B, D)."""
+        with torch.inference_mode(), autocast(self.amp, self.device):
+            tensor = torch.from_numpy(frames)
+            if self.device.startswith("cuda"):
+                tensor = tensor.pin_memory()  # an ordinary copy to the GPU is half as fast
+            features = self.encoder(tensor.to(self.device, non_blocking=True))
+            return np.asarray(features.half().cpu().numpy())

@@ -1,0 +1,79 @@
+"""The labelled videos of a corpus with their features, each on its annotation's timeline.
+
+In come a corpus and the folder of its features, out go labels and masks per frame, held in memory (15 numbers a frame
+at most); features stay on disk until somebody asks for their rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from affserve.train.corpus.affwild2 import Corpus
+from affserve.train.corpus.annotations import Annotation
+from affserve.train.errors import DataError
+from affserve.train.features.gaps import HOLD, CropFeatures, check_policy, fill_gaps, have_crop
+from affserve.train.features.store import FeatureStore
+from affserve.train.labels import Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledVideo:
+    """One video on its annotation's timeline, frames 1..N."""
+
+    name: str
+    frames: int  # N, the annotation's length
+    truth: dict[str, NDArray[np.float32]]  # (N, columns) by task
+    valid: dict[str, NDArray[np.bool_]]  # (N,) by task: labelled, and the frame has a crop
+    crops: CropFeatures  # on disk
+    gaps: str = HOLD  # what frames without a crop look like
+
+    def features(self, span: slice = slice(None)) -> NDArray[np.float32]:
+        """Return the features (T, D) of some frames, counted from 0; only their rows are read."""
+        return fill_gaps(self.crops, np.arange(*span.indices(self.frames)) + 1, self.gaps)
+
+
+def load_videos(
+    corpus: Corpus, features: Path, tasks: Sequence[Task], part: str, *, gaps: str = HOLD, hold_out: str = "any"
+) -> list[LabelledVideo]:
+    """Lay out the videos of a set that are labelled for at least one of the tasks.
+
+    features: the folder that extract_features returned. hold_out: as in Corpus.part_videos. DataError when there are
+    no such videos, or when the features are another corpus's or not all there.
+    """
+    check_policy(gaps)
+    names = corpus.part_videos(tasks, part, hold_out)
+    store = FeatureStore(features)
+    store.check_complete(names)
+    if store.description.corpus != (source := corpus.image_source()):
+        raise DataError(f"{features} holds features of {store.description.corpus}, not of {source}: {corpus.root}")
+    videos = []
+    for name in names:
+        held = {
+            task.key: corpus.annotation(task, part, name)
+            for task in tasks
+            if name in corpus.annotation_files.get((task.key, part), {})
+        }
+        videos.append(_lay_out(name, tasks, held, store.crops(name), gaps))
+    if not videos:
+        raise DataError(f"{corpus.root}: no videos in {part} for {', '.join(task.key for task in tasks)}")
+    return videos
+
+
+def _lay_out(
+    name: str, tasks: Sequence[Task], held: dict[str, Annotation], crops: CropFeatures, gaps: str
+) -> LabelledVideo:
+    """Bring the annotations of a video to the length of the longest; what is missing is not valid."""
+    frames = max(len(annotation.values) for annotation in held.values())
+    present = have_crop(crops, np.arange(1, frames + 1))
+    truth = {task.key: np.full((frames, task.columns), task.invalid, np.float32) for task in tasks}
+    valid = {task.key: np.zeros(frames, np.bool_) for task in tasks}
+    for key, annotation in held.items():
+        rows = len(annotation.values)
+        truth[key][:rows] = annotation.values
+        valid[key][:rows] = annotation.valid & present[:rows]
+    return LabelledVideo(name=name, frames=frames, truth=truth, valid=valid, crops=crops, gaps=gaps)

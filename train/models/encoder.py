@@ -1,0 +1,113 @@
+"""Stage 1 of the paper: the CLIP image encoder and the fully connected layers it is fine-tuned through.
+
+In come face crops as they travel, (B, 224, 224, 3) uint8 RGB; out goes the image embedding, (B, 512), the feature of
+stage 2. Cast and normalisation are part of the module, so training, export and serving cannot disagree about them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import open_clip  # noqa: TID253 - this file is about it
+import torch  # noqa: TID253 - this file is about it
+from torch import Tensor, nn  # noqa: TID253
+
+import affserve.train.models.demo_tower  # noqa: F401 - makes the tower known to timm
+from affserve.train.errors import CheckpointError
+from affserve.train.labels import task_by_key
+
+DEMO_ARCHITECTURE = "affserve-demo"  # a small ViT with the input and output of ViT-B-32, for CPUs and tests
+open_clip.add_model_config(Path(__file__).with_name(f"{DEMO_ARCHITECTURE}.json"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig:
+    """Everything needed to rebuild an encoder without looking anything up."""
+
+    architecture: str  # open_clip's model name
+    embed_dim: int  # D, feature width
+    vision_cfg: dict[str, Any]  # open_clip's description of the visual tower
+    quick_gelu: bool = False  # OpenAI's weights were trained with the QuickGELU activation
+
+    def __post_init__(self) -> None:
+        if self.vision_cfg.get("image_size", 224) != 224:
+            raise CheckpointError(
+                f"{self.architecture} takes images of {self.vision_cfg['image_size']} px; affserve serves 224 px: "
+                "choose a 224 px variant"
+            )
+
+
+class ClipEncoder(nn.Module):
+    """open_clip's visual tower with the preprocessing in front."""
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, config: EncoderConfig, tower: nn.Module | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.visual = tower if tower is not None else _build_tower(config)
+        mean, std = torch.tensor(open_clip.OPENAI_DATASET_MEAN), torch.tensor(open_clip.OPENAI_DATASET_STD)
+        self.register_buffer("scale", 1 / (255 * std), persistent=False)
+        self.register_buffer("shift", -mean / std, persistent=False)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """frames: (B, 224, 224, 3) uint8 RGB -> features: (B, D) float."""
+        # (x / 255 - mean) / std in one pass over the pixels: on a CPU the passes cost as much as a small model.
+        pixels = torch.addcmul(self.shift, frames.to(self.scale.dtype), self.scale)  # (B, H, W, 3)
+        features: Tensor = self.visual(pixels.permute(0, 3, 1, 2))  # (B, D)
+        return features
+
+
+class FrameClassifier(nn.Module):
+    """The encoder with new fully connected layers, one output per task: what stage 1 trains."""
+
+    def __init__(self, encoder: ClipEncoder, tasks: Sequence[str], hidden: int = 256, dropout: float = 0.3) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.trunk = nn.Sequential(nn.Linear(encoder.config.embed_dim, hidden), nn.GELU(), nn.Dropout(dropout))
+        self.heads = nn.ModuleDict({key: nn.Linear(hidden, task_by_key(key).outputs) for key in tasks})
+
+    def forward(self, frames: Tensor) -> dict[str, Tensor]:
+        """frames: (B, 224, 224, 3) uint8 -> raw outputs (B, K) by task."""
+        hidden = self.trunk(self.encoder(frames))  # (B, hidden)
+        return {key: head(hidden) for key, head in self.heads.items()}  # (B, K) each
+
+
+def create_encoder(architecture: str = "ViT-B-32", pretrained: str | None = None) -> ClipEncoder:
+    """Make an encoder from open_clip's model name, with its pretrained weights (a tag or a local file) or random ones.
+
+    CheckpointError when open_clip knows no such model or cannot get the weights.
+    """
+    described = open_clip.get_model_config(architecture)
+    if described is None:
+        raise CheckpointError(f"open_clip knows no model {architecture!r}; see open_clip.list_models()")
+    config = EncoderConfig(
+        architecture=architecture,
+        embed_dim=described["embed_dim"],
+        vision_cfg=described["vision_cfg"],
+        quick_gelu=described.get("quick_gelu", False),
+    )
+    if pretrained is None:
+        return ClipEncoder(config)
+    try:
+        model = open_clip.create_model(architecture, pretrained=pretrained)
+    except (RuntimeError, OSError) as error:
+        raise CheckpointError(
+            f"{architecture}: pretrained weights {pretrained!r} cannot be loaded: {error}; expected a local file or "
+            f"one of {open_clip.list_pretrained_tags_by_model(architecture)}"
+        ) from error
+    # A tag may switch the activation (OpenAI's do): what was built tells, not the name.
+    quick_gelu = any(type(module).__name__ == "QuickGELU" for module in model.visual.modules())
+    return ClipEncoder(EncoderConfig(**{**asdict(config), "quick_gelu": quick_gelu}), model.visual)
+
+
+def _build_tower(config: EncoderConfig) -> nn.Module:
+    # open_clip builds towers in pairs; the smallest text tower there is goes straight to the bin.
+    text = open_clip.CLIPTextCfg(context_length=1, vocab_size=1, width=64, heads=1, layers=1)
+    vision = open_clip.CLIPVisionCfg(**config.vision_cfg)
+    tower: nn.Module = open_clip.CLIP(config.embed_dim, vision, text, quick_gelu=config.quick_gelu).visual
+    return tower

@@ -1,0 +1,288 @@
+"""A generated corpus in the layout of Aff-Wild2: a test instrument that needs no licence and shows no person.
+
+In comes a `SyntheticConfig`, out comes a folder with annotations, 112x112 crops and whole-frame videos that has the
+defects of the real corpus (gaps, late first crops, invalid codes, annotation files of another length than the video).
+`corpus.json` at its root tells what was made and where each defect is. The same config gives the same crops and
+annotations, byte for byte, however many processes draw them; a target that exists is never changed.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from affserve.train.corpus.affwild2 import CORPUS_FILE
+from affserve.train.corpus.annotations import format_annotation, validity
+from affserve.train.crops import CROP_SIZE_PX, REFERENCE_LANDMARKS_PX, align_face
+from affserve.train.errors import DataError, OutputError
+from affserve.train.files import staged_folder
+from affserve.train.labels import TASKS, Task, task_by_key
+from affserve.train.provenance import SYNTHETIC
+from affserve.train.synthetic.anatomy import Placement
+from affserve.train.synthetic.plan import SyntheticConfig, VideoPlan, plan_videos
+from affserve.train.synthetic.scene import Performance, draw_performance, draw_person
+from affserve.train.synthetic.video import WholeFramePlan, plan_whole_frames, write_whole_frames
+
+__all__ = ["CorpusSummary", "SyntheticConfig", "read_description", "write_corpus"]
+
+SCHEMA_VERSION = 1
+GENERATOR_VERSION = 2  # rises whenever the same config would give other bytes
+
+Progress = Callable[[int, int], None]  # frames drawn, frames in all
+
+_CANVAS_UNITS = 4.4  # face units that an image must be wide for a crop to stay inside it
+_EYE_DISTANCE_PX = float(REFERENCE_LANDMARKS_PX[1, 0] - REFERENCE_LANDMARKS_PX[0, 0])
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusSummary:
+    """What `write_corpus` made or found."""
+
+    root: Path
+    videos: int
+    crops: int
+    labelled_frames: dict[str, int]  # by task key: rows with a label, crop or not
+    whole_frame_videos: int
+    reused: bool  # the target already held exactly this corpus
+    seconds: float  # wall-clock
+    frames_per_second: float  # drawn and written, all processes together; 0 when reused
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Written:
+    """What one worker reports about one video."""
+
+    frames: int
+    crops: int
+    labelled_frames: dict[str, int]
+
+
+def write_corpus(
+    root: Path, config: SyntheticConfig, workers: int = 2, progress: Progress | None = None
+) -> CorpusSummary:
+    """Write the corpus of `config` to `root`, drawn by `workers` processes.
+
+    It is written beside its target and renamed, so `root` is complete or absent. A target that already holds exactly
+    this corpus is kept and reported as reused; any other non-empty target is a DataError. With more than one worker the
+    calling script needs the usual `if __name__ == "__main__"` guard: processes are spawned.
+    """
+    if workers < 1:
+        raise DataError(f"workers is {workers}, expected at least 1")
+    started = time.perf_counter()
+    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+        return _reuse(root, config)
+    videos, whole = plan_videos(config), plan_whole_frames(config)
+    try:
+        with staged_folder(root) as staging:
+            written = _write_all(staging, config, videos, whole, workers, progress)
+            _write_description(staging, config, videos, whole, written)
+    except OSError as error:
+        raise OutputError(f"{root}: cannot be written: {error}") from error
+    seconds = time.perf_counter() - started
+    frames = sum(part.frames for part in written)
+    return _summary(root, reused=False, seconds=seconds, frames_per_second=frames / seconds)
+
+
+def read_description(root: Path) -> dict[str, Any]:
+    """Return what `corpus.json` in `root` says; DataError where there is none or it cannot be understood."""
+    path = root / CORPUS_FILE
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read as the description of a generated corpus: {error}") from error
+    version = description.get("schema_version") if isinstance(description, dict) else None
+    if version != SCHEMA_VERSION:
+        raise DataError(f"{path}: schema version is {version}, expected {SCHEMA_VERSION}; generate the corpus again")
+    return dict(description)
+
+
+def _reuse(root: Path, config: SyntheticConfig) -> CorpusSummary:
+    advice = "choose another target or remove it"
+    if not (root / CORPUS_FILE).is_file():
+        raise DataError(f"{root} exists and is not a generated corpus (no {CORPUS_FILE} in it); {advice}")
+    found = read_description(root)
+    if found.get("generator_version") != GENERATOR_VERSION:
+        version = found.get("generator_version")
+        raise DataError(f"{root} is of generator version {version}, this is version {GENERATOR_VERSION}; {advice}")
+    wanted = _as_json(asdict(config))
+    different = [name for name in wanted if found.get("config", {}).get(name) != wanted[name]]
+    if different:
+        raise DataError(f"{root} holds a generated corpus of another config ({', '.join(different)} differ); {advice}")
+    return _summary(root, reused=True, seconds=0.0, frames_per_second=0.0)
+
+
+def _summary(root: Path, *, reused: bool, seconds: float, frames_per_second: float) -> CorpusSummary:
+    counts = read_description(root)["counts"]
+    return CorpusSummary(root=root, reused=reused, seconds=seconds, frames_per_second=frames_per_second, **counts)
+
+
+def _write_all(
+    root: Path,
+    config: SyntheticConfig,
+    videos: list[VideoPlan],
+    whole: list[WholeFramePlan],
+    workers: int,
+    progress: Progress | None,
+) -> list[_Written]:
+    for task in TASKS.values():
+        for subset in {plan.subset for plan in videos}:
+            _annotation_folder(root, task, subset).mkdir(parents=True)
+    (root / "videos").mkdir()
+    # The longest first, so that no worker is left alone with one at the end.
+    jobs: list[WholeFramePlan | VideoPlan] = [*whole, *videos]
+    total = sum(len(plan.ticks) for plan in whole) + sum(len(plan.crops()) for plan in videos)
+    written: list[_Written] = []
+    for result in _run(root, config, jobs, workers):
+        written.append(result)
+        if progress:
+            progress(sum(part.frames for part in written), total)
+    return written
+
+
+def _run(
+    root: Path, config: SyntheticConfig, jobs: list[WholeFramePlan | VideoPlan], workers: int
+) -> Iterator[_Written]:
+    if workers == 1:
+        for job in jobs:
+            yield _write_job(root, job, config)
+        return
+    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=cv2.setNumThreads, initargs=(1,)) as pool:
+        futures = [pool.submit(_write_job, root, job, config) for job in jobs]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        finally:
+            for future in futures:
+                future.cancel()
+
+
+def _write_job(root: Path, plan: WholeFramePlan | VideoPlan, config: SyntheticConfig) -> _Written:
+    if isinstance(plan, WholeFramePlan):
+        return _Written(frames=write_whole_frames(root / "videos", plan, config), crops=0, labelled_frames={})
+    return _write_video(root, plan, config)
+
+
+def _write_video(root: Path, plan: VideoPlan, config: SyntheticConfig) -> _Written:
+    rng = np.random.default_rng([config.seed, 2, plan.number])
+    scale_px = _EYE_DISTANCE_PX * float(rng.uniform(0.98, 1.12))
+    side = round(_CANVAS_UNITS * scale_px)
+    performance = draw_performance(
+        rng,
+        draw_person(config.seed, plan.identity, config.difficulty.identity_spread),
+        frames=plan.frames,
+        fps=plan.fps,
+        difficulty=config.difficulty,
+        size=(side, side),
+        lead=plan.lead,
+    )
+    _write_crops(root / plan.root / plan.name, plan, performance, rng, config.difficulty.landmark_jitter, scale_px)
+    labelled = {key: _write_annotation(root, plan, performance, task_by_key(key)) for key in plan.tasks}
+    crops = len(plan.crops())
+    return _Written(frames=crops, crops=crops, labelled_frames=labelled)
+
+
+def _write_crops(
+    folder: Path, plan: VideoPlan, performance: Performance, rng: np.random.Generator, jitter: float, scale_px: float
+) -> None:
+    """Draw each frame a little larger than a crop and cut the crop as the client will, with an aligner's errors."""
+    folder.mkdir(parents=True)
+    # An aligner errs in its own way on every face, and a little otherwise on every frame.
+    errors = rng.normal(0, 1.5 * jitter * scale_px, (5, 2)) + rng.normal(0, jitter * scale_px, (plan.frames, 5, 2))
+    quality = [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(72, 96))]
+    middle = _CANVAS_UNITS * scale_px / 2
+    # A crop's middle lies below the eyes by this much.
+    below = (CROP_SIZE_PX / 2 - float(REFERENCE_LANDMARKS_PX[0, 1])) / _EYE_DISTANCE_PX * scale_px
+    placement = Placement(centre_px=(middle, middle - below), scale_px=scale_px)
+    for number in plan.crops():
+        image, landmarks = performance.draw(number - 1, placement)
+        crop = align_face(image, landmarks + errors[number - 1])
+        _, encoded = cv2.imencode(".jpg", np.ascontiguousarray(crop[..., ::-1]), quality)
+        (folder / f"{number:05d}.jpg").write_bytes(encoded.tobytes())
+
+
+def _annotation_folder(root: Path, task: Task, subset: str) -> Path:
+    return root / "annotations" / task.challenge / subset
+
+
+def _write_annotation(root: Path, plan: VideoPlan, performance: Performance, task: Task) -> int:
+    """Write one annotation file and return how many of its rows carry a label."""
+    values = performance.motion.labels(task)
+    rows = np.minimum(np.arange(plan.lines), plan.frames - 1)
+    values = _spoil(values[rows].copy(), plan, task)
+    text = format_annotation(task, values)
+    (_annotation_folder(root, task, plan.subset) / f"{plan.name}.txt").write_text(text, encoding="utf-8", newline="\n")
+    return int(validity(task, values).sum())
+
+
+def _spoil(values: NDArray[np.float32], plan: VideoPlan, task: Task) -> NDArray[np.float32]:
+    """Put the invalid codes of the plan into values (rows, task.columns)."""
+    for first, last in plan.invalid:
+        values[first - 1 : last] = task.invalid
+    for first, last in plan.partly_invalid:
+        # Of valence and arousal one is missing, of twelve action units every third.
+        values[first - 1 : last, :: 3 if task.columns > 2 else 2] = task.invalid
+    return values
+
+
+def _write_description(
+    root: Path,
+    config: SyntheticConfig,
+    videos: list[VideoPlan],
+    whole: list[WholeFramePlan],
+    written: list[_Written],
+) -> None:
+    description = {
+        "schema_version": SCHEMA_VERSION,
+        "corpus": SYNTHETIC,
+        "generator_version": GENERATOR_VERSION,
+        "seed": config.seed,
+        "config": asdict(config),
+        "counts": {
+            "videos": len(videos),
+            "crops": sum(part.crops for part in written),
+            "labelled_frames": {key: sum(part.labelled_frames.get(key, 0) for part in written) for key in TASKS},
+            "whole_frame_videos": len(whole),
+        },
+        "videos": [_describe(plan) for plan in videos],
+        "whole_frame_videos": [_describe_whole(plan) for plan in whole],
+    }
+    (root / CORPUS_FILE).write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
+
+
+def _describe(plan: VideoPlan) -> dict[str, Any]:
+    defects = ("extra_lines", "first_crop", "missing", "invalid", "partly_invalid")
+    return {
+        "name": plan.name,
+        "set": plan.subset,
+        "root": plan.root,
+        "tasks": plan.tasks,
+        "fps": plan.fps,
+        "frames": plan.frames,
+        "identity": plan.identity,
+        "defects": {name: getattr(plan, name) for name in defects},
+    }
+
+
+def _describe_whole(plan: WholeFramePlan) -> dict[str, Any]:
+    return {
+        "name": plan.name,
+        "frames": len(plan.ticks),
+        "identity": plan.identity,
+        "ticks_per_second": plan.ticks_per_second,
+        "variable_frame_rate": plan.variable_frame_rate,
+    }
+
+
+def _as_json(value: object) -> Any:
+    """Return a value as it comes back from a JSON file."""
+    return json.loads(json.dumps(value))
