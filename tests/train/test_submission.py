@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from affserve.client.cli import app
 from affserve.train.corpus.affwild2 import VALIDATION, Corpus, open_corpus
 from affserve.train.errors import AffserveError, DataError, OutputError
-from affserve.train.evaluation.prediction import predict_video
+from affserve.train.evaluation.prediction import Segmenting, predict_video
 from affserve.train.evaluation.submission import FillOptions, fill_template, read_template, smoothed
 from affserve.train.evaluation.trained_model import open_model
 from affserve.train.features.gaps import fill_gaps
@@ -25,7 +25,6 @@ from affserve.train.labels import ACTION_UNITS, EXPRESSION, TASKS, VALENCE_AROUS
 from affserve.train.models.checkpoint import load_encoder, load_head, save_head
 from affserve.train.models.temporal_head import HeadEnsemble, TemporalHead, demo_head_config
 from affserve.train.provenance import Provenance
-from affserve.train.stages.fit import FitConfig
 from affserve.train.synthetic.corpus import write_corpus
 from affserve.train.synthetic.plan import SyntheticConfig
 from affserve.train.windows import Outputs
@@ -118,7 +117,7 @@ def expected_outputs(corpus: Corpus, checkpoints: tuple[Path, Path], store: Path
     crops = FeatureStore(store / checkpoint.fingerprint).crops(video)
     head, _ = load_head(checkpoints[1])
     features = fill_gaps(crops, np.arange(1, frames + 1))
-    return predict_video(head, features, FitConfig(head=head.config))
+    return predict_video(head, features, Segmenting())
 
 
 @pytest.mark.parametrize("task", list(TASKS.values()), ids=list(TASKS))

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from affserve.train.corpus.affwild2 import TRAIN, VALIDATION, open_corpus
 from affserve.train.crops import read_crop, to_encoder_input
 from affserve.train.errors import CheckpointError, DataError
-from affserve.train.evaluation.prediction import predict_video, validate_videos
+from affserve.train.evaluation.prediction import Segmenting, judge, predict_all, predict_video
 from affserve.train.features.store import FeatureStore
 from affserve.train.features.videos import LabelledVideo
 from affserve.train.labels import EXPRESSION, TASKS
@@ -33,7 +33,6 @@ from affserve.train.synthetic.corpus import write_corpus
 from affserve.train.synthetic.plan import SyntheticConfig
 from affserve.train.trainer.log import read_log
 from affserve.train.trainer.losses import BalanceConfig, balanced_order, class_weights
-from affserve.train.trainer.ranks import Ranks
 
 
 @pytest.fixture(autouse=True)
@@ -109,7 +108,7 @@ def test_the_temporal_model_learns_what_a_single_frame_cannot_tell(tmp_path: Pat
     assert checkpoint.provenance.encoder == features.name
     assert checkpoint.provenance.metrics["valence_arousal"] == pytest.approx(scores["temporal"])
     video = FeatureStore(features).crops("v11").read().astype(np.float32)
-    outputs = predict_video(model, video, config)
+    outputs = predict_video(model, video, Segmenting())
     assert outputs["valence_arousal"].shape == (320, 2)
 
 
@@ -133,9 +132,9 @@ def test_the_official_validator_merges_and_the_papers_counts_overlaps_twice_and_
 
     torch.manual_seed(0)
     head = demo_head_config(feature_width=8, tasks=(EXPRESSION.key,), width=32, layers=1)
-    model, config = TemporalHead(head).eval(), FitConfig(head=head)
+    model, segmenting = TemporalHead(head).eval(), Segmenting()
     videos = [video("long", 650), video("short", 120)]
-    found = validate_videos(model, videos, config, "cpu", Ranks())
+    found = judge(videos, predict_all(model, videos, segmenting), segmenting, [EXPRESSION.key])
     assert found.scores["official"].frames[EXPRESSION.key] == (650 + 120) * 9 // 10
     assert found.scores["paper"].frames[EXPRESSION.key] == 2 * 300 * 9 // 10  # frames 0..299 and 200..499
     with torch.inference_mode():
@@ -143,10 +142,10 @@ def test_the_official_validator_merges_and_the_papers_counts_overlaps_twice_and_
             model.answers(torch.from_numpy(videos[0].features(slice(start, start + 300)))[None])[EXPRESSION.key][0]
             for start in (0, 200)
         ]
-    torch.testing.assert_close(torch.from_numpy(found.predicted["paper"][EXPRESSION.key]), torch.cat(windows))
-    merged = torch.from_numpy(found.predicted["official"][EXPRESSION.key]).float()
+    torch.testing.assert_close(torch.from_numpy(found.arrays["paper"][0][EXPRESSION.key]), torch.cat(windows))
+    merged = torch.from_numpy(found.arrays["official"][0][EXPRESSION.key]).float()
     torch.testing.assert_close(merged[200:300], (windows[0][200:] + windows[1][:100]) / 2)
-    served = predict_video(model, videos[1].features(), config)[EXPRESSION.key]
+    served = predict_video(model, videos[1].features(), segmenting)[EXPRESSION.key]
     np.testing.assert_allclose(merged[650:].numpy(), served, atol=1e-6)
 
 

@@ -1,7 +1,7 @@
 """Finished checkpoints on the videos of a corpus: what they say of every frame, and both validators' scores of it.
 
 In come an encoder and one to three heads (ensembles included), out go the predictions that a client would get, the
-scores of the `official` and the `paper` validator (train.fit) with a report, and filled templates of the challenge.
+scores of the `official` and the `paper` validator with a report, and filled templates of the challenge.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from affserve.train.corpus.affwild2 import VALIDATION, Corpus
 from affserve.train.errors import CheckpointError, DataError
-from affserve.train.evaluation.prediction import predict_video, validate_videos
+from affserve.train.evaluation.prediction import Segmenting, judge, predict_all, predict_video
 from affserve.train.evaluation.report import write_report
 from affserve.train.evaluation.scores import OFFICIAL, PROTOCOLS, Scores
 from affserve.train.evaluation.submission import FillOptions, Template, check_fillable, fill_template
@@ -32,9 +32,7 @@ from affserve.train.models.checkpoint import load_encoder, load_head
 from affserve.train.models.device import check_device
 from affserve.train.models.encoder import ClipEncoder
 from affserve.train.models.temporal_head import HeadEnsemble, TemporalHead
-from affserve.train.stages.fit import FitConfig
-from affserve.train.trainer.ranks import Ranks
-from affserve.train.windows import WINDOW_FRAMES, Outputs
+from affserve.train.windows import STRIDE_FRAMES, WINDOW_FRAMES, Outputs
 
 SCORES_FILE = "scores.json"
 
@@ -44,18 +42,18 @@ class ServedHead:
     """A head or an ensemble of heads, ready to answer in the windows it was trained for."""
 
     model: TemporalHead | HeadEnsemble
-    config: FitConfig  # what inference needs of it: tasks, window, device
+    segmenting: Segmenting  # as in its training
     trained_on: str  # corpus name
 
     @property
     def tasks(self) -> tuple[str, ...]:
         """Keys of what it answers."""
-        return self.config.head.tasks
+        return self.model.config.tasks
 
     def predict(self, crops: CropFeatures, frames: int) -> Outputs:
         """Answer the frames 1..N of a video, crop or not, as they are served: (N, K) by task."""
-        features = fill_gaps(crops, np.arange(1, frames + 1), self.config.gaps)
-        return predict_video(self.model, features, self.config)
+        features = fill_gaps(crops, np.arange(1, frames + 1), self.segmenting.gaps)
+        return predict_video(self.model, features, self.segmenting)
 
 
 def load_served_heads(paths: Sequence[Path], encoder: str, device: str = "cpu") -> list[ServedHead]:
@@ -76,14 +74,13 @@ def load_served_heads(paths: Sequence[Path], encoder: str, device: str = "cpu") 
         for key in model.config.tasks:
             if key in taken:
                 raise CheckpointError(f"{path} answers {key}, and so does another head; name one head a task")
-        config = FitConfig(
-            head=model.config,
+        segmenting = Segmenting(
             window=provenance.window_frames or WINDOW_FRAMES,
-            stride=1,  # of training; inference has its own
+            stride=provenance.stride_frames or STRIDE_FRAMES,
             gaps=provenance.training.get("gaps") or HOLD,
             device=device,
         )
-        heads.append(ServedHead(model=model.to(device), config=config, trained_on=provenance.trained_on))
+        heads.append(ServedHead(model=model.to(device), segmenting=segmenting, trained_on=provenance.trained_on))
     return heads
 
 
@@ -99,11 +96,12 @@ def evaluate_heads(
     arrays: list[dict[str, NDArray[Any]]] = [{}, {}, {}]  # predicted, truth, valid of the official protocol
     for head in heads:
         tasks = [task_by_key(key) for key in head.tasks]
-        videos = load_videos(corpus, features, tasks, VALIDATION, gaps=head.config.gaps)
-        found = validate_videos(head.model, videos, head.config, head.config.device, Ranks())
+        videos = load_videos(corpus, features, tasks, VALIDATION, gaps=head.segmenting.gaps)
+        predicted = predict_all(head.model, videos, head.segmenting)
+        found = judge(videos, predicted, head.segmenting, head.tasks)
         for protocol, one in found.scores.items():
             scores[protocol] = _joined(scores[protocol], one)
-        for joined, part in zip(arrays, found.of(OFFICIAL), strict=True):
+        for joined, part in zip(arrays, found.arrays[OFFICIAL], strict=True):
             joined.update(part)
     if report:
         write_report(report, *arrays)

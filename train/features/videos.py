@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,3 +78,14 @@ def _lay_out(
         truth[key][:rows] = annotation.values
         valid[key][:rows] = annotation.valid & present[:rows]
     return LabelledVideo(name=name, frames=frames, truth=truth, valid=valid, crops=crops, gaps=gaps)
+
+
+Arrays = dict[str, NDArray[Any]]
+
+
+def labels_of(videos: Sequence[LabelledVideo], keys: Sequence[str]) -> tuple[Arrays, Arrays]:
+    """Return the labels (N, columns) of all frames of some videos and their validity (N,), by task."""
+    return (
+        {key: np.concatenate([video.truth[key] for video in videos]) for key in keys},
+        {key: np.concatenate([video.valid[key] for video in videos]) for key in keys},
+    )

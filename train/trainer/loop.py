@@ -129,7 +129,6 @@ class Trainer:
                 self.log.close()
 
     def _train_epoch(self) -> None:
-        self.stage.begin_epoch(self.epoch)
         self.gradient.model.train()
         order = self.stage.order(self.epoch)
         starts = range(self.step_in_epoch * self.config.batch, len(order), self.config.batch)
@@ -205,7 +204,7 @@ class Trainer:
         if self.log is not None:
             if improved and self.best is not None:
                 self.best["fingerprint"] = self.stage.save(self.run.best, scores)
-                self.run.save_predictions(validation.of(self.stage.validator))
+                self.run.save_predictions(validation.arrays[self.stage.validator])
             self.stage.save(self.run.last, scores)
             self.log.epoch(
                 self.step,
@@ -273,11 +272,6 @@ class Trainer:
         for name in ("epoch", "step_in_epoch", "loss_sum", "seconds", "best"):
             setattr(self, name, state[name])
         return int(state["log_bytes"])
-
-
-def shuffled(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
-    """Return the order of `count` samples in an epoch."""
-    return np.random.default_rng([seed, epoch]).permutation(count)
 
 
 def warmup_cosine(step: int, steps: int, warmup: float) -> float:
