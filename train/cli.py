@@ -227,18 +227,13 @@ def evaluate(
 
 
 def _scores_table(scores: Mapping[str, Scores], trained_on: Sequence[str]) -> str:
-    from affserve.train.evaluation.report import METRIC_NAMES
-    from affserve.train.labels import TASKS
+    from affserve.train.evaluation.metrics import metric_titles
 
     lines = [f"{'trained on ' + ', '.join(trained_on):<36}" + "".join(f"{protocol:>10}" for protocol in scores)]
-    for key, metric in METRIC_NAMES.items():
-        names = {key: f"{TASKS[key].title}, {metric}"}
-        if TASKS[key].columns == 2:
-            names |= {name: f"  {name}, CCC" for name in TASKS[key].names}
-        for name, title in names.items():
-            values = [one.summary().get(name) for one in scores.values()]
-            if any(value is not None for value in values):
-                lines.append(f"{title:<36}" + "".join(f"{'–' if v is None else f'{v:.4f}':>10}" for v in values))
+    for name, title in metric_titles().items():
+        values = [one.summary().get(name) for one in scores.values()]
+        if any(value is not None for value in values):
+            lines.append(f"{title:<36}" + "".join(f"{'–' if v is None else f'{v:.4f}':>10}" for v in values))
     return "\n".join(lines)
 
 

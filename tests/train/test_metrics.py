@@ -13,12 +13,12 @@ from sklearn.metrics import confusion_matrix, f1_score
 from torchmetrics.functional.regression import concordance_corrcoef, pearson_corrcoef
 
 from affserve.train.evaluation.metrics import (
-    action_unit_f1,
     binary_f1,
     ccc,
+    chosen_class,
     confusion_counts,
-    expression_classes,
-    expression_f1,
+    f1_of_classes,
+    f1_of_units,
     pearson,
 )
 from affserve.train.evaluation.scores import score
@@ -58,14 +58,14 @@ def test_f1_counts_by_hand() -> None:
     assert binary_f1(truth, prediction) == pytest.approx(2 * 2 / (3 + 3))
     assert binary_f1([0, 0], [0, 0]) == 0
     np.testing.assert_allclose(
-        expression_f1(np.array([0, 0, 4, 4]), np.array([0, 4, 4, 4])), [2 / 3, 0, 0, 0, 0.8, 0, 0, 0]
+        f1_of_classes(np.array([[0], [0], [4], [4]]), np.eye(8)[[0, 4, 4, 4]]), [2 / 3, 0, 0, 0, 0.8, 0, 0, 0]
     )
 
 
 def test_action_unit_threshold_is_one_half_inclusive() -> None:
     truth = np.ones((2, 12), np.float32)
-    np.testing.assert_allclose(action_unit_f1(truth, np.full((2, 12), 0.5, np.float32)), 1)
-    np.testing.assert_allclose(action_unit_f1(truth, np.full((2, 12), 0.499, np.float32)), 0)
+    np.testing.assert_allclose(f1_of_units(truth, np.full((2, 12), 0.5, np.float32)), 1)
+    np.testing.assert_allclose(f1_of_units(truth, np.full((2, 12), 0.499, np.float32)), 0)
 
 
 def torchmetrics_ccc(truth: NDArray[np.float64], prediction: NDArray[np.float64]) -> float:
@@ -148,11 +148,11 @@ def class_labels(case: str, frames: int = 2000) -> tuple[NDArray[np.int64], NDAr
 @pytest.mark.parametrize(
     "case", ["skewed", "single-class", "class-never-seen", "class-never-called", "constant-answer"]
 )
-def test_expression_f1_equals_scikit_learn(case: str) -> None:
+def test_f1_of_classes_equals_scikit_learn(case: str) -> None:
     truth, probability = class_labels(case)
     called = probability.argmax(axis=1)
     expected = f1_score(truth, called, labels=range(8), average=None, zero_division=0)
-    np.testing.assert_allclose(expression_f1(truth, called), expected, atol=1e-6)
+    np.testing.assert_allclose(f1_of_classes(truth[:, None], probability), expected, atol=1e-6)
     np.testing.assert_array_equal(confusion_counts(truth, called, 8), confusion_matrix(truth, called, labels=range(8)))
     key = EXPRESSION.key
     scored = score({key: probability}, {key: truth[:, None].astype(np.float32)}, {key: np.ones(len(truth), bool)})
@@ -176,7 +176,7 @@ def test_action_unit_f1_equals_scikit_learn(active: float, called: float) -> Non
     truth = (rng.random((500, 12)) < active).astype(np.float32)
     probability = np.where(rng.random((500, 12)) < called, 0.5, 0.4999)
     expected = f1_score(truth, probability >= 0.5, average=None, zero_division=0)
-    np.testing.assert_allclose(action_unit_f1(truth, probability), expected, atol=1e-6)
+    np.testing.assert_allclose(f1_of_units(truth, probability), expected, atol=1e-6)
     key = ACTION_UNITS.key
     scored = score({key: probability}, {key: truth}, {key: np.ones(500, bool)})
     assert scored.by_task[key] == pytest.approx(
@@ -187,5 +187,5 @@ def test_action_unit_f1_equals_scikit_learn(active: float, called: float) -> Non
 def test_an_answer_that_is_not_a_number_is_no_expression() -> None:
     probability = np.eye(8)[[0, 2, 0]]
     probability[0] = np.nan
-    assert expression_classes(probability).tolist() == [-1, 2, 0]
-    assert expression_f1(np.array([0, 2, 0]), expression_classes(probability))[0] == pytest.approx(2 / 3)
+    assert chosen_class(probability).tolist() == [-1, 2, 0]
+    assert f1_of_classes(np.array([[0], [2], [0]]), probability)[0] == pytest.approx(2 / 3)

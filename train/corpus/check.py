@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from affserve.train.corpus.affwild2 import TRAIN, VALIDATION, Corpus, base_name, subject
 from affserve.train.corpus.annotations import Annotation
 from affserve.train.errors import DataError
-from affserve.train.labels import ACTION_UNITS, EXPRESSION, TASKS, VALENCE_AROUSAL, Task
+from affserve.train.labels import ACTION_UNITS, EXPRESSION, TASKS, VALENCE_AROUSAL, Kind, Task
 from affserve.train.provenance import AFF_WILD2
 from affserve.train.windows import WINDOW_FRAMES
 
@@ -65,7 +65,9 @@ class SetReport:
     @property
     def published(self) -> str:
         """How files and labelled frames compare with what was published."""
-        said = PUBLISHED[self.task, self.part]
+        said = PUBLISHED.get((self.task, self.part))
+        if said is None:
+            return "nothing published"
         parts = [
             f"{name} {found - expected:+,} ({found / expected - 1:+.1%})"
             for name, found, expected in (
@@ -144,7 +146,7 @@ def check_corpus(
     """Look over a corpus; `images` crops of each video are decoded. progress: called with files done and to do."""
     unreadable: list[str] = []
     numbers = dict(_list_crops(corpus, unreadable))
-    sets = {key: SetReport(task=key[0], part=key[1]) for key in PUBLISHED}
+    sets = {(key, part): SetReport(task=key, part=part) for key in TASKS for part in PARTS}
     frames: dict[str, int] = dict.fromkeys(numbers, 0)
     total = sum(len(files) for files in corpus.annotation_files.values())
     for done, (task, part, video) in enumerate(_annotated(corpus)):
@@ -198,18 +200,16 @@ def _count(report: SetReport, annotation: Annotation, crops: NDArray[np.int32]) 
     report.late += bool(len(crops) and crops[0] > 1)
     report.past_end += bool(len(crops) and crops[-1] > len(values))
     report.short += len(values) < WINDOW_FRAMES
-    for name, count in _label_counts(task, values[valid]).items():
-        report.counts[name] = report.counts.get(name, 0) + count
+    if task.kind in LABEL_COUNTS:
+        for name, count in zip(task.names, LABEL_COUNTS[task.kind](task, values[valid]).tolist(), strict=True):
+            report.counts[name] = report.counts.get(name, 0) + count
 
 
-def _label_counts(task: Task, values: NDArray[np.float32]) -> dict[str, int]:
-    if task is EXPRESSION:
-        found = np.bincount(values[:, 0].astype(np.int64), minlength=task.outputs)
-    elif task is ACTION_UNITS:
-        found = (values > 0).sum(axis=0)
-    else:
-        return {}
-    return dict(zip(task.names, found.tolist(), strict=True))
+# How labels (N, columns) are counted by class or unit; numbers are not counted.
+LABEL_COUNTS: dict[Kind, Callable[[Task, NDArray[np.float32]], NDArray[Any]]] = {
+    "one_of": lambda task, values: np.bincount(values[:, 0].astype(np.int64), minlength=task.outputs),
+    "any_of": lambda task, values: (values > 0).sum(axis=0),
+}
 
 
 def _about(video: str, crops: NDArray[np.int32], frames: int, raw: dict[str, int]) -> VideoReport:

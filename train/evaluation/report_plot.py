@@ -15,13 +15,11 @@ from matplotlib.figure import Figure  # noqa: TID253
 from matplotlib.layout_engine import ConstrainedLayoutEngine  # noqa: TID253
 from matplotlib.ticker import FuncFormatter, PercentFormatter  # noqa: TID253
 
-from affserve.train.labels import ACTION_UNITS, EXPRESSION, VALENCE_AROUSAL
+from affserve.train.evaluation.scores import Evaluation
+from affserve.train.labels import EXPRESSION, TASKS, Task
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-    from affserve.train.evaluation.scores import Evaluation
-
 
 WIDTH_IN, DPI, PAD_IN = 13.0, 120, 0.12
 EXPRESSION_HEIGHT_IN, LOWER_HEIGHT_IN = 6.6, 4.6
@@ -33,7 +31,7 @@ def draw_evaluation(evaluation: Evaluation) -> bytes:
     """Draw the panels of all scored tasks."""
     scored = evaluation.scores.by_task
     upper = EXPRESSION.key in scored
-    lower = [key for key in (VALENCE_AROUSAL.key, ACTION_UNITS.key) if key in scored]
+    lower = [TASKS[key] for key in scored if TASKS[key].kind in LOWER_PANELS]
     heights = [EXPRESSION_HEIGHT_IN] * upper + [LOWER_HEIGHT_IN] * bool(lower)
     layout = ConstrainedLayoutEngine(w_pad=PAD_IN, h_pad=PAD_IN)
     figure = Figure(figsize=(WIDTH_IN, sum(heights) or 1), dpi=DPI, layout=layout)
@@ -55,16 +53,17 @@ def _draw_expressions(figure: Any, evaluation: Evaluation) -> None:
     bars.tick_params(axis="y", labelleft=False)
 
 
-def _draw_lower(figure: Any, evaluation: Evaluation, keys: list[str]) -> None:
-    widths = {VALENCE_AROUSAL.key: (1.0, 1.0), ACTION_UNITS.key: (1.0,)}
-    ratios = [width for key in keys for width in widths[key]]
-    panels = list(figure.subplots(1, len(ratios), width_ratios=ratios, squeeze=False)[0])
-    if VALENCE_AROUSAL.key in keys:
-        for k in range(VALENCE_AROUSAL.outputs):
-            _draw_density(panels.pop(0), evaluation, k)
-    if ACTION_UNITS.key in keys:
-        title = f"action units: mean F1 {evaluation.scores.by_task[ACTION_UNITS.key]:.3f}"
-        _draw_bars(panels.pop(0), evaluation, ACTION_UNITS.key, title)
+LOWER_PANELS = ("regression", "any_of")  # a panel for each output, one for all
+
+
+def _draw_lower(figure: Any, evaluation: Evaluation, tasks: list[Task]) -> None:
+    panels = [(task, k) for task in tasks for k in range(task.outputs if task.kind == "regression" else 1)]
+    for axes, (task, k) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        if task.kind == "regression":
+            _draw_density(axes, evaluation, task, k)
+        else:
+            title = f"{task.title}: mean F1 {evaluation.scores.by_task[task.key]:.3f}"
+            _draw_bars(axes, evaluation, task.key, title)
 
 
 def _draw_confusion(axes: Axes, evaluation: Evaluation) -> None:
@@ -112,9 +111,9 @@ def _draw_bars(axes: Axes, evaluation: Evaluation, key: str, title: str) -> None
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _draw_density(axes: Axes, evaluation: Evaluation, k: int) -> None:
-    name = VALENCE_AROUSAL.names[k]
-    truth, predicted = (values[VALENCE_AROUSAL.key][:, k] for values in (evaluation.truth, evaluation.predicted))
+def _draw_density(axes: Axes, evaluation: Evaluation, task: Task, k: int) -> None:
+    name = task.names[k]
+    truth, predicted = (values[task.key][:, k] for values in (evaluation.truth, evaluation.predicted))
     frames, _, _ = np.histogram2d(truth, predicted, bins=DENSITY_BINS, range=[[-1, 1], [-1, 1]])
     mesh = axes.imshow(
         np.where(frames.T > 0, frames.T, np.nan),
@@ -132,7 +131,7 @@ def _draw_density(axes: Axes, evaluation: Evaluation, k: int) -> None:
     axes.tick_params(labelsize=8.5)
     axes.set_xlabel(f"true {name}", fontsize=10)
     axes.set_ylabel(f"predicted {name}", fontsize=10)
-    axes.set_title(f"{name}: CCC {evaluation.scores.parts[VALENCE_AROUSAL.key][name]:.3f}", fontsize=11)
+    axes.set_title(f"{name}: CCC {evaluation.scores.parts[task.key][name]:.3f}", fontsize=11)
     bar = axes.figure.colorbar(mesh, ax=axes, fraction=0.045, pad=0.02, format=FuncFormatter(lambda x, _: f"{x:,.0f}"))
     bar.set_label("frames", fontsize=8.5)
     bar.ax.tick_params(labelsize=8)

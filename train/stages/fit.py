@@ -23,7 +23,7 @@ from affserve.train.evaluation.prediction import Segmenting, Validation, judge, 
 from affserve.train.evaluation.scores import OFFICIAL, PAPER, Scores
 from affserve.train.features.gaps import HOLD, check_policy
 from affserve.train.features.videos import LabelledVideo, labels_of, load_videos
-from affserve.train.labels import ACTION_UNITS, EXPRESSION, VALENCE_AROUSAL, task_by_key
+from affserve.train.labels import task_by_key
 from affserve.train.models.checkpoint import save_head
 from affserve.train.models.temporal_head import TemporalHead, TemporalHeadConfig
 from affserve.train.provenance import Provenance
@@ -36,7 +36,6 @@ from affserve.train.trainer.run_folder import Fresh
 from affserve.train.trainer.stage import Stage, TrainingConfig
 from affserve.train.windows import STRIDE_FRAMES, WINDOW_FRAMES, Outputs
 
-PAPER_EPOCHS = {VALENCE_AROUSAL.key: 40, EXPRESSION.key: 10, ACTION_UNITS.key: 30}
 MULTI_TASK_EPOCHS = 40
 
 
@@ -73,7 +72,8 @@ class FitConfig(TrainingConfig):
         """Epochs to train."""
         if self.epochs is not None:
             return self.epochs
-        return PAPER_EPOCHS[self.head.tasks[0]] if len(self.head.tasks) == 1 else MULTI_TASK_EPOCHS
+        tasks = self.head.tasks
+        return task_by_key(tasks[0]).paper_epochs if len(tasks) == 1 else MULTI_TASK_EPOCHS
 
     def segmenting(self, device: str) -> Segmenting:
         """Return how the head answers whole videos."""

@@ -26,10 +26,10 @@ from affserve.train.corpus.annotations import format_annotation, validity
 from affserve.train.crops import CROP_SIZE_PX, REFERENCE_LANDMARKS_PX, align_face
 from affserve.train.errors import DataError, OutputError
 from affserve.train.files import staged_folder
-from affserve.train.labels import TASKS, Task, task_by_key
+from affserve.train.labels import Task, task_by_key
 from affserve.train.provenance import SYNTHETIC
 from affserve.train.synthetic.anatomy import Placement
-from affserve.train.synthetic.plan import SyntheticConfig, VideoPlan, plan_videos
+from affserve.train.synthetic.plan import DRAWN_TASKS, SyntheticConfig, VideoPlan, plan_videos
 from affserve.train.synthetic.scene import Performance, draw_performance, draw_person
 from affserve.train.synthetic.video import WholeFramePlan, plan_whole_frames, write_whole_frames
 
@@ -134,7 +134,7 @@ def _write_all(
     workers: int,
     progress: Progress | None,
 ) -> list[_Written]:
-    for task in TASKS.values():
+    for task in map(task_by_key, DRAWN_TASKS):
         for subset in {plan.subset for plan in videos}:
             _annotation_folder(root, task, subset).mkdir(parents=True)
     (root / "videos").mkdir()
@@ -250,7 +250,7 @@ def _write_description(
         "counts": {
             "videos": len(videos),
             "crops": sum(part.crops for part in written),
-            "labelled_frames": {key: sum(part.labelled_frames.get(key, 0) for part in written) for key in TASKS},
+            "labelled_frames": {key: sum(part.labelled_frames.get(key, 0) for part in written) for key in DRAWN_TASKS},
             "whole_frame_videos": len(whole),
         },
         "videos": [_describe(plan) for plan in videos],

@@ -13,7 +13,7 @@ import numpy as np
 
 from affserve.train.corpus.affwild2 import IMAGE_ROOT_PREFIX, TRAIN, VALIDATION
 from affserve.train.errors import DataError
-from affserve.train.labels import ACTION_UNITS, EXPRESSION, TASKS, VALENCE_AROUSAL
+from affserve.train.labels import ACTION_UNITS, EXPRESSION, VALENCE_AROUSAL
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +38,7 @@ class Difficulty:
                 raise DataError(f"difficulty {name} is {getattr(self, name)}, expected a share of at most 0.9")
 
 
+DRAWN_TASKS = (VALENCE_AROUSAL.key, EXPRESSION.key, ACTION_UNITS.key)  # what a generated face has labels for
 IMAGE_ROOTS = (IMAGE_ROOT_PREFIX, f"{IMAGE_ROOT_PREFIX}_new_50_vids")
 
 _COMPLETE = 4  # videos at the start of a set that carry every task
@@ -156,7 +157,7 @@ def _plan_video(
         name=twin.name.removesuffix("_left") + "_right" if twin else _name(number) + ("_left" if left else ""),
         subset=subset,
         root=IMAGE_ROOTS[place % 5 == 3],
-        tasks=_TASK_PATTERN.get(place % 8, tuple(TASKS)) if place >= _COMPLETE else tuple(TASKS),
+        tasks=_TASK_PATTERN.get(place % 8, DRAWN_TASKS) if place >= _COMPLETE else DRAWN_TASKS,
         # Now and then a person comes back, but never in the other set.
         identity=number - 3 if subset == TRAIN and place % 9 == 8 else number,
         frames=frames,
