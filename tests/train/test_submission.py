@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from affserve.client.cli import app
 from affserve.train.corpus.affwild2 import VALIDATION, Corpus, open_corpus
+from affserve.train.corpus.annotations import aligned
 from affserve.train.errors import AffserveError, DataError, OutputError
 from affserve.train.evaluation.prediction import Segmenting, predict_video
 from affserve.train.evaluation.submission import FillOptions, fill_template, read_template, smoothed
@@ -72,7 +73,7 @@ def test_evaluate_scores_with_both_validators_and_reports(
     assert scores["paper"]["scores"] == {}  # no video has a full window
     videos = corpus.part_videos([EXPRESSION], VALIDATION)
     labelled = sum(
-        int(corpus.labels(EXPRESSION, VALIDATION, video, corpus.crop_numbers(video).astype(np.int64))[1].sum())
+        int(aligned(corpus.annotation(EXPRESSION, VALIDATION, video), EXPRESSION, corpus.crop_numbers(video))[1].sum())
         for video in videos
     )
     assert scores["official"]["frames"][EXPRESSION.key] == labelled

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from affserve.train.corpus.affwild2 import TRAIN, VALIDATION, Corpus, base_name, subject
-from affserve.train.corpus.annotations import Annotation
+from affserve.train.corpus.annotations import Annotation, read_annotation
 from affserve.train.errors import DataError
 from affserve.train.labels import ACTION_UNITS, EXPRESSION, TASKS, VALENCE_AROUSAL, Kind, Task
 from affserve.train.provenance import AFF_WILD2
@@ -152,7 +152,7 @@ def check_corpus(
     for done, (task, part, video) in enumerate(_annotated(corpus)):
         progress(done, total)
         try:
-            annotation = corpus.annotation(task, part, video)
+            annotation = read_annotation(corpus.annotation_files[task.key, part][video], task)
         except DataError as error:
             unreadable.append(str(error))
             continue

@@ -28,7 +28,7 @@ from affserve.train.features.store import FeatureStore
 from affserve.train.features.videos import load_videos
 from affserve.train.files import write_file
 from affserve.train.labels import task_by_key
-from affserve.train.models.checkpoint import load_encoder, load_head
+from affserve.train.models.checkpoint import check_fits, load_encoder, load_head
 from affserve.train.models.device import check_device
 from affserve.train.models.encoder import ClipEncoder
 from affserve.train.models.temporal_head import HeadEnsemble, TemporalHead
@@ -65,11 +65,7 @@ def load_served_heads(paths: Sequence[Path], encoder: str, device: str = "cpu") 
     for path in paths:
         model, checkpoint = load_head(path)
         provenance = checkpoint.provenance
-        if provenance.encoder != encoder:
-            raise CheckpointError(
-                f"{path} was trained on features of encoder {provenance.encoder}, but these are of encoder {encoder}; "
-                "name the encoder that the head was trained with"
-            )
+        check_fits(checkpoint, encoder)
         taken = {key for head in heads for key in head.tasks}
         for key in model.config.tasks:
             if key in taken:

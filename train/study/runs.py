@@ -22,7 +22,7 @@ from affserve.train.evaluation.trained_model import evaluate_heads, load_served_
 from affserve.train.features.extraction import ExtractConfig, extract_features
 from affserve.train.features.videos import labels_of, load_videos
 from affserve.train.labels import task_by_key
-from affserve.train.models.checkpoint import CONFIG_FILE, load_encoder, load_head, save_encoder, save_head
+from affserve.train.models.checkpoint import fingerprint_of, load_encoder, load_head, save_encoder, save_head
 from affserve.train.models.encoder import create_encoder
 from affserve.train.models.temporal_head import HeadEnsemble, TemporalHead
 from affserve.train.provenance import Provenance
@@ -132,14 +132,6 @@ class Runs:
     def _log(self, text: str) -> None:
         with (self.out / LOG_FILE).open("a") as file:
             file.write(text + "\n")
-
-
-def fingerprint_of(checkpoint: Path) -> str:
-    """Return the fingerprint that a checkpoint's description carries, without reading its weights."""
-    try:
-        return str(json.loads((checkpoint / CONFIG_FILE).read_text())["fingerprint"])
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{checkpoint} is not a checkpoint folder: {error}") from error
 
 
 def scores_of_best_epoch(target: Path) -> Summaries:
