@@ -6,15 +6,13 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from affserve.train.errors import DataError
-
-if TYPE_CHECKING:
-    from affserve.train.labels import Task
+from affserve.train.labels import Task
 
 
 @dataclass(frozen=True, kw_only=True)

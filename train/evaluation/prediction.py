@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch  # noqa: TID253 - this file is about it
@@ -36,8 +37,12 @@ class Segmenting:
 class Validation:
     """What a model said about the validation set, by validator: arrays by task of (N, K), (N, columns) and (N,)."""
 
-    scores: Mapping[str, Scores]
     arrays: Mapping[str, tuple[Arrays, Arrays, Arrays]]  # predicted, truth, valid
+
+    @cached_property
+    def scores(self) -> dict[str, Scores]:
+        """The challenge's numbers, by validator."""
+        return {validator: score(*three) for validator, three in self.arrays.items()}
 
 
 def predict_all(
@@ -57,8 +62,7 @@ def predict_all(
 def judge(
     videos: Sequence[LabelledVideo], predicted: Sequence[list[Outputs]], segmenting: Segmenting, keys: Sequence[str]
 ) -> Validation:
-    """Score what a head said of some videos, segment by segment, with both validators."""
-    scores: dict[str, Scores] = {}
+    """Lay what a head said of some videos, segment by segment, beside their labels, as each validator does."""
     arrays: dict[str, tuple[Arrays, Arrays, Arrays]] = {}
     for name, protocol in {OFFICIAL: _merged, PAPER: _full_windows}.items():
         pieces = [
@@ -68,8 +72,7 @@ def judge(
         ]
         if pieces:
             arrays[name] = _join(pieces, keys)
-            scores[name] = score(*arrays[name])
-    return Validation(scores=scores, arrays=arrays)
+    return Validation(arrays=arrays)
 
 
 def _merged(video: LabelledVideo, predicted: list[Outputs], segmenting: Segmenting) -> Iterator[tuple[Outputs, slice]]:

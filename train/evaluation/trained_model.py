@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from affserve.train.corpus.affwild2 import VALIDATION, Corpus
 from affserve.train.errors import CheckpointError, DataError
 from affserve.train.evaluation.prediction import Segmenting, judge, predict_all, predict_video
 from affserve.train.evaluation.report import write_report
-from affserve.train.evaluation.scores import OFFICIAL, PROTOCOLS, Scores
+from affserve.train.evaluation.scores import OFFICIAL, PROTOCOLS, Scores, score
 from affserve.train.evaluation.submission import FillOptions, Template, check_fillable, fill_template
 from affserve.train.features.extraction import Progress, extract_features
 from affserve.train.features.gaps import HOLD, CropFeatures, fill_gaps
@@ -88,29 +87,19 @@ def evaluate_heads(
     features: the folder that extract_features returned. report: folder for the report on the official protocol's
     frames, and for `scores.json` with both protocols. A protocol that finds no frame to score has empty scores.
     """
-    scores = {name: Scores(by_task={}, parts={}, frames={}) for name in PROTOCOLS}
-    arrays: list[dict[str, NDArray[Any]]] = [{}, {}, {}]  # predicted, truth, valid of the official protocol
+    arrays: dict[str, list[dict[str, Any]]] = {name: [{}, {}, {}] for name in PROTOCOLS}  # predicted, truth, valid
     for head in heads:
         tasks = [task_by_key(key) for key in head.tasks]
         videos = load_videos(corpus, features, tasks, VALIDATION, gaps=head.segmenting.gaps)
-        predicted = predict_all(head.model, videos, head.segmenting)
-        found = judge(videos, predicted, head.segmenting, head.tasks)
-        for protocol, one in found.scores.items():
-            scores[protocol] = _joined(scores[protocol], one)
-        for joined, part in zip(arrays, found.arrays[OFFICIAL], strict=True):
-            joined.update(part)
+        found = judge(videos, predict_all(head.model, videos, head.segmenting), head.segmenting, head.tasks)
+        for protocol, three in found.arrays.items():
+            for joined, part in zip(arrays[protocol], three, strict=True):
+                joined.update(part)
+    scores = {protocol: score(*three) for protocol, three in arrays.items()}
     if report:
-        write_report(report, *arrays)
+        write_report(report, *arrays[OFFICIAL])
         write_file(report / SCORES_FILE, (json.dumps(as_document(scores), indent=2) + "\n").encode())
     return scores
-
-
-def _joined(scores: Scores, others: Scores) -> Scores:
-    return Scores(
-        by_task={**scores.by_task, **others.by_task},
-        parts={**scores.parts, **others.parts},
-        frames={**scores.frames, **others.frames},
-    )
 
 
 def as_document(scores: Mapping[str, Scores]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Subset  # noqa: TID253
 
 from affserve.train.corpus.affwild2 import TRAIN, VALIDATION, Corpus
 from affserve.train.evaluation.prediction import Validation
-from affserve.train.evaluation.scores import OFFICIAL, Scores, score
+from affserve.train.evaluation.scores import OFFICIAL, Scores
 from affserve.train.labels import EXPRESSION, task_by_key
 from affserve.train.models.checkpoint import save_encoder
 from affserve.train.models.device import autocast, chosen_amp
@@ -128,10 +128,7 @@ class _Frames(Stage):
                 mine[key].append(values.cpu().numpy())
         parts = ranks.gather_objects(mine)
         predicted = {key: np.concatenate([piece for part in parts for piece in part[key]]) for key in keys}
-        truth, valid = self.held_out.frames.truth, self.held_out.frames.valid
-        return Validation(
-            scores={OFFICIAL: score(predicted, truth, valid)}, arrays={OFFICIAL: (predicted, truth, valid)}
-        )
+        return Validation(arrays={OFFICIAL: (predicted, self.held_out.frames.truth, self.held_out.frames.valid)})
 
     def save(self, path: Path, scores: Scores) -> str:
         provenance = Provenance(

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch  # noqa: TID253 - this file is about it
 
@@ -28,12 +28,8 @@ from affserve.train.models.temporal_head import HeadEnsemble, TemporalHead
 from affserve.train.provenance import Provenance
 from affserve.train.stages.finetune import finetune
 from affserve.train.stages.fit import fit
-from affserve.train.study.config import FULL, INITIAL, Variant
+from affserve.train.study.config import FULL, INITIAL, StudyConfig, Variant
 from affserve.train.trainer.run_folder import RunFolder
-
-if TYPE_CHECKING:
-    from affserve.train.study.config import StudyConfig
-
 
 LOG_FILE = "study.log"  # what the stages say while they train
 

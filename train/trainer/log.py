@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 LINE_EVERY_S = 30.0  # between lines about steps where there is no terminal
 
 Log = Callable[[str], None]
+Line = dict[str, Any]  # of log.jsonl
 
 
 class TrainingLog:
@@ -74,38 +75,16 @@ class TrainingLog:
             self._last_line = time.monotonic()
             self._log(f"{self._name} step {step}/{self._steps}: {text}, {readable_s(left_s)} left")
 
-    def epoch(
-        self,
-        step: int,
-        epoch: int,
-        epochs: int,
-        *,
-        loss: float,
-        seconds: float,
-        frames: int,
-        scores: Mapping[str, Scores],
-        selected: float,
-        best: bool,
-    ) -> None:
-        """Note a finished epoch with the scores of each validator."""
-        self._write(
-            kind="epoch",
-            step=step,
-            epoch=epoch,
-            loss=loss,
-            seconds=round(seconds, 3),
-            selected=selected,
-            best=best,
-            scores={validator: asdict(one) for validator, one in scores.items()},
-        )
+    def epoch(self, line: Line, scores: Mapping[str, Scores], *, epochs: int, speed: float) -> None:
+        """Note a finished epoch, of `epochs`, with the scores of each validator; speed: frames/s of its steps."""
+        step = line["step"]
+        self._write(kind="epoch", **line, scores={validator: asdict(one) for validator, one in scores.items()})
         for tag, value in _scalars(scores):
             self._board.add_scalar(tag, value, step)
         self._board.flush()
-        left_s = self._eta.left_s(self._steps - step)
-        left = f", {readable_s(left_s)} left" if step < self._steps else ""
-        told = _told(scores)
-        speed = frames / seconds if seconds else 0.0
-        self._log(f"{self._name} epoch {epoch}/{epochs}: loss {loss:.3f}, {told}, {speed:.0f} frames/s{left}")
+        left = f", {readable_s(self._eta.left_s(self._steps - step))} left" if step < self._steps else ""
+        told = f"loss {line['loss']:.3f}, {_told(scores)}, {speed:.0f} frames/s{left}"
+        self._log(f"{self._name} epoch {line['epoch']}/{epochs}: {told}")
 
     def close(self) -> None:
         """End the bar and the files."""
@@ -176,8 +155,6 @@ def _bar(name: str, steps: int, done: int) -> Progress | None:
 
 
 SMOOTHING_STEPS = 50  # the loss is drawn as it is and as a mean over so many steps at most
-
-Line = dict[str, Any]
 
 
 def read_log(path: Path) -> list[Line]:

@@ -35,6 +35,8 @@ from affserve.train.trainer.run_folder import Fresh, RunFolder
 from affserve.train.trainer.stage import Stage, TrainingConfig
 from affserve.train.trainer.stop import StopRequest, ignore_signals
 
+PLACE = ("epoch", "step_in_epoch", "loss_sum", "seconds", "best")  # where a training stands, besides its tensors
+
 
 def run_training(
     target: Path,
@@ -206,17 +208,11 @@ class Trainer:
                 self.best["fingerprint"] = self.stage.save(self.run.best, scores)
                 self.run.save_predictions(validation.arrays[self.stage.validator])
             self.stage.save(self.run.last, scores)
-            self.log.epoch(
-                self.step,
-                self.epoch + 1,
-                self.config.passes,
-                loss=self.loss_sum / self.stage.samples,
-                seconds=self.seconds,
-                frames=self.stage.samples * self.stage.frames_per_sample,
-                scores=validation.scores,
-                selected=selected,
-                best=improved,
-            )
+            line = {"step": self.step, "epoch": self.epoch + 1, "loss": self.loss_sum / self.stage.samples}
+            line |= {"seconds": round(self.seconds, 3), "selected": selected, "best": improved}
+            frames = self.stage.samples * self.stage.frames_per_sample
+            speed = frames / self.seconds if self.seconds else 0.0
+            self.log.epoch(line, validation.scores, epochs=self.config.passes, speed=speed)
         return improved
 
     def _run_validation(self) -> Validation:
@@ -252,11 +248,7 @@ class Trainer:
                 "model": self.stage.model.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "scaler": self.gradient.scaler.state_dict(),
-                "epoch": self.epoch,
-                "step_in_epoch": self.step_in_epoch,
-                "loss_sum": self.loss_sum,
-                "seconds": self.seconds,
-                "best": self.best,
+                **{name: getattr(self, name) for name in PLACE},
                 "log_bytes": self.log.size_bytes(),
             }
         )
@@ -269,7 +261,7 @@ class Trainer:
         self.stage.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.gradient.scaler.load_state_dict(state["scaler"])
-        for name in ("epoch", "step_in_epoch", "loss_sum", "seconds", "best"):
+        for name in PLACE:
             setattr(self, name, state[name])
         return int(state["log_bytes"])
 
