@@ -212,14 +212,14 @@ def evaluate(
     """
     from affserve.train.corpus.affwild2 import open_corpus
     from affserve.train.evaluation.submission import FillOptions, read_template
-    from affserve.train.evaluation.trained_model import as_document, open_model
+    from affserve.train.evaluation.trained_model import TrainedModel, as_document
 
     paths = template or []
     targets = [out / path.name for path in paths] if len(paths) > 1 else [out]
     templates = [(read_template(path), target) for path, target in zip(paths, targets, strict=False)]
     opened = open_corpus(corpus, image_root or (), {video for one, _ in templates for video in one.videos})
     with progress_bar("computing features") as progress:
-        model = open_model(encoder, head, opened, features, device, progress)
+        model = TrainedModel(encoder, head, opened, features, device, progress)
         if templates:
             for told in model.fill(templates, FillOptions(**picked(locals(), FillOptions))):
                 typer.echo(told)

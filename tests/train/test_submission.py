@@ -19,7 +19,7 @@ from affserve.train.corpus.annotations import aligned
 from affserve.train.errors import AffserveError, DataError, OutputError
 from affserve.train.evaluation.prediction import Segmenting, predict_video
 from affserve.train.evaluation.submission import FillOptions, fill_template, read_template, smoothed
-from affserve.train.evaluation.trained_model import open_model
+from affserve.train.evaluation.trained_model import TrainedModel
 from affserve.train.features.gaps import fill_gaps
 from affserve.train.features.store import FeatureStore
 from affserve.train.labels import ACTION_UNITS, EXPRESSION, TASKS, VALENCE_AROUSAL, Task
@@ -94,9 +94,9 @@ def test_an_ensemble_is_evaluated_like_a_head(
     torch.manual_seed(5)
     other = TemporalHead(demo_head_config()).eval()
     save_head(tmp_path / "folds", HeadEnsemble([one, other]), checkpoint.provenance)
-    model = open_model(encoder, [tmp_path / "folds"], corpus, store, "cpu", lambda done, total: None)
+    model = TrainedModel(encoder, [tmp_path / "folds"], corpus, store, "cpu", lambda done, total: None)
     scores = model.evaluate(tmp_path / "report")
-    single = open_model(encoder, [head], corpus, store, "cpu", lambda done, total: None).evaluate(None)
+    single = TrainedModel(encoder, [head], corpus, store, "cpu", lambda done, total: None).evaluate(None)
     assert scores["official"].frames == single["official"].frames
     assert scores["official"].by_task != single["official"].by_task
 
@@ -106,10 +106,10 @@ def test_heads_that_do_not_belong_together_are_refused(
 ) -> None:
     encoder, head = checkpoints
     with pytest.raises(AffserveError, match="valence_arousal, and so does another head"):
-        open_model(encoder, [head, head], corpus, store, "cpu", lambda done, total: None)
+        TrainedModel(encoder, [head, head], corpus, store, "cpu", lambda done, total: None)
     save_head(tmp_path / "alien", TemporalHead(demo_head_config()), Provenance(trained_on="x", encoder="0123"))
     with pytest.raises(AffserveError, match="trained on features of encoder 0123"):
-        open_model(encoder, [tmp_path / "alien"], corpus, store, "cpu", lambda done, total: None)
+        TrainedModel(encoder, [tmp_path / "alien"], corpus, store, "cpu", lambda done, total: None)
 
 
 def expected_outputs(corpus: Corpus, checkpoints: tuple[Path, Path], store: Path, video: str, frames: int) -> Outputs:

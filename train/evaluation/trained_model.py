@@ -29,7 +29,6 @@ from affserve.train.files import write_file
 from affserve.train.labels import task_by_key
 from affserve.train.models.checkpoint import check_fits, load_encoder, load_head
 from affserve.train.models.device import check_device
-from affserve.train.models.encoder import ClipEncoder
 from affserve.train.models.temporal_head import HeadEnsemble, TemporalHead
 from affserve.train.windows import STRIDE_FRAMES, WINDOW_FRAMES, Outputs
 
@@ -69,12 +68,10 @@ def load_served_heads(paths: Sequence[Path], encoder: str, device: str = "cpu") 
         for key in model.config.tasks:
             if key in taken:
                 raise CheckpointError(f"{path} answers {key}, and so does another head; name one head a task")
-        segmenting = Segmenting(
-            window=provenance.window_frames or WINDOW_FRAMES,
-            stride=provenance.stride_frames or STRIDE_FRAMES,
-            gaps=provenance.training.get("gaps") or HOLD,
-            device=device,
-        )
+        window = provenance.window_frames or WINDOW_FRAMES
+        stride = provenance.stride_frames or min(STRIDE_FRAMES, window)
+        gaps = provenance.training.get("gaps") or HOLD
+        segmenting = Segmenting(window=window, stride=stride, gaps=gaps, device=device)
         heads.append(ServedHead(model=model.to(device), segmenting=segmenting, trained_on=provenance.trained_on))
     return heads
 
@@ -110,45 +107,38 @@ def as_document(scores: Mapping[str, Scores]) -> dict[str, Any]:
     }
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
 class TrainedModel:
     """An encoder, its heads, and a corpus whose features are computed as far as they are asked for."""
 
-    corpus: Corpus
-    encoder: ClipEncoder
-    fingerprint: str  # of the encoder
-    heads: tuple[ServedHead, ...]
-    store: Path  # of features
-    device: str
-    progress: Progress
-
-    @property
-    def tasks(self) -> tuple[str, ...]:
-        """Keys of all that is answered."""
-        return tuple(key for head in self.heads for key in head.tasks)
-
-    @property
-    def trained_on(self) -> tuple[str, ...]:
-        """Names of the corpora that the heads were trained on."""
-        return tuple(sorted({head.trained_on for head in self.heads}))
+    def __init__(
+        self, encoder: Path, heads: Sequence[Path], corpus: Corpus, store: Path, device: str, progress: Progress
+    ) -> None:
+        """Load checkpoints that belong together; progress: called with frames done and to do as features come."""
+        check_device(device)
+        self._encoder, checkpoint = load_encoder(encoder)
+        self._fingerprint = checkpoint.fingerprint
+        self._heads = load_served_heads(heads, checkpoint.fingerprint, device)
+        self._corpus, self._store, self._device, self._progress = corpus, store, device, progress
+        self.tasks = tuple(key for head in self._heads for key in head.tasks)  # keys of all that is answered
+        self.trained_on = tuple(sorted({head.trained_on for head in self._heads}))  # names of corpora
 
     def features(self, videos: Sequence[str]) -> Path:
         """Compute what is missing of some videos' features, labelled or not, and return the folder."""
         return extract_features(
-            self.encoder,
-            self.fingerprint,
-            self.corpus,
-            self.store,
-            device=self.device,
-            progress=self.progress,
+            self._encoder,
+            self._fingerprint,
+            self._corpus,
+            self._store,
+            device=self._device,
+            progress=self._progress,
             videos=videos,
         )
 
     def evaluate(self, report: Path | None) -> dict[str, Scores]:
         """Return both validators' scores on the validation set; see evaluate_heads."""
         tasks = [task_by_key(key) for key in self.tasks]
-        features = self.features(self.corpus.part_videos(tasks, VALIDATION))
-        return evaluate_heads(self.heads, self.corpus, features, report)
+        features = self.features(self._corpus.part_videos(tasks, VALIDATION))
+        return evaluate_heads(self._heads, self._corpus, features, report)
 
     def fill(self, templates: Sequence[tuple[Template, Path]], options: FillOptions) -> Iterator[str]:
         """Fill templates, each to its target; yield a line about each that is done.
@@ -162,12 +152,12 @@ class TrainedModel:
             check_fillable(template, self._last_crop, options)
         store = FeatureStore(self.features([video for template, _ in templates for video in template.rows_of()]))
         for template, target in templates:
-            head = next(head for head in self.heads if template.task.key in head.tasks)
+            head = next(head for head in self._heads if template.task.key in head.tasks)
             rows = fill_template(template, partial(_predict, head, store), target, options)
             yield f"{target}: {template.task.title}, {rows} rows of {len(template.rows_of())} videos"
 
     def _last_crop(self, video: str) -> int | None:
-        return int(self.corpus.crop_numbers(video).max(initial=0)) or None
+        return int(self._corpus.crop_numbers(video).max(initial=0)) or None
 
 
 def _predict(head: ServedHead, store: FeatureStore, video: str, frames: int) -> Outputs:
@@ -176,23 +166,3 @@ def _predict(head: ServedHead, store: FeatureStore, video: str, frames: int) -> 
         raise DataError(f"{video}: none of its crops can be decoded; replace them")
     # A video is answered as a whole, however few of its frames a template asks for.
     return head.predict(crops, max(frames, int(crops.numbers[-1])))
-
-
-def open_model(
-    encoder: Path, heads: Sequence[Path], corpus: Corpus, store: Path, device: str, progress: Progress
-) -> TrainedModel:
-    """Load checkpoints that belong together.
-
-    progress: called with the numbers of frames done and to do while features are computed.
-    """
-    check_device(device)
-    model, checkpoint = load_encoder(encoder)
-    return TrainedModel(
-        corpus=corpus,
-        encoder=model,
-        fingerprint=checkpoint.fingerprint,
-        heads=tuple(load_served_heads(heads, checkpoint.fingerprint, device)),
-        store=store,
-        device=device,
-        progress=progress,
-    )
