@@ -70,10 +70,7 @@ class SetReport:
             return "nothing published"
         parts = [
             f"{name} {found - expected:+,} ({found / expected - 1:+.1%})"
-            for name, found, expected in (
-                ("files", self.files, said.files),
-                ("labelled", self.labelled, said.labelled),
-            )
+            for name, found, expected in (("files", self.files, said.files), ("labelled", self.labelled, said.labelled))
             if found != expected
         ]
         return ", ".join(parts) or "as published"

@@ -6,6 +6,7 @@ In comes an `Evaluation`, out come the bytes of a PNG; tasks that were not score
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine  # noqa: TID253
 from matplotlib.ticker import FuncFormatter, PercentFormatter  # noqa: TID253
 
 from affserve.train.evaluation.scores import Evaluation
-from affserve.train.labels import EXPRESSION, TASKS, Task
+from affserve.train.labels import EXPRESSION, TASKS, Kind, Task
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,7 +32,7 @@ def draw_evaluation(evaluation: Evaluation) -> bytes:
     """Draw the panels of all scored tasks."""
     scored = evaluation.scores.by_task
     upper = EXPRESSION.key in scored
-    lower = [TASKS[key] for key in scored if TASKS[key].kind in LOWER_PANELS]
+    lower = [TASKS[key] for key in scored if TASKS[key].kind != "one_of"]
     heights = [EXPRESSION_HEIGHT_IN] * upper + [LOWER_HEIGHT_IN] * bool(lower)
     layout = ConstrainedLayoutEngine(w_pad=PAD_IN, h_pad=PAD_IN)
     figure = Figure(figsize=(WIDTH_IN, sum(heights) or 1), dpi=DPI, layout=layout)
@@ -53,17 +54,10 @@ def _draw_expressions(figure: Any, evaluation: Evaluation) -> None:
     bars.tick_params(axis="y", labelleft=False)
 
 
-LOWER_PANELS = ("regression", "any_of")  # a panel for each output, one for all
-
-
 def _draw_lower(figure: Any, evaluation: Evaluation, tasks: list[Task]) -> None:
     panels = [(task, k) for task in tasks for k in range(task.outputs if task.kind == "regression" else 1)]
     for axes, (task, k) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        if task.kind == "regression":
-            _draw_density(axes, evaluation, task, k)
-        else:
-            title = f"{task.title}: mean F1 {evaluation.scores.by_task[task.key]:.3f}"
-            _draw_bars(axes, evaluation, task.key, title)
+        LOWER_PANELS[task.kind](axes, evaluation, task, k)
 
 
 def _draw_confusion(axes: Axes, evaluation: Evaluation) -> None:
@@ -111,6 +105,10 @@ def _draw_bars(axes: Axes, evaluation: Evaluation, key: str, title: str) -> None
     axes.spines[["top", "right"]].set_visible(False)
 
 
+def _draw_units(axes: Axes, evaluation: Evaluation, task: Task, _: int) -> None:
+    _draw_bars(axes, evaluation, task.key, f"{task.title}: mean F1 {evaluation.scores.by_task[task.key]:.3f}")
+
+
 def _draw_density(axes: Axes, evaluation: Evaluation, task: Task, k: int) -> None:
     name = task.names[k]
     truth, predicted = (values[task.key][:, k] for values in (evaluation.truth, evaluation.predicted))
@@ -136,3 +134,9 @@ def _draw_density(axes: Axes, evaluation: Evaluation, task: Task, k: int) -> Non
     bar.set_label("frames", fontsize=8.5)
     bar.ax.tick_params(labelsize=8)
     bar.outline.set_visible(False)
+
+
+LOWER_PANELS: dict[Kind, Callable[[Axes, Evaluation, Task, int], None]] = {
+    "regression": _draw_density,  # one panel an output
+    "any_of": _draw_units,  # one for all
+}

@@ -119,9 +119,7 @@ def _named(lines: Sequence[str], what: str, numbers: Sequence[int]) -> str:
 
 
 def check_fillable(
-    template: Template,
-    last_crop: Callable[[str], int | None],
-    options: FillOptions = FillOptions(),
+    template: Template, last_crop: Callable[[str], int | None], options: FillOptions = FillOptions()
 ) -> None:
     """Raise a DataError that names the rows no prediction can be made for.
 
@@ -145,10 +143,7 @@ def check_fillable(
 
 
 def fill_template(
-    template: Template,
-    predict: Callable[[str, int], Outputs],
-    out: Path,
-    options: FillOptions = FillOptions(),
+    template: Template, predict: Callable[[str, int], Outputs], out: Path, options: FillOptions = FillOptions()
 ) -> int:
     """Fill a template and write it to `out`, whole or not at all; return how many rows were filled.
 

@@ -91,12 +91,7 @@ def fit(
     CheckpointError when another training is there.
     """
     fingerprint = corpus.fingerprint()
-    description = {
-        "stage": "head",
-        "config": config.description(),
-        "corpus": fingerprint,
-        "features": features.name,
-    }
+    description = {"stage": "head", "config": config.description(), "corpus": fingerprint, "features": features.name}
     prepare = partial(_Windows, corpus, features, config, fingerprint)
     return run_training(target, config, description, prepare, log, fresh)
 

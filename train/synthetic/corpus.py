@@ -33,8 +33,6 @@ from affserve.train.synthetic.plan import DRAWN_TASKS, SyntheticConfig, VideoPla
 from affserve.train.synthetic.scene import Performance, draw_performance, draw_person
 from affserve.train.synthetic.video import WholeFramePlan, plan_whole_frames, write_whole_frames
 
-__all__ = ["CorpusSummary", "SyntheticConfig", "read_description", "write_corpus"]
-
 SCHEMA_VERSION = 1
 GENERATOR_VERSION = 2  # rises whenever the same config would give other bytes
 
@@ -235,11 +233,7 @@ def _spoil(values: NDArray[np.float32], plan: VideoPlan, task: Task) -> NDArray[
 
 
 def _write_description(
-    root: Path,
-    config: SyntheticConfig,
-    videos: list[VideoPlan],
-    whole: list[WholeFramePlan],
-    written: list[_Written],
+    root: Path, config: SyntheticConfig, videos: list[VideoPlan], whole: list[WholeFramePlan], written: list[_Written]
 ) -> None:
     description = {
         "schema_version": SCHEMA_VERSION,

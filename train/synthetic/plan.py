@@ -68,25 +68,20 @@ class SyntheticConfig:
     difficulty: Difficulty = field(default_factory=Difficulty)
 
     def __post_init__(self) -> None:
-        checks = (
-            ("seed", self.seed, self.seed >= 0, "0 or more"),
-            ("videos", self.videos, self.videos >= 2, "at least 2: one for each set"),
-            ("frames_min", self.frames_min, self.frames_min >= 30, "at least 30"),
-            (
-                "frames_max",
-                self.frames_max,
-                self.frames_max >= self.frames_min,
-                f"at least frames_min, {self.frames_min}",
-            ),
-            ("fps", self.fps, bool(self.fps) and all(1 <= f <= 120 for f in self.fps), "rates from 1 to 120"),
-            ("validation_share", self.validation_share, 0 < self.validation_share < 1, "between 0 and 1"),
-            ("whole_frame_videos", self.whole_frame_videos, self.whole_frame_videos >= 0, "0 or more"),
-            ("whole_frame_frames", self.whole_frame_frames, self.whole_frame_frames >= 30, "at least 30"),
-            ("whole_frame_nuisance", self.whole_frame_nuisance, 0 <= self.whole_frame_nuisance <= 1, "from 0 to 1"),
-        )
-        for name, value, good, expected in checks:
+        checks = {
+            "seed": (self.seed >= 0, "0 or more"),
+            "videos": (self.videos >= 2, "at least 2: one for each set"),
+            "frames_min": (self.frames_min >= 30, "at least 30"),
+            "frames_max": (self.frames_max >= self.frames_min, f"at least frames_min, {self.frames_min}"),
+            "fps": (bool(self.fps) and all(1 <= f <= 120 for f in self.fps), "rates from 1 to 120"),
+            "validation_share": (0 < self.validation_share < 1, "between 0 and 1"),
+            "whole_frame_videos": (self.whole_frame_videos >= 0, "0 or more"),
+            "whole_frame_frames": (self.whole_frame_frames >= 30, "at least 30"),
+            "whole_frame_nuisance": (0 <= self.whole_frame_nuisance <= 1, "from 0 to 1"),
+        }
+        for name, (good, expected) in checks.items():
             if not good:
-                raise DataError(f"synthetic corpus: {name} is {value}, expected {expected}")
+                raise DataError(f"synthetic corpus: {name} is {getattr(self, name)}, expected {expected}")
 
     @property
     def validation_videos(self) -> int:
