@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from affserve.train.evaluation.scores import Scores
-from affserve.train.models.temporal_head import TemporalHeadConfig
-from affserve.train.synthetic.corpus import CorpusSummary
-from affserve.train.trainer.losses import BalanceConfig
+if TYPE_CHECKING:  # an import of any of these takes seconds
+    from affserve.train.evaluation.scores import Scores
+    from affserve.train.models.temporal_head import TemporalHeadConfig
+    from affserve.train.synthetic.corpus import CorpusSummary
 
 STOPPED_EXIT_CODE = 128 + 15  # of a process that SIGTERM ended
 
@@ -288,6 +288,7 @@ def encoder(
     from affserve.train.corpus.affwild2 import open_corpus
     from affserve.train.labels import EXPRESSION
     from affserve.train.stages.finetune import FinetuneConfig, finetune
+    from affserve.train.trainer.losses import BalanceConfig
 
     with _usage_errors():
         config = FinetuneConfig(
@@ -383,6 +384,7 @@ def head(
     from affserve.train.corpus.affwild2 import open_corpus
     from affserve.train.models.checkpoint import load_encoder
     from affserve.train.stages.fit import FitConfig, fit
+    from affserve.train.trainer.losses import BalanceConfig
 
     with _usage_errors():
         balance = BalanceConfig(**picked(locals(), BalanceConfig))
