@@ -255,26 +255,13 @@ def _write_description(
 
 def _describe(plan: VideoPlan) -> dict[str, Any]:
     defects = ("extra_lines", "first_crop", "missing", "invalid", "partly_invalid")
-    return {
-        "name": plan.name,
-        "set": plan.subset,
-        "root": plan.root,
-        "tasks": plan.tasks,
-        "fps": plan.fps,
-        "frames": plan.frames,
-        "identity": plan.identity,
-        "defects": {name: getattr(plan, name) for name in defects},
-    }
+    same = {name: getattr(plan, name) for name in ("root", "tasks", "fps", "frames", "identity")}
+    return {"name": plan.name, "set": plan.subset, **same, "defects": {name: getattr(plan, name) for name in defects}}
 
 
 def _describe_whole(plan: WholeFramePlan) -> dict[str, Any]:
-    return {
-        "name": plan.name,
-        "frames": len(plan.ticks),
-        "identity": plan.identity,
-        "ticks_per_second": plan.ticks_per_second,
-        "variable_frame_rate": plan.variable_frame_rate,
-    }
+    same = {name: getattr(plan, name) for name in ("identity", "ticks_per_second", "variable_frame_rate")}
+    return {"name": plan.name, "frames": len(plan.ticks), **same}
 
 
 def _as_json(value: object) -> Any:

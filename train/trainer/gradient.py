@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import numpy as np
@@ -46,34 +47,22 @@ def parts_of(batch: Batch, spans: list[slice]) -> list[Batch]:
     return [cut(batch, span) for span in spans]
 
 
+@dataclass(eq=False)
 class BatchGradient:
-    """Adds the gradient of a global batch to the parameters of a model.
+    """Adds the gradient of a global batch to the parameters of a model."""
 
-    model: as `forward` takes it, wrapped in DistributedDataParallel when there are several ranks.
-    micro_batch: how many of a rank's samples go through the model at once; None: all.
-    """
+    model: nn.Module  # as `forward` takes it, wrapped in DistributedDataParallel when there are several ranks
+    forward: Forward
+    _: KW_ONLY
+    device: str = "cpu"
+    micro_batch: int | None = None  # how many of a rank's samples go through the model at once; None: all
+    amp: str = "none"
+    weights: LossWeights = UNWEIGHTED
+    ranks: Ranks = Ranks()  # noqa: RUF009 - frozen
+    seed: int = 0
 
-    def __init__(
-        self,
-        model: nn.Module,
-        forward: Forward,
-        *,
-        device: str = "cpu",
-        micro_batch: int | None = None,
-        amp: str = "none",
-        weights: LossWeights = UNWEIGHTED,
-        ranks: Ranks = Ranks(),  # noqa: B008 - frozen
-        seed: int = 0,
-    ) -> None:
-        self.model = model
-        self.forward = forward
-        self.device = device
-        self.micro_batch = micro_batch
-        self.amp = amp
-        self.weights = weights
-        self.ranks = ranks
-        self.seed = seed
-        self.scaler = torch.amp.GradScaler(device.partition(":")[0], enabled=amp == "fp16")
+    def __post_init__(self) -> None:
+        self.scaler = torch.amp.GradScaler(self.device.partition(":")[0], enabled=self.amp == "fp16")
 
     def __call__(self, batch: Batch, count: int, step: int) -> float:
         """Add the gradient of this rank's share of a batch of `count` samples; return the loss of the whole batch."""

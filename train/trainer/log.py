@@ -53,7 +53,7 @@ class TrainingLog:
         if self._file.tell() > size_bytes:
             os.truncate(run.log, size_bytes)
         self._board: SummaryWriter = SummaryWriter(str(run.tensorboard), purge_step=done + 1)
-        self._eta = Eta(steps - done)
+        self._done, self._started = done, time.monotonic()  # of this process
         self._bar = _bar(name, steps, done)
         self._last_line = time.monotonic()
 
@@ -67,13 +67,12 @@ class TrainingLog:
         self._write(kind="step", step=step, epoch=epoch, loss=loss, lr=lr, frames_per_s=round(frames_per_s, 2))
         for tag, value in (("loss", loss), ("lr", lr), ("frames_per_s", frames_per_s)):
             self._board.add_scalar(f"train/{tag}", value, step)
-        left_s = self._eta.left_s(self._steps - step)
         text = f"loss {loss:.3f}, {frames_per_s:.0f} frames/s"
         if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=step, told=f"{text}, {readable_s(left_s)} left")
+            self._bar.update(self._bar.task_ids[0], completed=step, told=f"{text}, {self._left(step)} left")
         elif time.monotonic() - self._last_line >= LINE_EVERY_S:
             self._last_line = time.monotonic()
-            self._log(f"{self._name} step {step}/{self._steps}: {text}, {readable_s(left_s)} left")
+            self._log(f"{self._name} step {step}/{self._steps}: {text}, {self._left(step)} left")
 
     def epoch(self, line: Line, scores: Mapping[str, Scores], *, epochs: int, speed: float) -> None:
         """Note a finished epoch, of `epochs`, with the scores of each validator; speed: frames/s of its steps."""
@@ -82,7 +81,7 @@ class TrainingLog:
         for tag, value in _scalars(scores):
             self._board.add_scalar(tag, value, step)
         self._board.flush()
-        left = f", {readable_s(self._eta.left_s(self._steps - step))} left" if step < self._steps else ""
+        left = f", {self._left(step)} left" if step < self._steps else ""
         told = f"loss {line['loss']:.3f}, {_told(scores)}, {speed:.0f} frames/s{left}"
         self._log(f"{self._name} epoch {line['epoch']}/{epochs}: {told}")
 
@@ -93,23 +92,15 @@ class TrainingLog:
         self._board.close()
         self._file.close()
 
+    def _left(self, step: int) -> str:
+        """Say how long the rest takes at the pace since this process started; validations are in it."""
+        each_s = (time.monotonic() - self._started) / (step - self._done) if step > self._done else 0.0
+        return readable_s(each_s * (self._steps - step))
+
     def _write(self, **line: Any) -> None:
         now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
         self._file.write((json.dumps({**line, "time": now}) + "\n").encode())
         self._file.flush()
-
-
-class Eta:
-    """How long the rest takes, at the pace since this process started; validations are in it."""
-
-    def __init__(self, steps: int) -> None:
-        self._steps = steps
-        self._started = time.monotonic()
-
-    def left_s(self, steps: int) -> float:
-        """Return the seconds that `steps` more steps take; at least one has been done."""
-        done = self._steps - steps
-        return (time.monotonic() - self._started) / done * steps if done > 0 else 0.0
 
 
 def readable_s(seconds: float) -> str:
