@@ -98,10 +98,7 @@ class Corpus:
 
 def base_name(video: str) -> str:
     """Return the name of the raw video that a crop folder was cut from: without a trailing `_left` or `_right`."""
-    for side in ("_left", "_right"):
-        if video.endswith(side):
-            return video.removesuffix(side)
-    return video
+    return re.sub("_(left|right)$", "", video)
 
 
 def subject(video: str) -> str:

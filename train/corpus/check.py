@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import cv2
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 
 from affserve.train.corpus.affwild2 import TRAIN, VALIDATION, Corpus, base_name, subject
 from affserve.train.corpus.annotations import Annotation, read_annotation
+from affserve.train.crops import read_crop
 from affserve.train.errors import DataError
 from affserve.train.labels import ACTION_UNITS, EXPRESSION, TASKS, VALENCE_AROUSAL, Kind, Task
 from affserve.train.provenance import AFF_WILD2
@@ -240,18 +240,10 @@ def _broken_images(corpus: Corpus, video: str, images: int) -> Iterator[str]:
     """Decode some crops of a video, evenly spread, and tell of those that are broken."""
     paths = list(corpus.crops(video).values()) if images else []
     for index in sorted(set(np.linspace(0, len(paths) - 1, images, dtype=np.int64).tolist())) if paths else []:
-        if reason := _broken(paths[index]):
-            yield f"{paths[index]}: {reason}"
-
-
-def _broken(path: Path) -> str | None:
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        return f"cannot be read: {error.strerror}"
-    if not content or cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) is None:
-        return "cannot be decoded as an image"
-    return None
+        try:
+            read_crop(paths[index])
+        except DataError as error:
+            yield str(error)
 
 
 def _split(corpus: Corpus, task: Task) -> list[str]:

@@ -196,14 +196,8 @@ def activate(raw: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def demo_head_config(**changes: Any) -> TemporalHeadConfig:
     """Return the configuration of a head that a CPU trains in a minute, with `changes` to its fields."""
-    sizes: dict[str, Any] = {
-        "tcn_channels": (128, 128, 128),
-        "width": 128,
-        "layers": 2,
-        "feedforward": 256,
-        "mlp_width": 128,
-    }
-    return TemporalHeadConfig(**{**sizes, **changes})
+    sizes: dict[str, Any] = {"width": 128, "layers": 2, "feedforward": 256, "mlp_width": 128}
+    return TemporalHeadConfig(**{"tcn_channels": (128, 128, 128), **sizes, **changes})
 
 
 class HeadEnsemble(nn.Module):

@@ -55,7 +55,7 @@ def run_training(
     check_device(device)
     run = RunFolder(target)
     with joined_ranks(device) as ranks, run.disk_errors(), StopRequest().listening() as stop:
-        told = log if ranks.first else _silent
+        told: Log = log if ranks.first else lambda _: None  # the first rank tells
         scores = run.open(description, fresh, ranks)
         if scores is not None:
             told(f"{target}: this training is finished; --fresh starts over")
@@ -271,7 +271,3 @@ def warmup_cosine(step: int, steps: int, warmup: float) -> float:
     if step < warmup:
         return (step + 1) / (warmup + 1)
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1.0, steps - warmup)))
-
-
-def _silent(_: str) -> None:
-    """Tell nothing: the first rank tells."""
