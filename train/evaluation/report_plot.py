@@ -66,16 +66,10 @@ def _draw_confusion(axes: Axes, evaluation: Evaluation) -> None:
     mesh = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     for (row, column), count in np.ndenumerate(counts):
         share = shares[row, column]
-        axes.text(
-            column,
-            row,
-            f"{count:,}\n{share:.0%}" if count else "0",
-            ha="center",
-            va="center",
-            fontsize=8.5,
-            in_layout=False,  # the layout need not measure what lies inside
-            color="white" if share > 0.5 else "#222222" if count else "#AAAAAA",
-        )
+        text = f"{count:,}\n{share:.0%}" if count else "0"
+        colour = "white" if share > 0.5 else "#222222" if count else "#AAAAAA"
+        # The layout need not measure what lies inside.
+        axes.text(column, row, text, ha="center", va="center", fontsize=8.5, in_layout=False, color=colour)
     positions = range(EXPRESSION.outputs)
     axes.set_xticks(positions, EXPRESSION.names, fontsize=9.5)
     axes.set_yticks(positions, EXPRESSION.names, fontsize=9.5)

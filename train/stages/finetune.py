@@ -8,7 +8,7 @@ starts from random weights has no features to fall back on and may be trained on
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -87,16 +87,16 @@ class _Frames(Stage):
         frames = labelled_frames(corpus, tasks, TRAIN, config.frame_step, hold_out=config.hold_out)
         self.dataset: FrameDataset = FrameDataset(frames, config.augment, config.seed)
         self.held_out = FrameDataset(labelled_frames(corpus, tasks, VALIDATION, config.frame_step), augment=False)
-        self.model: FrameClassifier = FrameClassifier(
-            create_encoder(config.architecture, config.pretrained), config.tasks
-        ).to(device)
+        encoder = create_encoder(config.architecture, config.pretrained)
+        self.model: FrameClassifier = FrameClassifier(encoder, config.tasks).to(device)
         self.config, self.device, self.seed = config, device, config.seed
-        self.corpus_name, self.fingerprint = corpus.name, fingerprint
         self.amp = chosen_amp(config.amp, device)
         self.samples = len(self.dataset)
         self.warmup_steps = config.warmup * config.passes * -(-self.samples // config.batch)
         self.weights = loss_weights(config.balance, frames.truth, frames.valid, device)
         self.micro_batch = plan_memory(self.model, self.amp, device, ranks=ranks.world).frames()
+        data = {"fingerprint": fingerprint, "frames": self.samples}
+        self.provenance = Provenance(trained_on=corpus.name, data=data, training=asdict(config))
 
     def order(self, epoch: int) -> NDArray[np.int64]:
         self.dataset.epoch = epoch
@@ -131,13 +131,7 @@ class _Frames(Stage):
         return Validation(arrays={OFFICIAL: (predicted, self.held_out.frames.truth, self.held_out.frames.valid)})
 
     def save(self, path: Path, scores: Scores) -> str:
-        provenance = Provenance(
-            trained_on=self.corpus_name,
-            data={"fingerprint": self.fingerprint, "frames": self.samples},
-            metrics=scores.summary(),
-            training=asdict(self.config),
-        )
-        return save_encoder(path, self.model.encoder, provenance)
+        return save_encoder(path, self.model.encoder, replace(self.provenance, metrics=scores.summary()))
 
 
 def frame_outputs(model: nn.Module, batch: Batch, device: str) -> dict[str, Tensor]:
