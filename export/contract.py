@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from affserve.train.errors import RepositoryError
-from affserve.train.labels import ACTION_UNITS, EXPRESSION, TASKS, VALENCE_AROUSAL, Task
+from affserve.train.labels import TASKS
 from affserve.train.windows import STRIDE_FRAMES, WINDOW_FRAMES
 
 IMAGE_SIZE_PX = 224
@@ -160,9 +160,8 @@ class HeadDescription:
 
 
 def default_head_description() -> HeadDescription:
-    """Return the description of a head for all three tasks, as the committed configs hold it."""
-    tasks: tuple[Task, ...] = (VALENCE_AROUSAL, EXPRESSION, ACTION_UNITS)
-    return HeadDescription(labels={task.key: task.names for task in tasks})
+    """Return the description of a head for all tasks, as the committed configs hold it."""
+    return HeadDescription(labels={key: task.names for key, task in TASKS.items()})
 
 
 CPU, GPU = "cpu", "gpu"  # what an artefact is for: ONNX Runtime on a CPU; TensorRT plans and ONNX Runtime's CUDA

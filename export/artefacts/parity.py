@@ -26,8 +26,8 @@ from affserve.export.contract import CHUNK_FRAMES, FEATURES, FRAMES, IMAGE_SIZE_
 from affserve.export.graphs.head import HeadGraph
 from affserve.export.precision.tolerances import TOLERANCES, Precision, Tolerance
 from affserve.train.errors import ParityError
-from affserve.train.evaluation.metrics import AU_THRESHOLD
-from affserve.train.labels import ACTION_UNITS, EXPRESSION, VALENCE_AROUSAL
+from affserve.train.evaluation.metrics import ACTIVE_PROBABILITY
+from affserve.train.labels import TASKS, Kind
 from affserve.train.models.encoder import ClipEncoder
 from affserve.train.windows import WINDOW_FRAMES
 
@@ -178,7 +178,7 @@ def _output_checks(length: int, truth: Outputs, answer: Outputs, limits: Toleran
             checks.append(Check(what=f"{key}, T = {length}, shape", figure=float("nan"), limit=0, at_least=False))
             continue
         checks.append(_difference(key, length, expected, given, limits))
-        if key in _DECISIONS:
+        if TASKS[key].kind in _DECISIONS:
             checks.append(_agreement(key, length, expected, given, limits))
         if length >= WINDOW_FRAMES - 1:
             checks.append(_ccc(key, length, expected, given, limits))
@@ -204,18 +204,18 @@ def _expression_decisions(values: Floats) -> tuple[NDArray[Any], Floats]:
 
 def _action_unit_decisions(values: Floats) -> tuple[NDArray[Any], Floats]:
     """Return (T, 12) whether active, and twice the distance from the threshold: the margin over the other answer."""
-    return values >= AU_THRESHOLD, 2 * np.abs(values - AU_THRESHOLD)
+    return values >= ACTIVE_PROBABILITY, 2 * np.abs(values - ACTIVE_PROBABILITY)
 
 
-_DECISIONS: dict[str, Callable[[Floats], tuple[NDArray[Any], Floats]]] = {
-    EXPRESSION.key: _expression_decisions,
-    ACTION_UNITS.key: _action_unit_decisions,
+_DECISIONS: dict[Kind, Callable[[Floats], tuple[NDArray[Any], Floats]]] = {
+    "one_of": _expression_decisions,
+    "any_of": _action_unit_decisions,
 }
 
 
 def _agreement(key: str, length: int, truth: Floats, answer: Floats, limits: Tolerance) -> Check:
-    expected, margin = _DECISIONS[key](truth)
-    given, _ = _DECISIONS[key](answer)
+    decide = _DECISIONS[TASKS[key].kind]
+    (expected, margin), (given, _) = decide(truth), decide(answer)
     differs = (expected != given) & (margin > limits.tie)
     ties = float(np.mean(margin <= limits.tie))
     return Check(
@@ -229,7 +229,7 @@ def _agreement(key: str, length: int, truth: Floats, answer: Floats, limits: Tol
 
 def _ccc(key: str, length: int, truth: Floats, answer: Floats, limits: Tolerance) -> Check:
     """Valence and arousal each; probabilities all together, so that classes in another order show."""
-    columns = range(truth.shape[1]) if key == VALENCE_AROUSAL.key else [slice(None)]
+    columns = range(truth.shape[1]) if TASKS[key].kind == "regression" else [slice(None)]
     figures = [steady_ccc(truth[:, one].ravel(), answer[:, one].ravel()) for one in columns]
     return Check(what=f"{key}, T = {length}, CCC", figure=min(figures), limit=limits.ccc, at_least=True)
 
