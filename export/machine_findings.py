@@ -183,7 +183,7 @@ def shared_memory_finding() -> Iterator[Finding]:
         yield Finding(topic="Shared memory", verdict=Verdict.GOOD, text=text)
     else:
         text += f"; Triton's Python backend wants {NEEDED_SHM_BYTES >> 20} MiB"
-        remedy = "in a container: docker run --shm-size=1g ...; else remove old files there"
+        remedy = "in a container: --shm-size=1g, or shm_size in Compose; else remove old files there"
         yield Finding(topic="Shared memory", verdict=Verdict.PROBLEM, text=text, remedy=remedy)
 
 

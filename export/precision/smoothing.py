@@ -39,9 +39,10 @@ class Weights:
         """Return a copy of an initialiser."""
         return np.array(numpy_helper.to_array(self._by_name[name]))
 
-    def rank(self, name: str) -> int:
-        """Return the number of axes of an initialiser."""
-        return len(self._by_name[name].dims)
+    def is_product(self, node: onnx.NodeProto) -> bool:
+        """Say whether a node multiplies an activation with a weight matrix."""
+        weight = self._by_name.get(node.input[1]) if node.op_type == "MatMul" else None
+        return weight is not None and len(weight.dims) == 2
 
     def add(self, name: str, values: NDArray[np.generic]) -> str:
         """Add an initialiser and return its name."""
@@ -145,7 +146,7 @@ def _divided(
         return tuple((node, index, everything) for index in range(1, len(node.input)))
     if node.op_type == "MultiHeadAttention" and len(node.input) == 4:
         value = makers.get(node.input[2])
-        if value is not None and _is_product(value, weights) and len(readers[value.output[0]]) == 1:
+        if value is not None and weights.is_product(value) and len(readers[value.output[0]]) == 1:
             width = weights.read(value.input[1]).shape[1]
             return (value, 1, everything), (node, 3, slice(2 * width, 3 * width))
     if node.op_type == "Relu":
@@ -167,7 +168,7 @@ def _divided_before_relu(
     if bias is None:
         return None
     product = makers.get(add.input[1 - bias])
-    if product is None or not _is_product(product, weights) or len(readers[product.output[0]]) > 1:
+    if product is None or not weights.is_product(product) or len(readers[product.output[0]]) > 1:
         return None
     return (product, 1, slice(None)), (add, bias, slice(None))
 
@@ -179,7 +180,7 @@ def _products(
     products: list[onnx.NodeProto] = []
     aliases: list[str] = []
     for reader in readers.get(name, []):
-        if _is_product(reader, weights) and reader.input[0] == name:
+        if weights.is_product(reader) and reader.input[0] == name:
             products.append(reader)
         elif reader.op_type == "Slice":
             behind, further = _products(reader.output[0], readers, weights)
@@ -190,7 +191,3 @@ def _products(
         else:
             return (), ()
     return tuple(products), tuple(aliases)
-
-
-def _is_product(node: onnx.NodeProto, weights: Weights) -> bool:
-    return node.op_type == "MatMul" and node.input[1] in weights and weights.rank(node.input[1]) == 2

@@ -7,12 +7,11 @@ symbolic links to the models as they are, and one configuration written anew.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from google.protobuf import text_format
 
 from affserve.export.contract import CLIP_ENCODER
-from affserve.export.repository.check import served_models
+from affserve.export.repository.check import config_path, served_models
 from affserve.export.repository.templates import read_config
 
 
@@ -22,9 +21,11 @@ def with_instances(repository: Path, config_name: str, instances: int, folder: P
     None where the encoder runs on a GPU: there an instance more takes memory and gains nothing.
     """
     source = repository.resolve()
-    config = _cpu_config(source / CLIP_ENCODER.name, config_name, instances)
-    if config is None:
+    config = read_config(config_path(source, CLIP_ENCODER.name, config_name))
+    on_cpu = [group for group in config.instance_group if group.Kind.Name(group.kind) == "KIND_CPU"]
+    if not on_cpu:
         return None
+    on_cpu[0].count = instances
     root = folder / "models"
     root.mkdir()
     for model in served_models(source):
@@ -37,13 +38,3 @@ def with_instances(repository: Path, config_name: str, instances: int, folder: P
         if entry.is_dir() and entry.name.isdecimal():
             (encoder / entry.name).symlink_to(entry)
     return root
-
-
-def _cpu_config(model: Path, config_name: str, instances: int) -> Any | None:
-    named = model / "configs" / f"{config_name}.pbtxt"
-    config = read_config(named if named.is_file() else model / "config.pbtxt")
-    on_cpu = [group for group in config.instance_group if group.Kind.Name(group.kind) == "KIND_CPU"]
-    if not on_cpu:
-        return None
-    on_cpu[0].count = instances
-    return config

@@ -7,12 +7,11 @@ tasks, labels, window. Going to another version changes the configurations, each
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 
 from affserve.export.contract import KEEP_FILE, KEEP_TEXT, MANIFEST_FILE, MODELS_WITHOUT_FILES, HeadDescription
 from affserve.export.repository.manifest import Manifest
 from affserve.export.repository.placement import Target, require_manifest
-from affserve.export.repository.templates import config_files, write_configs
+from affserve.export.repository.templates import config_files, config_hashes, write_configs
 from affserve.train.errors import ExportError, RepositoryError
 
 FIRST_VERSION = 1
@@ -58,8 +57,7 @@ def activate(target: Target, version: int) -> Manifest:
     with target.staging() as folder:
         write_configs(folder, record.description(), version)
         files = config_files(folder)
-    configs = {file: hashlib.sha256(content).hexdigest() for file, content in files.items()}
-    manifest = dataclasses.replace(manifest, served=version, configs=configs)
+        manifest = dataclasses.replace(manifest, served=version, configs=config_hashes(folder))
     # A version from before one of these models existed lacks its folder.
     folders = [f"{model}/{version}/{KEEP_FILE}" for model in MODELS_WITHOUT_FILES]
     kept = {file: KEEP_TEXT.encode() for file in folders if target.size(file) is None}
