@@ -84,9 +84,6 @@ MODELS: dict[str, ModelSpec] = {
 JPEG_MODELS = (JPEG_DECODER.name, CLIP_ENCODER_JPEG.name, AFFECT_JPEG.name)
 MODELS_WITH_LABELS = (TEMPORAL_HEAD.name, AFFECT.name, AFFECT_JPEG.name)
 MODELS_WITHOUT_FILES = (AFFECT.name, *JPEG_MODELS)
-# An object store and many ways of copying have no empty folders, and Triton wants one for each version of a model.
-KEEP_FILE = "keep.txt"
-KEEP_TEXT = "This model has no file of its own; Triton needs this folder.\n"
 
 
 @dataclass(frozen=True, kw_only=True)

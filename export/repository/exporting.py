@@ -7,7 +7,7 @@ what was served untouched.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,9 @@ from affserve.export.contract import (
     FRAMES,
     GPU,
     GPU_ONNX_FILE,
-    KEEP_FILE,
-    KEEP_TEXT,
     MANIFEST_FILE,
     MODELS,
-    MODELS_WITHOUT_FILES,
     ONNX_FILE,
-    TEMPORAL_HEAD,
 )
 from affserve.export.engine.building import Progress, build_plans
 from affserve.export.engine.profile import EngineOptions
@@ -38,7 +34,7 @@ from affserve.export.repository.manifest import ArtefactRecord, Manifest, Versio
 from affserve.export.repository.placement import LocalTarget, Target, read_target_manifest, refuse_foreign
 from affserve.export.repository.sources import Sources, built_with, load_sources
 from affserve.export.repository.templates import config_hashes, write_configs
-from affserve.export.repository.versions import FIRST_VERSION, check_same_contract
+from affserve.export.repository.versions import FIRST_VERSION, check_same_contract, keep_files
 from affserve.train.errors import ExportError
 from affserve.train.files import file_sha256
 
@@ -156,8 +152,8 @@ def _fill(staging: Path, version: int, chosen: Sequence[Chosen], sources: Source
     """Copy the chosen files to where Triton looks for them and describe them."""
     for model in MODELS:
         (staging / model / str(version)).mkdir(parents=True)
-        if model in MODELS_WITHOUT_FILES:
-            (staging / model / str(version) / KEEP_FILE).write_text(KEEP_TEXT)
+    for file, content in keep_files(version).items():
+        (staging / file).write_bytes(content)
     for one in chosen:
         shutil.copyfile(one.artefact.path, staging / _file(one, version))
     description = sources.description
@@ -178,14 +174,9 @@ def _file(one: Chosen, version: int) -> str:
     return f"{one.artefact.model}/{version}/{FILE_OF_USE[one.use]}"
 
 
-_MEASURED_AT: Mapping[str, Callable[[int], dict[str, tuple[int, ...]]]] = {
-    CLIP_ENCODER.name: lambda _: {FRAMES.name: (1, *FRAMES.shape)},
-    TEMPORAL_HEAD.name: lambda window: {FEATURES.name: (1, window, *FEATURES.shape)},
-}
-
-
 def _record(staging: Path, one: Chosen, version: int, window_frames: int) -> ArtefactRecord:
     path = staging / _file(one, version)
+    frame, window = {FRAMES.name: (1, *FRAMES.shape)}, {FEATURES.name: (1, window_frames, *FEATURES.shape)}
     return ArtefactRecord(
         path=_file(one, version),
         model=one.artefact.model,
@@ -193,7 +184,7 @@ def _record(staging: Path, one: Chosen, version: int, window_frames: int) -> Art
         precision=one.artefact.precision.value,
         sha256=file_sha256(path),
         bytes=path.stat().st_size,
-        flops=count_flops(path, _MEASURED_AT[one.artefact.model](window_frames)),
+        flops=count_flops(path, frame if one.artefact.model == CLIP_ENCODER.name else window),
         parity=tuple(asdict(check) for check in one.artefact.checks),
         notes=one.artefact.notes,
     )
