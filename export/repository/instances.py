@@ -13,7 +13,7 @@ from typing import Any
 from google.protobuf import text_format
 
 from affserve.export.contract import CLIP_ENCODER
-from affserve.export.repository.check import served_models
+from affserve.export.repository.check import config_path, served_models
 from affserve.export.repository.templates import read_config
 
 
@@ -43,8 +43,7 @@ def _write_encoder(encoder: Path, config: Any, source: Path) -> None:
 
 
 def _cpu_config(model: Path, config_name: str, instances: int) -> Any | None:
-    named = model / "configs" / f"{config_name}.pbtxt"
-    config = read_config(named if named.is_file() else model / "config.pbtxt")
+    config = read_config(config_path(model.parent, model.name, config_name))
     on_cpu = [group for group in config.instance_group if group.Kind.Name(group.kind) == "KIND_CPU"]
     if not on_cpu:
         return None

@@ -140,7 +140,7 @@ def check_host(version: tuple[int, ...] | None, host: str, *, accepted: bool) ->
     raise ServerError(
         f"tritonserver {found} will not listen on {host}: it predates {KNOWN_HOLES}. Listen on 127.0.0.1 (behind a "
         "proxy or an SSH tunnel where others must reach it), serve the same repository from a current Triton container "
-        "(affserve serve REPOSITORY --print docker), or, where everybody on the network is trusted, say --i-know"
+        "(affserve serve REPOSITORY --print compose), or, where everybody on the network is trusted, say --i-know"
     )
 
 

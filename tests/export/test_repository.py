@@ -258,7 +258,7 @@ def test_something_else_at_a_url_is_not_touched(checkpoints: tuple[Path, Path]) 
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        pytest.param("s3://bucket/models", "pip install s3fs", id="missing_driver"),
+        pytest.param("s3://bucket/models", "Install s3fs", id="missing_driver"),
         pytest.param("gopher://models", "gopher", id="unknown_protocol"),
     ],
 )
