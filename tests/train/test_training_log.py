@@ -60,7 +60,8 @@ def test_every_step_and_epoch_is_a_line_with_the_documented_keys(
 
 
 def test_people_read_one_line_an_epoch_with_the_time_left(trained: tuple[RunFolder, Scores, list[str]]) -> None:
-    _, _, told = trained
+    # A slow machine tells of steps in between.
+    told = [line for line in trained[2] if line.startswith("head epoch ")]
     assert len(told) == EPOCHS
     assert told[0].startswith("head epoch 1/3: loss ")
     assert told[0].endswith(" left")
