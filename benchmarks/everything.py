@@ -187,7 +187,6 @@ def cpu_parts(quick: bool, video: Path | None, face_model: Path | None) -> list[
         _part("stages", "stages", "--architecture", ARCHITECTURE, *(("--quick",) if quick else ())),
         _part("load", "load", "--repository", int8, *load, "--name", f"load-{ARCHITECTURE}"),
         _part("load-open", "load", "--repository", int8, *arrivals, "--name", f"load-open-{ARCHITECTURE}"),
-        _part("perf-analyzer", "perf-analyzer", "--repository", int8, *(_few_rounds(quick))),
         _part("peers", "peers", "--architecture", ARCHITECTURE, *(peers if quick else ())),
         _part("windows", "windows", *(("--frames", "310", "--rounds", "1") if quick else ())),
         _part("e2e", "e2e", *_job(quick, video, face_model), "--repository", int8),
@@ -239,10 +238,6 @@ def _models(*options: str) -> Part:
 
 def _report() -> Part:
     return Part(name=REPORT, arguments=("bench", REPORT), takes_folder=False)
-
-
-def _few_rounds(quick: bool) -> tuple[str, ...]:
-    return ("--rounds", "2", "--seconds", "1.5") if quick else ()
 
 
 def _job(quick: bool, video: Path | None, face_model: Path | None) -> tuple[str, ...]:

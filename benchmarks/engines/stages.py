@@ -125,6 +125,7 @@ def measure_stages(config: StagesConfig, progress: Callable[[str], None] = lambd
         "times": "from a NumPy array in main memory to one, after two calls that are not counted",
         "limits": {"peaks": peaks, "peaks_before": before, "wire": told["wire"]},
         "skipped": [vars(skipped) for skipped in found.skipped],
+        "graphs": list(found.graphs),
         **{model: [_rated(row, flops[model, row["frames"]], peaks) for row in rows] for model, rows in timed.items()},
     }
 

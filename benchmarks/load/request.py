@@ -75,13 +75,15 @@ class Prepared:
     target: Target
     message: bytes
     request_bytes: int  # what travels over gRPC
-    payload_bytes: int  # what the server reads, shared memory included
 
 
 @contextmanager
-def prepared(target: Target, seed: int = 0) -> Iterator[Prepared]:
-    """Make a request of random content; shared memory lives as long as the context and is unregistered after it."""
-    array = _content(target, seed)
+def prepared(target: Target, seed: int = 0, content: NDArray[Any] | None = None) -> Iterator[Prepared]:
+    """Make a request; shared memory lives as long as the context and is unregistered after it.
+
+    content: the array of its input, as the served model takes it; random unless given.
+    """
+    array = _content(target, seed) if content is None else content
     spec = MODELS[target.served_model].inputs[0]
     with ExitStack() as stack:
         message = service_pb2.ModelInferRequest(model_name=target.served_model)
@@ -94,7 +96,7 @@ def prepared(target: Target, seed: int = 0) -> Iterator[Prepared]:
         else:
             message.raw_input_contents.append(payload)
         sent = message.SerializeToString()
-        yield Prepared(target=target, message=sent, request_bytes=len(sent), payload_bytes=len(payload))
+        yield Prepared(target=target, message=sent, request_bytes=len(sent))
 
 
 def _content(target: Target, seed: int) -> NDArray[Any]:

@@ -171,20 +171,6 @@ def stages_section(measured: Measured) -> Iterator[str]:
     yield from table(header, rows)
 
 
-def perf_analyzer_section(measured: Measured) -> Iterator[str]:
-    """Our load generator beside NVIDIA's."""
-    rows = [
-        (
-            f"{_request(one)}, {counted(one['concurrency'], 'caller')}",
-            *(interval_text(ratio) for ratio in one["ours_to_theirs"].values()),
-            "yes" if one["agree"] else "**no**",
-        )
-        for one in measured["points"]
-    ]
-    names = [name.replace("_", " ") for name in measured["points"][0]["ours_to_theirs"]]
-    yield from table(("point", *(f"ours / theirs, {name}" for name in names), "within 10 %"), rows)
-
-
 def served_section(measured: Measured) -> Iterator[str]:
     """What the server costs."""
     rows = [
@@ -204,10 +190,6 @@ def gpus_section(measured: Measured) -> Iterator[str]:
 
 def _watts(one: Measured) -> str:
     return ", ".join(str(gpu["mean_watts"]) for gpu in one.get("watched", []) if "mean_watts" in gpu) or "not told"
-
-
-def _request(point: Measured) -> str:
-    return f"{point['model']} × {point['frames']}, {point['transport']}"
 
 
 def load_section(measured: Measured) -> Iterator[str]:
@@ -305,7 +287,6 @@ SECTIONS: Mapping[str, tuple[str, Callable[[Measured], Iterator[str]]]] = {
     "served": ("What the server costs", served_section),
     "load": ("Served, under load", load_section),
     "cameras": ("Live cameras", cameras_section),
-    "perf_analyzer": ("Our load generator and NVIDIA's", perf_analyzer_section),
     "gpus": ("One GPU and several", gpus_section),
     "e2e": ("Whole jobs", e2e_section),
     "scale-length": ("Longer videos", length_section),

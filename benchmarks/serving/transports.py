@@ -1,17 +1,15 @@
 """Raw, shared memory and JPEG side by side: time per chunk, bytes on the wire, and what JPEG does to the answers.
 
 Transport is measured on a small encoder, so that it is not hidden behind computation; one chunk at a time gives the
-latency, the client's usual two in flight the throughput. Bytes are counted by the kernel on a socket between client and
-server. What JPEG changes is measured on drawn faces by quality.
+latency, the client's usual two in flight the throughput. Bytes are those of the requests. What JPEG changes is measured
+on drawn faces by quality.
 """
 
 from __future__ import annotations
 
-import socket
 import statistics
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,13 +17,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from affserve.benchmarks.load.request import Target, prepared
 from affserve.benchmarks.measuring.random_models import Progress, generated_faces
 from affserve.client.client import AffectClient
 from affserve.client.wire.messages import encode_jpeg
 from affserve.client.wire.transport import JPEG_QUALITY, Transport
 from affserve.export.artefacts.material import parity_only
 from affserve.export.artefacts.timing import in_turns
-from affserve.export.contract import CHUNK_FRAMES, FEATURE_WIDTH, FRAMES, IMAGE_SIZE_PX
+from affserve.export.contract import CHUNK_FRAMES, CLIP_ENCODER, FEATURE_WIDTH, FRAMES, IMAGE_SIZE_PX
 from affserve.export.repository.exporting import CPU_FP32, export_repository
 from affserve.export.server.config import ServerConfig
 from affserve.export.server.server import TritonServer
@@ -112,40 +111,17 @@ def _encoding(client: AffectClient, faces: NDArray[np.uint8]) -> Callable[[], ob
 
 
 def _sent_bytes(url: str, way: str, faces: NDArray[np.uint8]) -> int:
-    """Return what a client sends to encode all faces, connection and headers included."""
-    with _counting(url) as (relayed, counts):
-        with AffectClient(relayed, transport=way) as client:
-            client.encode(faces)
-        return sum(counts)
-
-
-@contextmanager
-def _counting(url: str) -> Iterator[tuple[str, list[int]]]:
-    """Yield the address of a relay to `url` and the sizes of what it has passed on to the server."""
-    host, _, port = url.rpartition(":")
-    counts: list[int] = []
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=_relay, args=(listener, (host, int(port)), counts), daemon=True)
-        thread.start()
-        yield f"127.0.0.1:{listener.getsockname()[1]}", counts
-
-
-def _relay(listener: socket.socket, server: tuple[str, int], counts: list[int]) -> None:
-    """Pass on one connection both ways until either side ends it."""
-    caller, _ = listener.accept()
-    with caller, socket.create_connection(server) as called:
-        back = threading.Thread(target=_pass_on, args=(called, caller, []), daemon=True)
-        back.start()
-        _pass_on(caller, called, counts)
-
-
-def _pass_on(source: socket.socket, target: socket.socket, counts: list[int]) -> None:
-    try:
-        while data := source.recv(1 << 20):
-            counts.append(len(data))
-            target.sendall(data)
-    except OSError:
-        return  # the other side has hung up
+    """Return the bytes of the requests that encode all faces."""
+    target = Target(url=url, model=CLIP_ENCODER.name, frames=CHUNK_FRAMES, transport=way)
+    total = 0
+    for start in range(0, len(faces), CHUNK_FRAMES):
+        chunk = faces[start : start + CHUNK_FRAMES]
+        files = [encode_jpeg(face, JPEG_QUALITY) for face in chunk] if way == Transport.JPEG else None
+        with prepared(
+            target, content=chunk if files is None else np.array(files, dtype=np.object_)[:, None]
+        ) as request:
+            total += request.request_bytes
+    return total
 
 
 def _exactness(url: str, faces: NDArray[np.uint8]) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from affserve.export.contract import CLIP_ENCODER, FEATURE_WIDTH, FEATURES, FRAMES
 from affserve.export.machine.cores import usable_cores
-from affserve.train.errors import ParityError
+from affserve.train.errors import ExportError, ParityError
 from affserve.train.windows import WINDOW_FRAMES
 
 if TYPE_CHECKING:
@@ -49,13 +49,23 @@ def timed_feed(model: str, batch: int = TIMED_BATCH_FRAMES) -> dict[str, NDArray
     return {FEATURES.name: rng.standard_normal((1, WINDOW_FRAMES, FEATURE_WIDTH)).astype(np.float32)}
 
 
-def runner(path: Path, feed: Mapping[str, NDArray[Any]], threads: int | None = None) -> Callable[[], None]:
-    """Open a graph as the server does and return a call that runs it once."""
+def open_graph(path: Path, threads: int | None = None, device: str = "cpu") -> ort.InferenceSession:
+    """Open a graph as the server does, on one device only: cpu or cuda. ExportError when it cannot be used."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or usable_cores()
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    options.enable_mem_pattern = False
+    wanted = "CUDAExecutionProvider" if device == "cuda" else "CPUExecutionProvider"
+    session = ort.InferenceSession(str(path), options, providers=list(dict.fromkeys((wanted, "CPUExecutionProvider"))))
+    if session.get_providers()[0] != wanted:
+        raise ExportError(f"ONNX Runtime could not use {wanted} for {path}; its own message is above")
+    return session
+
+
+def runner(path: Path, feed: Mapping[str, NDArray[Any]], threads: int | None = None) -> Callable[[], None]:
+    """Open a graph as the server does and return a call that runs it once."""
+    session = open_graph(path, threads)
     return lambda: session.run(None, dict(feed)) and None
 
 
