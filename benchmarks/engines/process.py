@@ -13,9 +13,10 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from affserve.benchmarks.engines.specs import COMPILED, CPU, CUDA, EAGER, FP16, ONNX_RUNTIME, TENSORRT, EngineSpec
+from affserve.benchmarks.engines.specs import COMPILED, EAGER, FP16, ONNX_RUNTIME, TENSORRT, EngineSpec
+from affserve.benchmarks.measuring.gpus import CUDA, gpu_library
 from affserve.benchmarks.measuring.processes import forget_peak, memory_mib
-from affserve.export.contract import CLIP_ENCODER, FEATURE_WIDTH, FRAMES
+from affserve.export.contract import CLIP_ENCODER, CPU, FEATURE_WIDTH, FRAMES
 from affserve.train.errors import ExportError
 
 Call = Callable[[NDArray[Any]], object]
@@ -154,8 +155,6 @@ def gpu_used_bytes(device: str) -> int:
     """Return what is in use on the first GPU, by whomever; engines are opened one after the other."""
     if device == CPU:
         return 0
-    from affserve.benchmarks.measuring.gpus import gpu_library
-
     library = gpu_library()
     if library is None:
         return 0

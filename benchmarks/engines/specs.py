@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from affserve.export.contract import CLIP_ENCODER, TEMPORAL_HEAD
+from affserve.benchmarks.measuring.gpus import CUDA, DEVICES
+from affserve.export.contract import CLIP_ENCODER, CPU, TEMPORAL_HEAD
 from affserve.export.engine.plans import plan_file
 from affserve.export.machine.gpus import find_gpus, installed_tensorrt
 from affserve.export.repository.manifest import ArtefactRecord, Manifest, VersionRecord, read_manifest
@@ -22,8 +23,6 @@ from affserve.train.errors import DataError, RepositoryError
 
 EAGER, COMPILED, ONNX_RUNTIME, TENSORRT = "pytorch-eager", "pytorch-compiled", "onnxruntime", "tensorrt"
 KINDS = (EAGER, COMPILED, ONNX_RUNTIME, TENSORRT)
-CPU, CUDA = "cpu", "cuda"
-DEVICES = (CPU, CUDA)
 FP32, FP16, INT8, TF32 = "fp32", "fp16", "int8", "tf32"
 # On a CPU, ONNX Runtime converts FP16 to FP32 and back around every operator; larger batches only take longer.
 FP16_ON_CPU_UP_TO = 8

@@ -13,10 +13,9 @@ from affserve.benchmarks.report.format import (
     interval_text,
     measured_rate,
     median_text,
+    request_text,
     table,
 )
-
-SERVED = ("frames_per_s", "times_as_fast_as_one")
 
 
 def length_section(measured: Measured) -> Iterator[str]:
@@ -214,7 +213,7 @@ def load_section(measured: Measured) -> Iterator[str]:
     yield from table(header, rows)
     found = [
         (
-            f"{one['model']} × {one['frames']}, {one['transport']}",
+            request_text(one),
             one["slo"],
             one["requests_per_second"],
             one["frames_per_second"],
@@ -235,7 +234,7 @@ def _load_row(point: Measured) -> tuple[object, ...]:
     server = point.get("server", {}).get(point["model"], {})
     inside = [f"{server[name]:.1f}" if name in server else "" for name in ("queue_ms", "compute_infer_ms", "batch")]
     return (
-        f"{point['model']} × {point['frames']}, {point['transport']}",
+        request_text(point),
         load,
         point["requests"] - errors,
         point["frames_per_second"],
