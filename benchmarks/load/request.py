@@ -78,12 +78,9 @@ class Prepared:
 
 
 @contextmanager
-def prepared(target: Target, seed: int = 0, content: NDArray[Any] | None = None) -> Iterator[Prepared]:
-    """Make a request; shared memory lives as long as the context and is unregistered after it.
-
-    content: the array of its input, as the served model takes it; random unless given.
-    """
-    array = _content(target, seed) if content is None else content
+def prepared(target: Target, seed: int = 0) -> Iterator[Prepared]:
+    """Make a request of random content; shared memory lives as long as the context and is unregistered after it."""
+    array = _content(target, seed)
     spec = MODELS[target.served_model].inputs[0]
     with ExitStack() as stack:
         message = service_pb2.ModelInferRequest(model_name=target.served_model)

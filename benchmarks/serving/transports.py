@@ -16,15 +16,15 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tritonclient.grpc import service_pb2
 
-from affserve.benchmarks.load.request import Target, prepared
 from affserve.benchmarks.measuring.random_models import Progress, generated_faces
 from affserve.client.client import AffectClient
 from affserve.client.wire.messages import encode_jpeg
 from affserve.client.wire.transport import JPEG_QUALITY, Transport
 from affserve.export.artefacts.material import parity_only
 from affserve.export.artefacts.timing import in_turns
-from affserve.export.contract import CHUNK_FRAMES, CLIP_ENCODER, FEATURE_WIDTH, FRAMES, IMAGE_SIZE_PX
+from affserve.export.contract import CHUNK_FRAMES, CLIP_ENCODER, CLIP_ENCODER_JPEG, FEATURE_WIDTH, FRAMES, IMAGE_SIZE_PX
 from affserve.export.repository.exporting import CPU_FP32, export_repository
 from affserve.export.server.config import ServerConfig
 from affserve.export.server.server import TritonServer
@@ -34,6 +34,7 @@ WAYS = (Transport.RAW.value, Transport.SHM.value, Transport.JPEG.value)
 QUALITIES = (75, 85, 90, 95, 98, 100)
 # The smallest tower open_clip takes that still looks at every pixel.
 LIGHT_TOWER = {"image_size": IMAGE_SIZE_PX, "layers": 1, "width": 32, "head_width": 32, "patch_size": 32}
+REGION = f"affserve-client-{0:012d}-{0:07d}-{0:032x}"  # as long as a real name
 IN_FLIGHT = {"one_at_a_time": 1, "two_in_flight": 2}
 
 
@@ -52,8 +53,7 @@ def measure_transports(
         times = {
             name: _times(server.grpc_url, faces, rounds, in_flight=in_flight) for name, in_flight in IN_FLIGHT.items()
         }
-        progress("bytes")
-        sent = {way: _sent_bytes(server.grpc_url, way, faces) for way in WAYS}
+    sent = {way: _sent_bytes(way, faces) for way in WAYS}
     progress("what JPEG changes")
     with TritonServer(ServerConfig(repository=repository or light)) as server:
         exactness = _exactness(server.grpc_url, faces[: 2 * CHUNK_FRAMES])
@@ -110,17 +110,24 @@ def _encoding(client: AffectClient, faces: NDArray[np.uint8]) -> Callable[[], ob
     return lambda: client.encode(faces)
 
 
-def _sent_bytes(url: str, way: str, faces: NDArray[np.uint8]) -> int:
+def _sent_bytes(way: str, faces: NDArray[np.uint8]) -> int:
     """Return the bytes of the requests that encode all faces."""
-    target = Target(url=url, model=CLIP_ENCODER.name, frames=CHUNK_FRAMES, transport=way)
+    model = CLIP_ENCODER_JPEG if way == Transport.JPEG else CLIP_ENCODER
+    spec = model.inputs[0]
     total = 0
     for start in range(0, len(faces), CHUNK_FRAMES):
         chunk = faces[start : start + CHUNK_FRAMES]
-        files = [encode_jpeg(face, JPEG_QUALITY) for face in chunk] if way == Transport.JPEG else None
-        with prepared(
-            target, content=chunk if files is None else np.array(files, dtype=np.object_)[:, None]
-        ) as request:
-            total += request.request_bytes
+        message = service_pb2.ModelInferRequest(model_name=model.name)
+        tensor = message.inputs.add(name=spec.name, datatype=spec.datatype, shape=(len(chunk), *spec.shape))
+        if way == Transport.SHM:
+            tensor.parameters["shared_memory_region"].string_param = REGION
+            tensor.parameters["shared_memory_byte_size"].int64_param = chunk.nbytes
+        elif way == Transport.JPEG:
+            files = [encode_jpeg(face, JPEG_QUALITY) for face in chunk]
+            message.raw_input_contents.append(b"".join(len(file).to_bytes(4, "little") + file for file in files))
+        else:
+            message.raw_input_contents.append(chunk.tobytes())
+        total += message.ByteSize()
     return total
 
 
