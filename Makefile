@@ -28,11 +28,9 @@ test: setup ## lint, types and all tests, with the real Triton server
 
 bench: demo ## measure speed and memory into benchmarks/results
 	$(AFFSERVE) bench generator
-	$(AFFSERVE) bench memory build/demo/repository build/demo/corpus/videos/face02.mp4
 	$(AFFSERVE) bench demo
 	$(AFFSERVE) bench features
 	$(AFFSERVE) bench training build/demo/corpus
-	$(AFFSERVE) bench precisions
 	$(AFFSERVE) bench all --target cpu
 
 wheel: setup ## build dist/*.whl and dist/*.tar.gz

@@ -13,7 +13,7 @@ import typer
 
 from affserve.benchmarks.engines import commands as engines
 from affserve.benchmarks.load import commands as load
-from affserve.benchmarks.measuring.command_line import Folder, keep, note
+from affserve.benchmarks.measuring.command_line import FaceModel, Folder, keep, progress
 from affserve.benchmarks.peers import commands as peers
 from affserve.benchmarks.report import commands as report
 from affserve.benchmarks.serving import commands as serving
@@ -23,7 +23,8 @@ from affserve.benchmarks.video import commands as video
 bench_app = typer.Typer(help="Measure speed and memory, with results kept as JSON.", no_args_is_help=True)
 
 for package in (engines, serving, load, peers, video, training, report):
-    package.register(bench_app)
+    for command in package.COMMANDS:
+        bench_app.command()(command)
 
 
 @bench_app.command()
@@ -51,8 +52,8 @@ def everything(
     fresh: Annotated[bool, typer.Option("--fresh", help="Measure again what is there.")] = False,
     part: Annotated[list[str] | None, typer.Option(help="Only this part; may be repeated.")] = None,
     video: Annotated[Path | None, typer.Option(help="Video of the whole job.  [default: a drawn one]")] = None,
-    face_model: Annotated[Path | None, typer.Option(help="YuNet's ONNX file, for the whole job.")] = None,
-    folder: Annotated[Path | None, typer.Option(help="Where results go.  [default: as each part]")] = None,
+    face_model: FaceModel = None,
+    folder: Folder = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the commands.")] = False,
 ) -> None:
     """Measure everything on this machine, part by part, and report; run again, it goes on where it stopped.
@@ -71,5 +72,5 @@ def everything(
         folder=folder,
         dry_run=dry_run,
     )
-    if not run_all(options, note):
+    if not run_all(options, progress):
         raise typer.Exit(1)

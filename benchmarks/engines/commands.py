@@ -1,27 +1,13 @@
-"""The commands about models without a server: `affserve bench stages`, `precisions` and `models`."""
+"""The commands about models without a server: `affserve bench stages` and `models`."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from affserve.benchmarks.measuring.command_line import Folder, keep, progress
-
-
-def precisions(
-    architecture: Annotated[str, typer.Option(help="open_clip's name; its weights are random.")] = "ViT-B-32",
-    encoder: Annotated[Path | None, typer.Option(help="Checkpoint to measure instead.")] = None,
-    threads: Annotated[int, typer.Option(min=1)] = 2,
-    folder: Folder = None,
-) -> None:
-    """Compare PyTorch with the exported graphs in FP32, FP16 and INT8: speed, parity and the time to make them."""
-    from affserve.benchmarks.engines.precisions import measure_precisions
-
-    measured = measure_precisions(architecture, encoder, threads, lambda text: typer.echo(f"{text} ...", err=True))
-    keep(f"precisions-{measured['architecture']}", measured, folder)
+from affserve.benchmarks.measuring.command_line import VIT, Architecture, AsJson, Cores, Folder, keep, numbers, progress
 
 
 def stages(
@@ -29,9 +15,7 @@ def stages(
         list[Path] | None,
         typer.Option(help="Model repository; several of the same model in other precisions are put side by side."),
     ] = None,
-    architecture: Annotated[
-        str, typer.Option(help="Without --repository: open_clip's name, random weights, heads of the paper's sizes.")
-    ] = "ViT-B-32",
+    architecture: Architecture = VIT,
     engines: Annotated[
         str | None,
         typer.Option(help="Some of pytorch-eager,pytorch-compiled,onnxruntime,tensorrt.  [default: all that run here]"),
@@ -40,51 +24,38 @@ def stages(
         str | None, typer.Option(help="Frames of a batch, and of the head's window.  [default: 1,2,4,...,128,300]")
     ] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    threads: Annotated[int | None, typer.Option(min=1, help="On a CPU.  [default: its physical cores]")] = None,
+    threads: Cores = None,
     seconds: Annotated[float | None, typer.Option(help="For each engine and size.  [default: 10]")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Batches of 1, 8 and 32, 2 seconds each.")] = False,
     cache: Annotated[Path, typer.Option(help="Where models of random weights are kept.")] = Path("build/bench"),
-    folder: Annotated[Path | None, typer.Option(help="Where the JSON goes.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    folder: Folder = None,
+    as_json: AsJson = False,
 ) -> None:
     """Measure encoder and head without a server, per engine, beside the machine's limits, which are printed first."""
     from affserve.benchmarks.engines import stages as measuring
-    from affserve.benchmarks.measuring.record import environment, save, without_samples
+    from affserve.benchmarks.measuring.record import environment
     from affserve.export.machine.cores import usable_cores
 
     environment()  # before this process loads the machine
-    repositories, weights, left_out = measuring.find_repositories(repository or [], architecture, device, _told, cache)
+    repositories, weights, left_out = measuring.find_repositories(
+        repository or [], architecture, device, progress, cache
+    )
     config = measuring.StagesConfig(
         repositories=repositories,
         device=device,
         threads=threads or usable_cores(),
         kinds=tuple(engines.split(",")) if engines else (),
-        batches=_numbers(batches) or (measuring.QUICK_BATCHES if quick else measuring.BATCHES),
+        batches=numbers(batches, int) or (measuring.QUICK_BATCHES if quick else measuring.BATCHES),
         seconds=seconds or (measuring.QUICK_SECONDS if quick else measuring.SECONDS),
         weights=weights,
     )
-    measured = measuring.measure_stages(config, _told)
+    measured = measuring.measure_stages(config, progress)
     measured["skipped"] += left_out
-    typer.echo(json.dumps(without_samples(measured), indent=2) if as_json else _table(measured))
-    typer.echo(f"saved {save(_name(measured, device), measured, folder)}", err=True)
+    name = f"stages-{measured['encoder']}" + ("" if device == "cpu" else f"-{device}")
+    keep(name, measured, folder, None if as_json else _table(measured))
 
 
-def _told(text: str) -> None:
-    typer.echo(text, err=True)
-
-
-def _numbers(text: str | None) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(",")) if text else ()
-    except ValueError as error:
-        raise typer.BadParameter(f"{text!r} is no list of numbers such as 1,8,32") from error
-
-
-def _name(measured: dict[str, Any], device: str) -> str:
-    return f"stages-{measured['encoder']}" + ("" if device == "cpu" else f"-{device}")
-
-
-def _table(measured: dict[str, Any]) -> str:
+def _table(measured: dict[str, Any]) -> list[str]:
     """Return one line for each engine and size."""
     from affserve.export.contract import CLIP_ENCODER, TEMPORAL_HEAD
 
@@ -102,11 +73,11 @@ def _table(measured: dict[str, Any]) -> str:
             )
             eager = f"{times['value']:>6.2f}x" if times else ""
             lines.append(f"{row['frames']:>6} frames  {row['engine']:<24} {figures} {eager}")
-    return "\n".join(lines)
+    return lines
 
 
 def models(
-    architecture: Annotated[str, typer.Option(help="open_clip's name; its weights are random.")] = "ViT-B-32",
+    architecture: Architecture = VIT,
     precision: Annotated[list[str] | None, typer.Option(help="fp32, int8 or fp16.  [default: int8 and fp32]")] = None,
     use: Annotated[str, typer.Option(help="cpu or gpu.")] = "cpu",
     build_engines: Annotated[
@@ -130,8 +101,4 @@ def models(
         typer.echo(repository_of(checkpoints, Precision(one), use=use, engines=engines, progress=progress))
 
 
-def register(app: typer.Typer) -> None:
-    """Add these commands to `affserve bench`."""
-    app.command()(stages)
-    app.command()(precisions)
-    app.command()(models)
+COMMANDS = (stages, models)

@@ -16,8 +16,8 @@ import numpy as np
 import onnx  # noqa: TID253 - this file makes graphs of one product
 import onnxruntime as ort  # noqa: TID253 - this file measures with it
 
-from affserve.benchmarks.engines.specs import CPU, FP16, FP32, INT8, TF32
-from affserve.export.contract import FEATURE_WIDTH, FRAMES
+from affserve.benchmarks.engines.specs import FP16, FP32, INT8, TF32
+from affserve.export.contract import CPU, FEATURE_WIDTH, FRAMES
 
 # Rows, inner, columns: a square one, and layers of ViT-B-32 over 32 frames and over 8 (50 tokens each).
 CPU_SHAPES = ((1024, 1024, 1024), (1600, 768, 768), (1600, 768, 3072), (1600, 3072, 768), (400, 768, 3072))

@@ -13,9 +13,10 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from affserve.benchmarks.engines.specs import COMPILED, CPU, CUDA, EAGER, FP16, ONNX_RUNTIME, TENSORRT, EngineSpec
-from affserve.benchmarks.measuring.processes import forget_peak, peak_resident_bytes, resident_bytes
-from affserve.export.contract import CLIP_ENCODER, FEATURE_WIDTH, FRAMES
+from affserve.benchmarks.engines.specs import COMPILED, EAGER, FP16, ONNX_RUNTIME, TENSORRT, EngineSpec
+from affserve.benchmarks.measuring.gpus import CUDA, gpu_library
+from affserve.benchmarks.measuring.processes import forget_peak, memory_mib
+from affserve.export.contract import CLIP_ENCODER, CPU, FEATURE_WIDTH, FRAMES
 from affserve.train.errors import ExportError
 
 Call = Callable[[NDArray[Any]], object]
@@ -29,7 +30,7 @@ class OpenEngine:
         self.spec = spec
         opener = _OPENERS[spec.kind]
         _import_for(spec.kind)
-        self._resident_before = resident_bytes()
+        self._resident_before_mib = memory_mib("VmRSS")
         self._gpu_bytes = 0  # since before it was opened
         gpu_before = gpu_used_bytes(spec.device)
         started = time.perf_counter()
@@ -55,7 +56,7 @@ class OpenEngine:
 
     def memory_mib(self) -> dict[str, float]:
         """Return what it has added to the process at most since the last `prepare`, and to the GPU so far."""
-        told = {"memory_mib": round((peak_resident_bytes() - self._resident_before) / MIB, 1)}
+        told = {"memory_mib": round(memory_mib("VmHWM") - self._resident_before_mib, 1)}
         return {**told, "gpu_mib": round(self._gpu_bytes / MIB, 1)} if self.spec.device == CUDA else told
 
     def _timed(self) -> float:
@@ -76,8 +77,9 @@ def _import_for(kind: str) -> None:
     """Load the libraries, which all engines of a kind share, before memory is counted."""
     if kind in (EAGER, COMPILED, TENSORRT):
         import affserve.export.graphs.head
+        import affserve.train.models.encoder  # with open_clip, 230 MiB that are not the engine's
     if kind == ONNX_RUNTIME:
-        import onnxruntime  # noqa: F401
+        import affserve.export.artefacts.timing
     if kind == TENSORRT:
         import affserve.export.engine.loaded  # noqa: F401
 
@@ -119,17 +121,11 @@ def _module(model: str, architecture: Mapping[str, Any]) -> Any:
 
 
 def _open_onnx(spec: EngineSpec) -> Call:
-    """Open a graph as the server does, on one device only."""
-    from affserve.export.artefacts.timing import open_as_served
+    from affserve.export.artefacts.timing import open_graph
 
     if spec.path is None:
-        raise ExportError("a graph without a file")
-    wanted = "CUDAExecutionProvider" if spec.device == CUDA else "CPUExecutionProvider"
-    if spec.device == CUDA:
-        import onnxruntime
-
-        onnxruntime.preload_dlls()  # as the server does
-    session = open_as_served(spec.path, spec.threads, wanted)
+        raise ExportError("ONNX Runtime without a graph")
+    session = open_graph(spec.path, spec.threads, spec.device)
     name = session.get_inputs()[0].name
     return lambda values: session.run(None, {name: values})
 
@@ -159,8 +155,6 @@ def gpu_used_bytes(device: str) -> int:
     """Return what is in use on the first GPU, by whomever; engines are opened one after the other."""
     if device == CPU:
         return 0
-    from affserve.benchmarks.measuring.gpus import gpu_library
-
     library = gpu_library()
     if library is None:
         return 0

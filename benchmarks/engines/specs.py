@@ -9,21 +9,20 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from affserve.export.contract import CLIP_ENCODER, GPU_ONNX_FILE, ONNX_FILE, TEMPORAL_HEAD
+from affserve.benchmarks.measuring.gpus import CUDA, DEVICES
+from affserve.export.contract import CLIP_ENCODER, CPU, TEMPORAL_HEAD
 from affserve.export.engine.plans import plan_file
 from affserve.export.machine.gpus import find_gpus, installed_tensorrt
-from affserve.export.repository.manifest import Manifest, VersionRecord, read_manifest
+from affserve.export.repository.manifest import ArtefactRecord, Manifest, VersionRecord, read_manifest
 from affserve.train.errors import DataError, RepositoryError
 
 EAGER, COMPILED, ONNX_RUNTIME, TENSORRT = "pytorch-eager", "pytorch-compiled", "onnxruntime", "tensorrt"
 KINDS = (EAGER, COMPILED, ONNX_RUNTIME, TENSORRT)
-CPU, CUDA = "cpu", "cuda"
-DEVICES = (CPU, CUDA)
 FP32, FP16, INT8, TF32 = "fp32", "fp16", "int8", "tf32"
 # On a CPU, ONNX Runtime converts FP16 to FP32 and back around every operator; larger batches only take longer.
 FP16_ON_CPU_UP_TO = 8
@@ -78,6 +77,7 @@ class Found:
     skipped: tuple[Skipped, ...]
     flops_graphs: dict[str, Path]  # model -> the graph whose arithmetic is counted
     encoder: str  # architecture
+    graphs: tuple[dict[str, Any], ...]  # model, precision, bytes and parity of each, as export found it
 
 
 def find_engines(repositories: Sequence[Path], device: str, threads: int, kinds: Iterable[str] = KINDS) -> Found:
@@ -102,6 +102,10 @@ def find_engines(repositories: Sequence[Path], device: str, threads: int, kinds:
         skipped=tuple(search.skipped),
         flops_graphs=graphs,
         encoder=str(record.encoder["architecture"]["architecture"]),
+        graphs=tuple(
+            {name: getattr(one, name) for name in ("model", "precision", "bytes", "parity")}
+            for _, one in _artefacts(versions)
+        ),
     )
 
 
@@ -147,13 +151,10 @@ class _Search:
 
     def _onnx(self, kind: str, model: str, versions: Versions) -> list[EngineSpec]:
         found: dict[str, EngineSpec] = {}
-        for root, number, record in versions:
-            for artefact in record.artefacts:
-                path = root / artefact.path
-                fits = artefact.model == model and f"/{number}/" in artefact.path and path.is_file()
-                # A CPU's INT8 graph has operators in layouts that CUDA only emulates.
-                if fits and not (self.device == CUDA and artefact.precision == INT8):
-                    found.setdefault(artefact.precision, self._spec(kind, model, artefact.precision, path=path))
+        for path, artefact in _artefacts(versions):
+            # A CPU's INT8 graph has operators in layouts that CUDA only emulates.
+            if artefact.model == model and not (self.device == CUDA and artefact.precision == INT8):
+                found.setdefault(artefact.precision, self._spec(kind, model, artefact.precision, path=path))
         order = (FP32, FP16, INT8)
         return [found[precision] for precision in order if precision in found]
 
@@ -173,16 +174,18 @@ def _served(root: Path) -> tuple[int, VersionRecord]:
     return manifest.served, manifest.versions[manifest.served]
 
 
+def _artefacts(versions: Versions) -> Iterator[tuple[Path, ArtefactRecord]]:
+    """Yield the graphs that are served and there."""
+    for root, number, record in versions:
+        for artefact in record.artefacts:
+            if f"/{number}/" in artefact.path and (path := root / artefact.path).is_file():
+                yield path, artefact
+
+
 def _flops_graph(model: str, versions: Versions) -> Path:
     """Return a graph of the model; the same work is done in every precision, so any one of them counts it."""
-    files = [
-        root / artefact.path
-        for precision in (FP32, INT8, FP16)
-        for root, number, record in versions
-        for artefact in record.artefacts
-        if artefact.model == model and artefact.precision == precision and f"/{number}/" in artefact.path
-    ]
-    found = next((path for path in files if path.is_file() and path.name in (ONNX_FILE, GPU_ONNX_FILE)), None)
+    graphs = [(path, one) for path, one in _artefacts(versions) if one.model == model]
+    found = next((path for wanted in (FP32, INT8, FP16) for path, one in graphs if one.precision == wanted), None)
     if found is None:
         raise RepositoryError(f"no graph of {model} in {versions[0][0]}; write it again with: affserve export")
     return found

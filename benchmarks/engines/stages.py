@@ -18,9 +18,6 @@ from typing import Any, TypeVar
 from affserve.benchmarks.engines import limits
 from affserve.benchmarks.engines import process as engine_process
 from affserve.benchmarks.engines.specs import (
-    CPU,
-    CUDA,
-    DEVICES,
     EAGER,
     FP16,
     FP32,
@@ -29,11 +26,10 @@ from affserve.benchmarks.engines.specs import (
     Found,
     find_engines,
 )
+from affserve.benchmarks.measuring.gpus import CUDA, DEVICES
 from affserve.benchmarks.measuring.random_models import CACHE, random_checkpoints, repository_of
 from affserve.benchmarks.measuring.samples import ratio_interval, summary_ms
-from affserve.export.contract import CLIP_ENCODER, FEATURE_WIDTH, FEATURES, FRAMES, TEMPORAL_HEAD
-from affserve.export.contract import CPU as CPU_USE
-from affserve.export.contract import GPU as GPU_USE
+from affserve.export.contract import CLIP_ENCODER, CPU, FEATURE_WIDTH, FEATURES, FRAMES, GPU, TEMPORAL_HEAD
 from affserve.export.graphs.flops import count_flops
 from affserve.export.precision.tolerances import Precision
 from affserve.train.errors import DataError, ExportError
@@ -89,9 +85,9 @@ def find_repositories(
     if given:
         return tuple(given), "as exported", []
     checkpoints = random_checkpoints(architecture, cache)
-    wanted = {CPU: ((Precision.FP32, CPU_USE), (Precision.INT8, CPU_USE)), CUDA: ((Precision.FP32, CPU_USE),)}[device]
+    wanted = {CPU: ((Precision.FP32, CPU), (Precision.INT8, CPU)), CUDA: ((Precision.FP32, CPU),)}[device]
     made, left_out = [], []
-    for precision, use in (*wanted, (Precision.FP16, GPU_USE)):
+    for precision, use in (*wanted, (Precision.FP16, GPU)):
         try:
             made.append(repository_of(checkpoints, precision, cache, use=use, progress=progress))
         except ExportError as error:
@@ -125,6 +121,7 @@ def measure_stages(config: StagesConfig, progress: Callable[[str], None] = lambd
         "times": "from a NumPy array in main memory to one, after two calls that are not counted",
         "limits": {"peaks": peaks, "peaks_before": before, "wire": told["wire"]},
         "skipped": [vars(skipped) for skipped in found.skipped],
+        "graphs": list(found.graphs),
         **{model: [_rated(row, flops[model, row["frames"]], peaks) for row in rows] for model, rows in timed.items()},
     }
 

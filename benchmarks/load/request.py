@@ -75,7 +75,6 @@ class Prepared:
     target: Target
     message: bytes
     request_bytes: int  # what travels over gRPC
-    payload_bytes: int  # what the server reads, shared memory included
 
 
 @contextmanager
@@ -94,7 +93,7 @@ def prepared(target: Target, seed: int = 0) -> Iterator[Prepared]:
         else:
             message.raw_input_contents.append(payload)
         sent = message.SerializeToString()
-        yield Prepared(target=target, message=sent, request_bytes=len(sent), payload_bytes=len(payload))
+        yield Prepared(target=target, message=sent, request_bytes=len(sent))
 
 
 def _content(target: Target, seed: int) -> NDArray[Any]:

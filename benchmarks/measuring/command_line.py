@@ -1,61 +1,60 @@
-"""What the commands of `affserve bench` share: options, progress on stderr, and keeping a result."""
+"""What the commands of `affserve bench` share: options, progress on stderr, a server to ask, and keeping a result."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+if TYPE_CHECKING:
+    from affserve.client.client import AffectClient
+
 Folder = Annotated[Path | None, typer.Option(help="Where the JSON goes.  [default: benchmarks/results/<machine>]")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Repository = Annotated[Path | None, typer.Option(help="Model repository: a server is started for it.")]
+Url = Annotated[str | None, typer.Option(help="HOST:PORT (gRPC) of a running server instead.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="Of a server that is started here.")]
+Cores = Annotated[int | None, typer.Option(min=1, help="Of each side, on a CPU.  [default: its physical cores]")]
+Architecture = Annotated[str, typer.Option(help="open_clip's name; its weights are random.")]
+FaceModel = Annotated[Path | None, typer.Option(help="YuNet's ONNX file.")]
+FaceDetector = Annotated[str, typer.Option(help="auto, yunet or haar.")]
+Crops = Annotated[bool, typer.Option("--crops", help="The frames are face crops: find no faces.")]
+
+VIT = "ViT-B-32"
+Number = TypeVar("Number", int, float)
 
 
 def progress(text: str) -> None:
-    """Say on stderr what is being done."""
-    typer.echo(f"{text} ...", err=True)
-
-
-def keep(name: str, measured: dict[str, Any], folder: Path | None) -> None:
-    """Print a result as JSON and save it."""
-    from affserve.benchmarks.measuring.record import save
-
-    typer.echo(json.dumps(measured, indent=2))
-    typer.echo(f"saved {save(name, measured, folder)}", err=True)
-
-
-UrlArgument = Annotated[
-    str | None,
-    typer.Argument(metavar="[URL]", help="HOST:PORT (gRPC) of a running server, or several with commas between."),
-]
-RepositoryOption = Annotated[Path | None, typer.Option(help="Start a server for this model repository instead.")]
-ThreadsOption = Annotated[int | None, typer.Option(min=1, help="Of a server that is started here.")]
-FolderOption = Annotated[Path | None, typer.Option(help="Where the JSON goes.")]
-NameOption = Annotated[str | None, typer.Option(help="Of the result file.  [default: load-MODEL]")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-
-
-def note(text: str) -> None:
-    """Say something on stderr."""
+    """Say on stderr what is being done or has been found."""
     typer.echo(text, err=True)
 
 
-def finish(name: str, measured: dict[str, Any], lines: list[str], folder: Path | None, as_json: bool) -> None:
-    """Print a result, for people or as JSON, and save it."""
+@contextmanager
+def server(repository: Path | None, url: str | None, threads: int | None = None) -> Iterator[AffectClient]:
+    """Yield a client of the server at `url`, or of one for `repository` that ends with the context."""
+    from affserve.benchmarks.measuring.record import environment
+    from affserve.client.connection import Connection, connected
+
+    environment()  # before anything loads the machine
+    with connected(Connection(repository=repository, url=url, threads=threads)) as client:
+        yield client
+
+
+def keep(name: str, measured: dict[str, Any], folder: Path | None, lines: Sequence[str] | None = None) -> None:
+    """Save a result and print it: as JSON, or as lines for people where there are some."""
     from affserve.benchmarks.measuring.record import save, without_samples
 
-    typer.echo(json.dumps(without_samples(measured), indent=2) if as_json else "\n".join(lines))
+    typer.echo(json.dumps(without_samples(measured), indent=2) if lines is None else "\n".join(lines))
     typer.echo(f"saved {save(name, measured, folder)}", err=True)
 
 
-def whole_numbers(text: str | None) -> tuple[int, ...]:
-    """Parse whole numbers with commas between."""
-    return tuple(round(value) for value in numbers(text))
-
-
-def numbers(text: str | None) -> tuple[float, ...]:
-    """Parse numbers with commas between."""
+def numbers(text: str | None, kind: Callable[[str], Number]) -> tuple[Number, ...]:
+    """Parse numbers with commas between; kind: int or float."""
     try:
-        return tuple(float(part) for part in text.split(",")) if text else ()
+        return tuple(kind(part) for part in text.split(",")) if text else ()
     except ValueError as error:
-        raise typer.BadParameter(f"{text!r} is no list of numbers such as 1,2,4") from error
+        raise typer.BadParameter(f"{text!r} is no list of numbers such as 1,8,32") from error

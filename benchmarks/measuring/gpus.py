@@ -8,8 +8,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from affserve.export.contract import CPU, GPU
 from affserve.export.pins import CUDA_CONFIG_NAME, TENSORRT_CONFIG_NAME
 from affserve.export.server.installation import find_installation
+
+CUDA = "cuda"  # as PyTorch and ONNX Runtime call the device that a repository's use calls gpu
+DEVICES = (CPU, CUDA)
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+
+
+def use_of(device: str) -> str:
+    """Return the use of a repository that runs on a device such as cuda:1."""
+    return GPU if device.startswith(CUDA) else CPU
 
 
 def gpu_library() -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from affserve.export.artefacts.material import CALIBRATION_FRAMES, PARITY_FRAMES, Material, generated_material
 from affserve.export.precision.tolerances import Precision
 from affserve.export.repository.manifest import MANIFEST_SCHEMA
+from affserve.train.errors import DataError
 from affserve.train.files import sole_user
 from affserve.train.windows import WINDOW_FRAMES
 
@@ -34,7 +35,6 @@ SEED = 0
 KEY_FILE = "made_from.json"
 MODELS_FOLDER = "models"
 PAPER, DEMO = "paper", "demo"
-HEAD_SIZES = (PAPER, DEMO)
 PROJECT = Path(__file__).parents[2]
 # What a repository's speed depends on besides the libraries.
 SHAPING = (
@@ -174,14 +174,25 @@ def _seal(folder: Path, checkpoints: Checkpoints | None = None) -> None:
 def _key(checkpoints: Checkpoints | None) -> dict[str, object]:
     from affserve.export.repository.sources import built_with
 
-    digest = hashlib.sha256()
-    for pattern in SHAPING:
-        for path in sorted(PROJECT.glob(pattern)):
-            digest.update(path.read_bytes())
     weights = [path.stat().st_mtime_ns for path in (checkpoints.encoder, checkpoints.head)] if checkpoints else []
     return {
         "manifest_schema": MANIFEST_SCHEMA,
-        "shaped_by": digest.hexdigest(),
+        "shaped_by": shaped_by(),
         "built_with": {name: version for name, version in built_with().items() if name not in ("commit", "affserve")},
         "checkpoints": weights,
     }
+
+
+def shaped_by(project: Path = PROJECT, patterns: Sequence[str] = SHAPING) -> str:
+    """Return the digest of the source that shapes a repository; DataError when a pattern finds none.
+
+    A pattern that finds nothing would make models of old code look fresh.
+    """
+    digest = hashlib.sha256()
+    for pattern in patterns:
+        found = sorted(project.glob(pattern))
+        if not found:
+            raise DataError(f"{project} has no {pattern}, which shapes the models of benchmarks: correct SHAPING")
+        for path in found:
+            digest.update(path.read_bytes())
+    return digest.hexdigest()

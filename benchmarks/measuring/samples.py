@@ -140,6 +140,11 @@ def power_exponent(work: Sequence[float], cost: Sequence[float]) -> float:
     return round(float(exponent), 4)
 
 
+def fitted(work: Sequence[float], cost: Sequence[float]) -> dict[str, Any]:
+    """Return line and power as a result keeps them; nothing where all the work is the same."""
+    return {"fit": linear_fit(work, cost), "exponent": power_exponent(work, cost)} if len(set(work)) > 1 else {}
+
+
 def _checked_pairs(work: Sequence[float], cost: Sequence[float]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     x, y = np.asarray(work, dtype=np.float64), np.asarray(cost, dtype=np.float64)
     if len(x) != len(y) or len(np.unique(x)) < 2:

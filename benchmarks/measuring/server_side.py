@@ -16,8 +16,9 @@ import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
 from affserve.benchmarks.measuring.gpus import gpu_library
+from affserve.benchmarks.measuring.processes import family, find_psutil
 from affserve.client.wire.endpoint import parse_endpoint
-from affserve.train.errors import MissingExtraError, ServerError
+from affserve.train.errors import ServerError
 
 STEPS = ("queue", "compute_input", "compute_infer", "compute_output")
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]", "0.0.0.0")
@@ -104,20 +105,14 @@ def server_split(before: Counters, after: Counters) -> dict[str, dict[str, float
 
 def server_processes(url: str) -> list[int]:
     """Return the processes that listen at `url` and all below them; none where the server is on another machine."""
-    psutil = _psutil()
+    psutil = find_psutil()
     ports = {int(port) for host, _, port in (a.rpartition(":") for a in url.split(",")) if host in LOCAL_HOSTS}
     listening = {
         connection.pid
         for connection in psutil.net_connections(kind="tcp")
         if connection.status == psutil.CONN_LISTEN and connection.laddr.port in ports and connection.pid
     }
-    family: list[int] = []
-    for pid in sorted(listening):
-        try:
-            family += [pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))]
-        except psutil.NoSuchProcess:
-            continue  # it has just ended
-    return family
+    return [one for pid in sorted(listening) for one in family(pid)]
 
 
 @dataclass
@@ -143,7 +138,7 @@ class CpuClock:
         return {"server_cores": round(server_s / elapsed_s, 2), **told} if self.pids else told
 
     def _used(self) -> dict[int, float]:
-        psutil = _psutil()
+        psutil = find_psutil()
         used = {}
         for pid in self.pids:
             try:
@@ -155,16 +150,8 @@ class CpuClock:
 
 
 def _machine_busy_s() -> float:
-    times = _psutil().cpu_times()
+    times = find_psutil().cpu_times()
     return float(sum(times) - times.idle - times.iowait - getattr(times, "guest", 0) - getattr(times, "guest_nice", 0))
-
-
-def _psutil() -> Any:
-    try:
-        import psutil
-    except ImportError as error:
-        raise MissingExtraError("psutil", "bench") from error
-    return psutil
 
 
 class GpuWatch:

@@ -7,17 +7,17 @@ from typing import Annotated
 
 import typer
 
-from affserve.benchmarks.measuring.command_line import Folder, keep, progress
+from affserve.benchmarks.measuring.command_line import VIT, Architecture, Cores, Folder, keep, progress
 
 
 def peers(
-    architecture: Annotated[str, typer.Option(help="open_clip's name; its weights are random.")] = "ViT-B-32",
+    architecture: Architecture = VIT,
     encoder: Annotated[Path | None, typer.Option(help="Checkpoint to serve instead, with --head.")] = None,
     head: Annotated[Path | None, typer.Option(help="Checkpoint of a head for that encoder.")] = None,
     frames: Annotated[int, typer.Option(min=1, max=300, help="Crops of one job.")] = 300,
     rounds: Annotated[int, typer.Option(min=1, help="Jobs of each system; medians are compared.")] = 3,
     trial_frames: Annotated[int, typer.Option(min=1, help="Crops by which each one's settings are chosen.")] = 128,
-    threads: Annotated[int | None, typer.Option(min=1, help="Of each system.  [default: physical cores]")] = None,
+    threads: Cores = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ... of PyTorch.")] = "cpu",
     config_name: Annotated[
         str | None, typer.Option(help="Of our server.  [default: onnx, on a GPU tensorrt or onnx-cuda]")
@@ -55,6 +55,4 @@ def peers(
     keep(name if device == "cpu" else f"{name}-{device.replace(':', '')}", measured, folder)
 
 
-def register(app: typer.Typer) -> None:
-    """Add these commands to `affserve bench`."""
-    app.command()(peers)
+COMMANDS = (peers,)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from affserve.benchmarks.measuring.gpus import gpu_config_name
+from affserve.benchmarks.measuring.gpus import CUDA, gpu_config_name, use_of
 from affserve.benchmarks.measuring.random_models import (
     CACHE,
     Checkpoints,
@@ -28,7 +28,7 @@ from affserve.benchmarks.peers import systems
 from affserve.benchmarks.peers.answers import compare_answers
 from affserve.benchmarks.peers.environment import SITE, PeerSettings, install_peers
 from affserve.benchmarks.peers.systems import LITSERVE, NAIVE, OURS, SCRIPT, Frames, System
-from affserve.export.contract import CHUNK_FRAMES
+from affserve.export.contract import CHUNK_FRAMES, CPU
 from affserve.export.machine.cores import usable_cores
 from affserve.export.pins import ONNX_CONFIG_NAME
 from affserve.export.precision.tolerances import Precision
@@ -36,7 +36,6 @@ from affserve.export.server.config import ServerConfig
 from affserve.train.errors import ServerError
 from affserve.train.windows import WINDOW_FRAMES, Outputs
 
-CPU, CUDA = "cpu", "cuda"
 BARS = (  # ours, the peer, times as fast at least
     (Precision.INT8, NAIVE, 3.0),
     (Precision.INT8, LITSERVE, 2.5),
@@ -79,9 +78,9 @@ def measure_peers(options: PeerOptions, progress: Progress = lambda _: None) -> 
     """Return speeds, answers and ratios of all systems."""
     versions = install_peers(options.site, progress)
     checkpoints = options.checkpoints or random_checkpoints(options.architecture, options.cache)
-    use = "gpu" if options.device.startswith(CUDA) else CPU
     repositories = {
-        one: repository_of(checkpoints, one, options.cache, use=use, progress=progress) for one in options.precisions
+        one: repository_of(checkpoints, one, options.cache, use=use_of(options.device), progress=progress)
+        for one in options.precisions
     }
     frames = generated_faces(options.cache)[: options.frames]
     with ExitStack() as stack:

@@ -54,7 +54,4 @@ def compare(
         raise typer.Exit(1)
 
 
-def register(app: typer.Typer) -> None:
-    """Add these commands to `affserve bench`."""
-    app.command()(report)
-    app.command()(compare)
+COMMANDS = (report, compare)

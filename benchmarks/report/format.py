@@ -29,9 +29,14 @@ def median_text(values: Sequence[float]) -> str:
     return f"{short(interval.value)} [{short(interval.low)}, {short(interval.high)}]"
 
 
-def interval_text(value: Mapping[str, float]) -> str:
+def interval_text(value: Mapping[str, float], unit: str = "") -> str:
     """Write a figure with its interval."""
-    return f"{value['value']:.2f} [{value['low']:.2f}, {value['high']:.2f}]"
+    return f"{value['value']:.2f}{unit} [{value['low']:.2f}, {value['high']:.2f}]"
+
+
+def request_text(point: Mapping[str, Any]) -> str:
+    """Write what was asked: model, frames and transport."""
+    return f"{point['model']} × {point['frames']}, {point['transport']}"
 
 
 def short(value: float) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from affserve.benchmarks.load.request import SHM
 from affserve.benchmarks.measuring.samples import counted
 from affserve.benchmarks.report.files import Results
-from affserve.benchmarks.report.format import table
+from affserve.benchmarks.report.format import interval_text, table
 from affserve.export.contract import CLIP_ENCODER
 
 NOT_YET = "not yet measured"
@@ -22,7 +22,7 @@ Figure = Callable[[Results], str | None]
 
 def headline_table(machines: Sequence[Results]) -> list[str]:
     """Return the table; a machine with one and with two of the paper's GPUs has its columns before it has results."""
-    columns: list[tuple[str, Results | None]] = [(_short_name(one), one) for one in machines]
+    columns: list[tuple[str, Results | None]] = [(one.machine, one) for one in machines]
     if not any(WANTED_GPU in name for name, _ in columns):
         columns += [(f"{count} × {WANTED_GPU}", None) for count in (1, 2)]
     rows = []
@@ -45,10 +45,6 @@ def _cell(what: str, figure: Figure, results: Results | None) -> str:
     return figure(results) or NOT_YET
 
 
-def _short_name(results: Results) -> str:
-    return results.machine
-
-
 def _peer(system: str, peer: str | None = None) -> Figure:
     """A served rate, or how many times a peer's it is, of ViT-B-32."""
 
@@ -58,7 +54,7 @@ def _peer(system: str, peer: str | None = None) -> Figure:
             if found and peer is None:
                 return f"{measured['systems'][found[0]]['frames_per_s']:.0f} frames/s"
             if found and (ratio := measured["times_as_fast"].get(f"{found[0]} / {peer}")):
-                return f"{ratio['value']:.2f} × [{ratio['low']:.2f}, {ratio['high']:.2f}]"
+                return interval_text(ratio, " ×")
         return None
 
     return figure

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from affserve.benchmarks.measuring.samples import median_interval
 from affserve.benchmarks.report.files import Results
-from affserve.benchmarks.report.format import Measured, measured_rate
+from affserve.benchmarks.report.format import Measured, measured_rate, request_text
 from affserve.client.drawing.palette import TRACK_COLOURS
 
 if TYPE_CHECKING:
@@ -187,9 +187,10 @@ def _load(figure: Figure, measured: Measured) -> bool:
     lines: dict[str, list[tuple[float, float, float]]] = {}
     for point in measured["points"]:
         if point["latency"] is not None and point["loop"] == "closed":
-            name = f"{point['model']} × {point['frames']}, {point['transport']}"
             latency = point["latency"]
-            lines.setdefault(name, []).append((point["frames_per_second"], latency["p50_ms"], latency["p99_ms"]))
+            lines.setdefault(request_text(point), []).append(
+                (point["frames_per_second"], latency["p50_ms"], latency["p99_ms"])
+            )
     if not lines:
         return False
     figure.set_size_inches(WIDTH_IN, 4.2)

@@ -13,10 +13,9 @@ from affserve.benchmarks.report.format import (
     interval_text,
     measured_rate,
     median_text,
+    request_text,
     table,
 )
-
-SERVED = ("frames_per_s", "times_as_fast_as_one")
 
 
 def length_section(measured: Measured) -> Iterator[str]:
@@ -171,20 +170,6 @@ def stages_section(measured: Measured) -> Iterator[str]:
     yield from table(header, rows)
 
 
-def perf_analyzer_section(measured: Measured) -> Iterator[str]:
-    """Our load generator beside NVIDIA's."""
-    rows = [
-        (
-            f"{_request(one)}, {counted(one['concurrency'], 'caller')}",
-            *(interval_text(ratio) for ratio in one["ours_to_theirs"].values()),
-            "yes" if one["agree"] else "**no**",
-        )
-        for one in measured["points"]
-    ]
-    names = [name.replace("_", " ") for name in measured["points"][0]["ours_to_theirs"]]
-    yield from table(("point", *(f"ours / theirs, {name}" for name in names), "within 10 %"), rows)
-
-
 def served_section(measured: Measured) -> Iterator[str]:
     """What the server costs."""
     rows = [
@@ -204,10 +189,6 @@ def gpus_section(measured: Measured) -> Iterator[str]:
 
 def _watts(one: Measured) -> str:
     return ", ".join(str(gpu["mean_watts"]) for gpu in one.get("watched", []) if "mean_watts" in gpu) or "not told"
-
-
-def _request(point: Measured) -> str:
-    return f"{point['model']} × {point['frames']}, {point['transport']}"
 
 
 def load_section(measured: Measured) -> Iterator[str]:
@@ -232,7 +213,7 @@ def load_section(measured: Measured) -> Iterator[str]:
     yield from table(header, rows)
     found = [
         (
-            f"{one['model']} × {one['frames']}, {one['transport']}",
+            request_text(one),
             one["slo"],
             one["requests_per_second"],
             one["frames_per_second"],
@@ -253,7 +234,7 @@ def _load_row(point: Measured) -> tuple[object, ...]:
     server = point.get("server", {}).get(point["model"], {})
     inside = [f"{server[name]:.1f}" if name in server else "" for name in ("queue_ms", "compute_infer_ms", "batch")]
     return (
-        f"{point['model']} × {point['frames']}, {point['transport']}",
+        request_text(point),
         load,
         point["requests"] - errors,
         point["frames_per_second"],
@@ -305,7 +286,6 @@ SECTIONS: Mapping[str, tuple[str, Callable[[Measured], Iterator[str]]]] = {
     "served": ("What the server costs", served_section),
     "load": ("Served, under load", load_section),
     "cameras": ("Live cameras", cameras_section),
-    "perf_analyzer": ("Our load generator and NVIDIA's", perf_analyzer_section),
     "gpus": ("One GPU and several", gpus_section),
     "e2e": ("Whole jobs", e2e_section),
     "scale-length": ("Longer videos", length_section),

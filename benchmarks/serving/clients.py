@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from affserve.benchmarks.measuring.samples import linear_fit, power_exponent
+from affserve.benchmarks.measuring.samples import fitted
 from affserve.client.client import AffectClient
 from affserve.export.contract import CHUNK_FRAMES, FRAMES
 from affserve.export.machine.cores import usable_cores
@@ -50,7 +50,7 @@ def measure_clients(repository: Path, counts: Sequence[int], frames: int, rounds
         }
         for count in counts
     ]
-    return {"frames_each": frames, "rows": rows, **_fitted(counts, [medians_s[count] for count in counts])}
+    return {"frames_each": frames, "rows": rows, **fitted(counts, [medians_s[count] for count in counts])}
 
 
 def measure_servers(repository: Path, counts: Sequence[int], frames: int, rounds: int) -> dict[str, Any]:
@@ -126,7 +126,3 @@ def _one_client(url: str, frames: int, seed: int, together: Barrier, results: Qu
 
 def _noise(frames: int, seed: int = 0) -> NDArray[np.uint8]:
     return np.random.default_rng(seed).integers(0, 256, (frames, *FRAMES.shape), dtype=np.uint8)
-
-
-def _fitted(work: Sequence[float], cost_s: Sequence[float]) -> dict[str, Any]:
-    return {"fit": linear_fit(work, cost_s), "exponent": power_exponent(work, cost_s)} if len(set(work)) > 1 else {}

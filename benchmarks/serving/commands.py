@@ -8,31 +8,13 @@ from typing import Annotated
 
 import typer
 
-from affserve.benchmarks.measuring.command_line import Folder, keep, progress
-
-
-def bad_requests(
-    repository: Annotated[Path, typer.Argument(help="Model repository, as written by affserve export.")],
-    count: Annotated[int, typer.Option(min=1, help="Requests, after a fifth more to warm up.")] = 1000,
-    seed: Annotated[int, typer.Option(help="Draws the same requests again.")] = 0,
-    folder: Folder = None,
-) -> None:
-    """Send random bad requests to a server: each is to be refused, answers and memory are to stay as they were.
-
-    Exit code 1 when one was not refused, or the server changed.
-    """
-    from affserve.benchmarks.serving.bad_requests import measure_bad_requests
-
-    measured = measure_bad_requests(repository, count, seed, lambda text: typer.echo(text, err=True))
-    keep("bad_requests", measured, folder)
-    if not measured["unharmed"]:
-        raise typer.Exit(1)
+from affserve.benchmarks.measuring.command_line import VIT, Architecture, Cores, Folder, keep, progress
 
 
 def served(
-    architecture: Annotated[str, typer.Option(help="Any open_clip ViT.")] = "ViT-B-32",
+    architecture: Architecture = VIT,
     precision: Annotated[str, typer.Option(help="int8 or fp32.")] = "int8",
-    threads: Annotated[int | None, typer.Option(min=1, help="Of each way.  [default: physical cores]")] = None,
+    threads: Cores = None,
     rounds: Annotated[int, typer.Option(min=1, help="Times that each way is measured, in turns.")] = 9,
     chunks: Annotated[int, typer.Option(min=1, help="Chunks of 32 frames in a run.")] = 6,
     folder: Folder = None,
@@ -83,10 +65,10 @@ def faults(
 
 
 def windows(
-    architecture: Annotated[str, typer.Option(help="open_clip's name; its weights are random.")] = "ViT-B-32",
+    architecture: Architecture = VIT,
     frames: Annotated[int, typer.Option(min=301, help="Crops of the video.")] = 700,
     rounds: Annotated[int, typer.Option(min=1)] = 2,
-    threads: Annotated[int | None, typer.Option(min=1, help="[default: physical cores]")] = None,
+    threads: Cores = None,
     folder: Folder = None,
 ) -> None:
     """Compare with the paper's way of inference, overlapping windows encoded as a whole: operations, time, answers."""
@@ -120,11 +102,4 @@ def gpus(
     keep("gpus", measure_gpus(repository, name, chosen, frames, rounds, progress), folder)
 
 
-def register(app: typer.Typer) -> None:
-    """Add these commands to `affserve bench`."""
-    app.command()(served)
-    app.command()(transports)
-    app.command()(faults)
-    app.command(name="bad-requests")(bad_requests)
-    app.command()(windows)
-    app.command()(gpus)
+COMMANDS = (served, transports, faults, windows, gpus)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from affserve.benchmarks.measuring.gpus import environment_of
+from affserve.benchmarks.measuring.gpus import VISIBLE, environment_of
 from affserve.benchmarks.measuring.random_models import Progress, generated_faces
 from affserve.benchmarks.measuring.server_side import GpuWatch
 from affserve.client.client import AffectClient
@@ -24,7 +24,6 @@ from affserve.export.contract import CHUNK_FRAMES
 from affserve.export.server.config import ServerConfig
 from affserve.export.server.server import TritonServer
 
-VISIBLE = "CUDA_VISIBLE_DEVICES"
 CHUNKS_IN_FLIGHT = 4  # for each server
 ALL = "all"
 

@@ -1,23 +1,22 @@
 """Raw, shared memory and JPEG side by side: time per chunk, bytes on the wire, and what JPEG does to the answers.
 
 Transport is measured on a small encoder, so that it is not hidden behind computation; one chunk at a time gives the
-latency, the client's usual two in flight the throughput. Bytes are counted by the kernel on a socket between client and
-server. What JPEG changes is measured on drawn faces by quality.
+latency, the client's usual two in flight the throughput. Bytes are those of the requests. What JPEG changes is measured
+on drawn faces by quality.
 """
 
 from __future__ import annotations
 
-import socket
 import statistics
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tritonclient.grpc import service_pb2
 
 from affserve.benchmarks.measuring.random_models import Progress, generated_faces
 from affserve.client.client import AffectClient
@@ -25,7 +24,7 @@ from affserve.client.wire.messages import encode_jpeg
 from affserve.client.wire.transport import JPEG_QUALITY, Transport
 from affserve.export.artefacts.material import parity_only
 from affserve.export.artefacts.timing import in_turns
-from affserve.export.contract import CHUNK_FRAMES, FEATURE_WIDTH, FRAMES, IMAGE_SIZE_PX
+from affserve.export.contract import CHUNK_FRAMES, CLIP_ENCODER, CLIP_ENCODER_JPEG, FEATURE_WIDTH, FRAMES, IMAGE_SIZE_PX
 from affserve.export.repository.exporting import CPU_FP32, export_repository
 from affserve.export.server.config import ServerConfig
 from affserve.export.server.server import TritonServer
@@ -35,6 +34,7 @@ WAYS = (Transport.RAW.value, Transport.SHM.value, Transport.JPEG.value)
 QUALITIES = (75, 85, 90, 95, 98, 100)
 # The smallest tower open_clip takes that still looks at every pixel.
 LIGHT_TOWER = {"image_size": IMAGE_SIZE_PX, "layers": 1, "width": 32, "head_width": 32, "patch_size": 32}
+REGION = f"affserve-client-{0:012d}-{0:07d}-{0:032x}"  # as long as a real name
 IN_FLIGHT = {"one_at_a_time": 1, "two_in_flight": 2}
 
 
@@ -53,8 +53,7 @@ def measure_transports(
         times = {
             name: _times(server.grpc_url, faces, rounds, in_flight=in_flight) for name, in_flight in IN_FLIGHT.items()
         }
-        progress("bytes")
-        sent = {way: _sent_bytes(server.grpc_url, way, faces) for way in WAYS}
+    sent = {way: _sent_bytes(way, faces) for way in WAYS}
     progress("what JPEG changes")
     with TritonServer(ServerConfig(repository=repository or light)) as server:
         exactness = _exactness(server.grpc_url, faces[: 2 * CHUNK_FRAMES])
@@ -111,41 +110,25 @@ def _encoding(client: AffectClient, faces: NDArray[np.uint8]) -> Callable[[], ob
     return lambda: client.encode(faces)
 
 
-def _sent_bytes(url: str, way: str, faces: NDArray[np.uint8]) -> int:
-    """Return what a client sends to encode all faces, connection and headers included."""
-    with _counting(url) as (relayed, counts):
-        with AffectClient(relayed, transport=way) as client:
-            client.encode(faces)
-        return sum(counts)
-
-
-@contextmanager
-def _counting(url: str) -> Iterator[tuple[str, list[int]]]:
-    """Yield the address of a relay to `url` and the sizes of what it has passed on to the server."""
-    host, _, port = url.rpartition(":")
-    counts: list[int] = []
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=_relay, args=(listener, (host, int(port)), counts), daemon=True)
-        thread.start()
-        yield f"127.0.0.1:{listener.getsockname()[1]}", counts
-
-
-def _relay(listener: socket.socket, server: tuple[str, int], counts: list[int]) -> None:
-    """Pass on one connection both ways until either side ends it."""
-    caller, _ = listener.accept()
-    with caller, socket.create_connection(server) as called:
-        back = threading.Thread(target=_pass_on, args=(called, caller, []), daemon=True)
-        back.start()
-        _pass_on(caller, called, counts)
-
-
-def _pass_on(source: socket.socket, target: socket.socket, counts: list[int]) -> None:
-    try:
-        while data := source.recv(1 << 20):
-            counts.append(len(data))
-            target.sendall(data)
-    except OSError:
-        return  # the other side has hung up
+def _sent_bytes(way: str, faces: NDArray[np.uint8]) -> int:
+    """Return the bytes of the requests that encode all faces."""
+    model = CLIP_ENCODER_JPEG if way == Transport.JPEG else CLIP_ENCODER
+    spec = model.inputs[0]
+    total = 0
+    for start in range(0, len(faces), CHUNK_FRAMES):
+        chunk = faces[start : start + CHUNK_FRAMES]
+        message = service_pb2.ModelInferRequest(model_name=model.name)
+        tensor = message.inputs.add(name=spec.name, datatype=spec.datatype, shape=(len(chunk), *spec.shape))
+        if way == Transport.SHM:
+            tensor.parameters["shared_memory_region"].string_param = REGION
+            tensor.parameters["shared_memory_byte_size"].int64_param = chunk.nbytes
+        elif way == Transport.JPEG:
+            files = [encode_jpeg(face, JPEG_QUALITY) for face in chunk]
+            message.raw_input_contents.append(b"".join(len(file).to_bytes(4, "little") + file for file in files))
+        else:
+            message.raw_input_contents.append(chunk.tobytes())
+        total += message.ByteSize()
+    return total
 
 
 def _exactness(url: str, faces: NDArray[np.uint8]) -> list[dict[str, Any]]:

@@ -48,8 +48,4 @@ def training(
     keep("training", measure_training(corpus, device, frames, repeats), folder)
 
 
-def register(app: typer.Typer) -> None:
-    """Add these commands to `affserve bench`."""
-    app.command()(generator)
-    app.command()(features)
-    app.command()(training)
+COMMANDS = (generator, features, training)

@@ -10,35 +10,39 @@ from typing import Annotated
 import typer
 
 from affserve.benchmarks.measuring.command_line import (
+    VIT,
+    AsJson,
+    Crops,
+    FaceDetector,
+    FaceModel,
     Folder,
-    FolderOption,
-    JsonOption,
-    RepositoryOption,
-    ThreadsOption,
-    finish,
+    Repository,
+    Threads,
+    Url,
     keep,
-    note,
     progress,
+    server,
 )
+
+Hop = Annotated[int, typer.Option(min=1, max=300, help="Frames between predictions.")]
 
 
 def live(
     film: Annotated[Path, typer.Argument(metavar="FILE", help="Played over and over, at its own timestamps.")],
-    repository: Annotated[Path | None, typer.Option(help="Model repository: a server is started for it.")] = None,
-    url: Annotated[str | None, typer.Option(help="HOST:PORT (gRPC) of a running server.")] = None,
+    repository: Repository = None,
+    url: Url = None,
     minutes: Annotated[float, typer.Option(min=0.01, help="How long.")] = 10.0,
     streams: Annotated[int, typer.Option(min=1, help="How many at once.")] = 1,
-    hop: Annotated[int, typer.Option(min=1, max=300, help="Frames between predictions.")] = 10,
-    crops: Annotated[bool, typer.Option("--crops", help="The frames are face crops: find no faces.")] = False,
-    face_model: Annotated[Path | None, typer.Option(help="YuNet's ONNX file.")] = None,
+    hop: Hop = 10,
+    crops: Crops = False,
+    face_model: FaceModel = None,
     processes: Annotated[bool, typer.Option("--processes", help="A process for each stream, not a thread.")] = False,
     folder: Folder = None,
 ) -> None:
     """Measure the delay of `affserve live` over a long time, and whether it grows; with one stream or several."""
     from affserve.benchmarks.video.live import measure_live
-    from affserve.client.connection import Connection, connected
 
-    with connected(Connection(repository=repository, url=url)) as client:
+    with server(repository, url) as client:
         measured = measure_live(
             client.url,
             film,
@@ -54,25 +58,24 @@ def live(
 
 def live_answers(
     videos: Annotated[list[Path], typer.Argument(help="Videos of affserve data synth, with the truth beside them.")],
-    repository: Annotated[Path | None, typer.Option(help="Model repository: a server is started for it.")] = None,
-    url: Annotated[str | None, typer.Option(help="HOST:PORT (gRPC) of a running server.")] = None,
+    repository: Repository = None,
+    url: Url = None,
     hop: Annotated[list[int] | None, typer.Option(help="Frames between predictions.  [default: 1, 10 and 30]")] = None,
-    face_model: Annotated[Path | None, typer.Option(help="YuNet's ONNX file.")] = None,
+    face_model: FaceModel = None,
     folder: Folder = None,
 ) -> None:
     """Compare the answers of `affserve live` with those of `affserve infer`, frame by frame."""
     from affserve.benchmarks.video.live_answers import measure_live_answers
-    from affserve.client.connection import Connection, connected
 
-    with connected(Connection(repository=repository, url=url)) as client:
+    with server(repository, url) as client:
         measured = measure_live_answers(client.url, videos, hop or [1, 10, 30], face_model)
     keep("live_answers", measured, folder)
 
 
 def faces(
     videos: Annotated[list[Path], typer.Argument(metavar="VIDEO...", help="Films with faces.")],
-    face_detector: Annotated[str, typer.Option(help="auto, yunet or haar.")] = "auto",
-    face_model: Annotated[Path | None, typer.Option(help="YuNet's ONNX file.")] = None,
+    face_detector: FaceDetector = "auto",
+    face_model: FaceModel = None,
     frames: Annotated[int, typer.Option(min=3, help="Frames of each film that are used.")] = 150,
     turns: Annotated[int, typer.Option(min=1, help="Times that everything is measured.")] = 3,
     folder: Folder = None,
@@ -104,31 +107,28 @@ def cameras(
         Path | None,
         typer.Argument(metavar="[FILE]", help="What every camera sees, over and over.  [default: a drawn film]"),
     ] = None,
-    repository: RepositoryOption = None,
-    url: Annotated[str | None, typer.Option(help="HOST:PORT (gRPC) of a running server.")] = None,
+    repository: Repository = None,
+    url: Url = None,
     delay: Annotated[float, typer.Option(help="Milliseconds that the p95 from frame to answer may take.")] = 1000.0,
-    hop: Annotated[int, typer.Option(min=1, max=300, help="Frames between predictions.")] = 10,
+    hop: Hop = 10,
     seconds: Annotated[float, typer.Option(min=1, help="Of each number of cameras; 11 more for warming up.")] = 30.0,
     first: Annotated[int, typer.Option(min=1, help="Number to begin with.")] = 1,
-    crops: Annotated[bool, typer.Option("--crops", help="The frames are face crops: find no faces.")] = False,
-    face_model: Annotated[Path | None, typer.Option(help="YuNet's ONNX file.")] = None,
-    threads: ThreadsOption = None,
-    folder: FolderOption = None,
-    as_json: JsonOption = False,
+    crops: Crops = False,
+    face_model: FaceModel = None,
+    threads: Threads = None,
+    folder: Folder = None,
+    as_json: AsJson = False,
 ) -> None:
     """Find how many live cameras one machine carries: delay bounded and not growing, under 1 % of frames dropped.
 
     Every camera is a process of its own on this machine, as `affserve live` is.
     """
     from affserve.benchmarks.measuring.films import drawn_film
-    from affserve.benchmarks.measuring.record import environment
     from affserve.benchmarks.measuring.samples import counted
     from affserve.benchmarks.video.cameras import measure_cameras
-    from affserve.client.connection import Connection, connected
 
-    environment()
     film = film or drawn_film()
-    with connected(Connection(repository=repository, url=url, threads=threads)) as client:
+    with server(repository, url, threads) as client:
         measured = measure_cameras(
             client.url,
             film,
@@ -138,9 +138,9 @@ def cameras(
             first=first,
             crops=crops,
             face_model=face_model,
-            progress=note,
+            progress=progress,
         )
-    finish("cameras", measured, [counted(measured["cameras"], "camera")], folder, as_json)
+    keep("cameras", measured, folder, None if as_json else [counted(measured["cameras"], "camera")])
     if not measured["cameras"]:
         raise typer.Exit(1)
 
@@ -150,13 +150,13 @@ def e2e(
     repository: Annotated[
         Path | None, typer.Option(help="Model repository.  [default: ViT-B-32 in INT8, random weights]")
     ] = None,
-    url: Annotated[str | None, typer.Option(help="HOST:PORT (gRPC) of a running server instead.")] = None,
+    url: Url = None,
     frames: Annotated[
         int | None, typer.Option(min=1, help="Play the video over and over up to this length.  [default: as it is]")
     ] = None,
     rounds: Annotated[int, typer.Option(min=1)] = 3,
-    face_model: Annotated[Path | None, typer.Option(help="YuNet's ONNX file.")] = None,
-    face_detector: Annotated[str, typer.Option(help="auto, yunet or haar.")] = "auto",
+    face_model: FaceModel = None,
+    face_detector: FaceDetector = "auto",
     name: Annotated[str, typer.Option(help="Name of the result.")] = "e2e",
     folder: Folder = None,
 ) -> None:
@@ -169,7 +169,7 @@ def e2e(
     options = ["--face-detector", face_detector]
     options += ["--face-model", str(face_model)] if face_model is not None else []
     if url is None:
-        repository = repository or repository_of(random_checkpoints("ViT-B-32"), Precision.INT8, progress=progress)
+        repository = repository or repository_of(random_checkpoints(VIT), Precision.INT8, progress=progress)
     options += ["--url", url] if url is not None else ["--repository", str(repository)]
     with tempfile.TemporaryDirectory() as scratch:
         keep(name, measure_whole_job(video or drawn_film(), options, frames, rounds, Path(scratch)), folder)
@@ -209,12 +209,4 @@ def scale(
         keep(f"scale-{one}", {"model": measured["model"], **measured[one]}, folder)
 
 
-def register(app: typer.Typer) -> None:
-    """Add these commands to `affserve bench`."""
-    app.command()(live)
-    app.command()(live_answers)
-    app.command()(cameras)
-    app.command()(faces)
-    app.command()(e2e)
-    app.command()(scale)
-    app.command()(demo)
+COMMANDS = (live, live_answers, cameras, faces, e2e, scale, demo)

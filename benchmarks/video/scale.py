@@ -14,7 +14,7 @@ from typing import Any
 
 from affserve.benchmarks.measuring.films import drawn_film, loop_film, mosaic
 from affserve.benchmarks.measuring.random_models import CACHE, DEMO, Progress, random_checkpoints, repository_of
-from affserve.benchmarks.measuring.samples import linear_fit, power_exponent
+from affserve.benchmarks.measuring.samples import fitted
 from affserve.benchmarks.serving.clients import measure_clients, measure_servers
 from affserve.benchmarks.video.infer_run import run_infer
 from affserve.export.precision.tolerances import Precision
@@ -93,9 +93,7 @@ def _measure_lengths(options: ScaleOptions, repository: Path, scratch: Path, pro
         runs[frames].append(run_infer(video, scratch / "rows.csv", "--repository", str(repository)))
         video.unlink()
     rows = [_length_row(frames, of_length) for frames, of_length in runs.items()]
-    lengths = [row["frames"] for row in rows]
-    seconds = [statistics.median(row["times_s"]) for row in rows]
-    fits = {"fit": linear_fit(lengths, seconds), "exponent": power_exponent(lengths, seconds)} if len(rows) > 1 else {}
+    fits = fitted([row["frames"] for row in rows], [statistics.median(row["times_s"]) for row in rows])
     return {"film": film.name, "detector": _detector(runs), "rows": rows, **fits, **_compared(rows)}
 
 
@@ -157,6 +155,5 @@ def _measure_faces(options: ScaleOptions, repository: Path, scratch: Path, progr
                 "ms_per_frame": round(1000 * statistics.median(times_s) / options.face_frames, DECIMALS),
             }
         )
-    work, cost = [row["rows_per_frame"] for row in rows], [row["ms_per_frame"] for row in rows]
-    fits = {"fit": linear_fit(work, cost), "exponent": power_exponent(work, cost)} if len(set(work)) > 1 else {}
+    fits = fitted([row["rows_per_frame"] for row in rows], [row["ms_per_frame"] for row in rows])
     return {"frames": options.face_frames, "detector": _detector(runs), "rows": rows, **fits}

@@ -41,22 +41,25 @@ def timed_feed(model: str, batch: int = TIMED_BATCH_FRAMES) -> dict[str, NDArray
     return {FEATURES.name: rng.standard_normal((1, WINDOW_FRAMES, FEATURE_WIDTH)).astype(np.float32)}
 
 
-def open_as_served(path: Path, threads: int, provider: str = "CPUExecutionProvider") -> ort.InferenceSession:
-    """Open a graph with the options of backends/onnxruntime; ExportError when `provider` cannot be used."""
+def open_graph(path: Path, threads: int, device: str = "cpu") -> ort.InferenceSession:
+    """Open a graph as the server does, on one device only: cpu or cuda. ExportError when it cannot be used."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.enable_mem_pattern = False
-    session = ort.InferenceSession(str(path), options, providers=[*dict.fromkeys((provider, "CPUExecutionProvider"))])
-    if session.get_providers()[0] != provider:
-        raise ExportError(f"ONNX Runtime could not use {provider} for {path}; its own message is above")
+    wanted = "CUDAExecutionProvider" if device == "cuda" else "CPUExecutionProvider"
+    if device == "cuda":
+        ort.preload_dlls()  # as the server does
+    session = ort.InferenceSession(str(path), options, providers=list(dict.fromkeys((wanted, "CPUExecutionProvider"))))
+    if session.get_providers()[0] != wanted:
+        raise ExportError(f"ONNX Runtime could not use {wanted} for {path}; its own message is above")
     return session
 
 
 def runner(path: Path, feed: Mapping[str, NDArray[Any]], threads: int | None = None) -> Callable[[], None]:
     """Open a graph as the server does and return a call that runs it once."""
-    session = open_as_served(path, threads or usable_cores())
+    session = open_graph(path, threads or usable_cores())
     return lambda: session.run(None, dict(feed)) and None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from typer.testing import CliRunner
 from affserve.benchmarks.cli import bench_app
 from affserve.benchmarks.everything import URL, AllOptions, Part, cpu_parts, gpu_parts, run_all
 from affserve.benchmarks.measuring.films import loop_film
-from affserve.benchmarks.measuring.random_models import DEMO, random_checkpoints, repository_of
+from affserve.benchmarks.measuring.random_models import DEMO, SHAPING, random_checkpoints, repository_of, shaped_by
 from affserve.export.precision.tolerances import Precision
 from affserve.export.repository.check import verify_repository
 from affserve.train.errors import DataError
@@ -34,19 +33,6 @@ def film(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("frames", [3, 7, 20])
 def test_a_film_is_played_over_and_over(film: Path, frames: int, tmp_path: Path) -> None:
     assert frames_of(loop_film(film, frames, tmp_path / "long.mp4")) == frames
-
-
-def test_memory_of_client_and_server_is_measured(film: Path, repository: Path, tmp_path: Path) -> None:
-    options = ["--frames", "10", "--frames", "30", "--folder", str(tmp_path)]
-    result = CliRunner().invoke(bench_app, ["memory", str(repository), str(film), *options])
-    assert result.exit_code == 0, result.output
-    kept = json.loads((tmp_path / "memory.json").read_text())
-    assert [row["frames"] for row in kept["measured"]["rows"]] == [10, 30]
-    for row in kept["measured"]["rows"]:
-        assert row["client_peak_mib"] > 30  # Python with NumPy and OpenCV
-        assert row["server_peak_mib"] > 30  # tritonserver with ONNX Runtime
-    assert kept["environment"]["cpus"] >= 1
-    assert kept["environment"]["packages"]["numpy"]
 
 
 def test_a_demo_that_never_ran_is_said_to_be_missing(tmp_path: Path) -> None:
@@ -99,6 +85,16 @@ def test_a_gpu_that_is_not_there_is_said_to_be_missing(tmp_path: Path, monkeypat
     monkeypatch.setenv("PATH", str(tmp_path))  # no nvidia-smi, as on a machine without a driver
     with pytest.raises(DataError, match="no NVIDIA GPU"):
         run_all(AllOptions(target="gpu", cache=tmp_path), print)
+
+
+@pytest.mark.parametrize("pattern", SHAPING)
+def test_source_that_moved_away_does_not_make_old_models_look_fresh(pattern: str, tmp_path: Path) -> None:
+    (tmp_path / "here.py").write_text("shape = 1")
+    before = shaped_by(tmp_path, ["*.py"])
+    (tmp_path / "here.py").write_text("shape = 2")
+    assert shaped_by(tmp_path, ["*.py"]) != before
+    with pytest.raises(DataError, match="SHAPING"):
+        shaped_by(tmp_path, ["*.py", pattern])
 
 
 def test_two_benchmarks_at_once_make_a_model_once(tmp_path: Path) -> None:

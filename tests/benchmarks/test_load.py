@@ -15,7 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from affserve.benchmarks.cli import bench_app
-from affserve.benchmarks.load import loops, perf_analyzer
+from affserve.benchmarks.load import loops
 from affserve.benchmarks.load.loops import Load, Samples, merge, poisson, run_load
 from affserve.benchmarks.load.request import Target
 from affserve.benchmarks.load.slo import Promise, highest_rate
@@ -25,7 +25,6 @@ from affserve.benchmarks.measuring.server_side import server_processes, server_s
 from affserve.benchmarks.video.cameras import within
 from affserve.train.errors import DataError, ServerError
 
-TOOLS = Path(__file__).parents[2] / perf_analyzer.DEFAULT_FOLDER
 STALL_S = 0.4
 
 
@@ -251,36 +250,6 @@ def test_a_slow_service_is_not_counted_in_whole_answers(done: list[float], per_s
         start_s=0, duration_s=1, intended_s=times, sent_s=times, done_s=times, kinds=[""] * len(done), cpu_s=0
     )
     assert samples.per_second == pytest.approx(per_second)
-
-
-def test_times_of_perf_analyzer_are_read_as_ours() -> None:
-    second = 1_000_000_000
-    requests = [{"timestamp": k * second // 10, "response_timestamps": [(k + 1) * second // 10]} for k in range(40)]
-    told = perf_analyzer.read_profile({"window_boundaries": [0, second, 2 * second], "requests": requests})
-    assert told["requests"] == 20  # the rest was answered after the last window
-    assert told["requests_per_second"] == 10
-    assert told["latency"]["p50_ms"] == pytest.approx(100)
-
-
-@pytest.mark.parametrize("transport", ["raw", "shm"])
-def test_perf_analyzer_measures_the_same_service(server_url: str, generators: Generators, transport: str) -> None:
-    if not TOOLS.is_dir():
-        pytest.skip("perf_analyzer is not there; `affserve bench perf-analyzer` fetches it")
-    target = Target(url=server_url, model="clip_encoder", frames=2, transport=transport)
-    theirs = perf_analyzer.run_theirs(perf_analyzer.install(TOOLS), target, 1, 0.6)
-    ours = generators.measure(target, Load(duration_s=0.6, concurrency=1))
-    # Agreement within 10 % is for a quiet machine and many rounds; here nobody may be off by a factor.
-    assert 0.4 < ours["requests_per_second"] / theirs["requests_per_second"] < 2.5
-
-
-def test_a_slow_service_is_measured_for_longer_by_both_tools(server_url: str, generators: Generators) -> None:
-    """A window of perf_analyzer without an answer ends its run, so a tenth of a second is not taken at its word."""
-    if not TOOLS.is_dir():
-        pytest.skip("perf_analyzer is not there; `affserve bench perf-analyzer` fetches it")
-    target = Target(url=server_url, model="clip_encoder", frames=16, transport="raw")
-    point = perf_analyzer.compare(perf_analyzer.install(TOOLS), target, 2, generators=generators, rounds=1, seconds=0.1)
-    assert point["seconds"] > 0.1
-    assert all(side["requests"] >= perf_analyzer.WINDOWS for side in [*point["ours"], *point["perf_analyzer"]])
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,12 @@ def test_limits_come_before_the_measurement(measured: tuple[dict[str, Any], str]
     assert rates["raw"] == round(125e6 / (224 * 224 * 3))
 
 
+def test_parity_of_the_graphs_is_told(measured: tuple[dict[str, Any], str]) -> None:
+    graphs = {(one["model"], one["precision"]): one["parity"] for one in measured[0]["graphs"]}
+    assert list(graphs) == [("clip_encoder", "fp32"), ("temporal_head", "fp32")]
+    assert all(check["figure"] <= check["limit"] or check["at_least"] for checks in graphs.values() for check in checks)
+
+
 def test_work_grows_with_the_batch(measured: tuple[dict[str, Any], str]) -> None:
     one, six = (next(row for row in measured[0]["clip_encoder"] if row["frames"] == n) for n in (1, 6))
     assert six["gflop"] == pytest.approx(6 * one["gflop"], rel=0.01)
