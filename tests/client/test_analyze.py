@@ -189,7 +189,7 @@ def test_folder_with_gaps_holds_the_last_feature(client: AffectClient, tmp_path:
     held = np.repeat(features, np.diff([*numbers, 342]), axis=0)
     expected = whole_video(client, held)
 
-    rows = joined(analyze(open_source(folder), client, WholeImageCropper()))
+    rows = joined(analyze(folder, client))
 
     assert rows.frame.tolist() == numbers
     for task, values in rows.predictions.items():

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import time
 from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 
-import cv2
 import numpy as np
 import pytest
 from conftest import blurred_noise
@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from affserve.client.async_client import AsyncAffectClient
 from affserve.client.client import AffectClient
-from affserve.client.faces.cropper import WholeImageCropper
 from affserve.client.wire.shared_memory import SHARED_MEMORY
 from affserve.export.server.config import ServerConfig
 from affserve.export.server.supervisor import SupervisedServer
@@ -108,7 +107,23 @@ def test_the_loop_goes_on_while_many_wait(server_url: str, frames: NDArray[np.ui
     assert share < 0.5  # a call that held up the loop would hold it for all of its time
 
 
-def test_cancelling_gives_up_the_call_and_leaves_nothing(server_url: str, frames: NDArray[np.uint8]) -> None:
+def test_cancelling_waits_for_the_call_under_way() -> None:
+    async def ask() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            client = AsyncAffectClient(f"127.0.0.1:{silent.getsockname()[1]}")
+            task = asyncio.create_task(client.__aenter__())
+            caller, _ = await asyncio.to_thread(silent.accept)
+            task.cancel()
+            await asyncio.sleep(0.05)
+            assert not task.done()
+        caller.close()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    run(ask())
+
+
+def test_cancelling_leaves_nothing(server_url: str, frames: NDArray[np.uint8]) -> None:
     async def ask() -> None:
         async with AsyncAffectClient(server_url) as client:
             assert client.transport == "shm"
@@ -135,17 +150,6 @@ def test_errors_are_the_same(server_url: str) -> None:
                 await client.predict(np.full((32, 512), np.nan, np.float32))
 
     run(ask())
-
-
-def test_a_path_is_analysed_into_rows(server_url: str, frames: NDArray[np.uint8], tmp_path: Path) -> None:
-    for number, frame in enumerate(frames[:5]):
-        cv2.imwrite(str(tmp_path / f"{number:05}.png"), cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
-
-    async def ask() -> list[int]:
-        async with AsyncAffectClient(server_url) as client:
-            return [int(k) async for rows in client.analyze(tmp_path, WholeImageCropper()) for k in rows.frame]
-
-    assert run(ask()) == [0, 1, 2, 3, 4]
 
 
 def test_a_killed_server_costs_time_and_no_frame(repository: Path) -> None:
