@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -99,14 +100,11 @@ class AffectClient:
 
     def connect(self) -> None:
         """Check that a server answers and choose how frames travel; who was never there is not waited for."""
-        connected = False
-        try:
+        with ExitStack() as unless_connected:
+            unless_connected.callback(self.close)
             self._check_live()
             self._carrier.choose()
-            connected = True
-        finally:
-            if not connected:
-                self.close()
+            unless_connected.pop_all()
 
     def _check_live(self) -> None:
         try:
@@ -121,9 +119,10 @@ class AffectClient:
     def close(self) -> None:
         """Close the connection; calls that are under way are given up."""
         self._senders.shutdown(wait=False, cancel_futures=True)
-        if not self._calls.is_closed:
+        if not self._calls.closing.is_set():
+            self._calls.closing.set()
             self._carrier.release()
-        self._calls.close()
+            self._calls.triton.close()
         self._senders.shutdown(wait=True)
 
     @property
@@ -179,8 +178,8 @@ class AffectClient:
         """Turn the features of one window (T, 512) float32 into (T, K) float32 per task, 1 <= T <= 300."""
         asked = checked_input(TEMPORAL_HEAD, self.url, features)
         check_finite(features, asked)
-        tensor = raw_tensor(FEATURES.name, FEATURES.datatype, features)
-        return self._outputs(self._calls.infer(TEMPORAL_HEAD, tensor, asked), len(features), asked)
+        result = self._calls.infer(TEMPORAL_HEAD, raw_tensor(FEATURES, features), asked)
+        return self._outputs(result, len(features), asked)
 
     def affect(self, frames: NDArray[np.uint8]) -> Outputs:
         """Turn the face crops of one window (T, 224, 224, 3) uint8 into (T, K) float32 per task, in one request."""

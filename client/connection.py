@@ -49,8 +49,6 @@ class Connection:
             )
         if self.repository is not None and self.caller_tls is not None:
             raise UsageError("--tls... is for --url: a server that is started here talks to this machine only")
-        if (self.tls_cert is None) != (self.tls_key is None):
-            raise UsageError("give --tls-cert and --tls-key together")
 
     @property
     def server_url(self) -> str | None:

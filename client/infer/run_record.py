@@ -21,14 +21,13 @@ from affserve.export.contract import IMAGE_SIZE_PX
 SOURCE, OPTIONS, ANSWER, ERROR, BYTES = "source_state", "options", "model_answer", "error", "rows_bytes"
 ANSWER_DIGITS = 4
 ANSWER_TOLERANCE = 2e-3  # sums in another order; another model differs by more somewhere among its outputs
-MODEL_FACTS = ("trained_on", "encoder", "engine", "window_frames", "stride_frames", "frames_sent")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelRecord:
     """Which model answers, as far as a client can tell."""
 
-    facts: Mapping[str, str]  # MODEL_FACTS
+    facts: Mapping[str, str]  # what it says of itself, and how frames reach it
     answer: str  # to a fixed picture: tells models apart that describe themselves alike
 
     @classmethod

@@ -49,18 +49,8 @@ class Calls:
     def __init__(self, url: str, channel: triton.InferenceServerClient, policy: RetryPolicy) -> None:
         self.url = url
         self.triton = channel
+        self.closing = threading.Event()  # once set, nothing is repeated any more
         self._policy = policy
-        self._closing = threading.Event()
-
-    @property
-    def is_closed(self) -> bool:
-        """Whether `close` was called."""
-        return self._closing.is_set()
-
-    def close(self) -> None:
-        """Close the channel; calls that are under way or being repeated are given up."""
-        self._closing.set()
-        self.triton.close()
 
     def infer(self, model: ModelSpec, tensor: triton.InferInput, asked: str) -> triton.InferResult:
         """Have a model with one input answer."""
@@ -79,7 +69,7 @@ class Calls:
                 pause_s = next(pauses)
                 if time.monotonic() + pause_s > last_start_s:
                     raise InferenceError(f"{asked}: {told(error)}; tried for {self._policy.retry_for_s:g} s") from error
-            if self._closing.wait(pause_s):
+            if self.closing.wait(pause_s):
                 raise InferenceError(f"the connection to {self.url} was closed while a call was being repeated")
 
 

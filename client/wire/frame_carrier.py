@@ -34,7 +34,6 @@ class FrameCarrier:
         self._quality = jpeg_quality
         self._is_one_server = is_one_server
         self._regions = RegionPool()
-        self._released = False
 
     @property
     def fidelity(self) -> str:
@@ -60,23 +59,18 @@ class FrameCarrier:
             return self._by_shared_memory(model, frames, asked)
         if self.transport is Transport.JPEG:
             return self._calls.infer(JPEG_MODEL[model.name], jpeg_tensor(frames, self._quality), asked)
-        return self._raw(model, frames, asked)
+        return self._calls.infer(model, raw_tensor(model.inputs[0], frames), asked)
 
     def release(self) -> None:
         """Have the server close the regions; one that a request still reads, the next client has it close."""
-        self._released = True
-        for name in self._regions.known:
+        for name in tuple(self._regions.known):
             try:
                 self._unregister(name)
             except InferenceServerException as error:
                 if error.status() == "StatusCode.UNAVAILABLE":
                     return  # with the server its memory has gone
                 abandon(name)
-            self._regions.forget(name)
-
-    def _raw(self, model: ModelSpec, frames: NDArray[np.uint8], asked: str) -> triton.InferResult:
-        spec = model.inputs[0]
-        return self._calls.infer(model, raw_tensor(spec.name, spec.datatype, frames), asked)
+            self._regions.known.discard(name)
 
     def _require_jpeg(self) -> None:
         url, name = self._calls.url, CLIP_ENCODER_JPEG.name
@@ -119,7 +113,7 @@ class FrameCarrier:
                 key=f"/{region.name}",
                 byte_size=region.size_bytes,
             )
-            self._regions.add(region)
+            self._regions.known.add(region.name)
         finally:
             region.unlink()
         return region
@@ -135,15 +129,15 @@ class FrameCarrier:
             try:
                 result = self._calls.infer(model, region.tensor(model.inputs[0], frames.shape), asked)
             except InferenceError as error:
-                if LOST_REGION not in str(error) or self._released:
+                if LOST_REGION not in str(error) or self._calls.closing.is_set():
                     raise
-                self._regions.forget(region.name)  # a restarted server knows none of them
+                self._regions.known.discard(region.name)  # a restarted server knows none of them
                 region = None
                 continue
             # Only now: of a request that was given up the server may still be reading.
             self._regions.put_back(region)
             return result
-        return self._raw(model, frames, asked)
+        return self._calls.infer(model, raw_tensor(model.inputs[0], frames), asked)
 
     def _another_region(self, size_bytes: int) -> Region | None:
         """Return a new region; None where there is no room, or the server has come back and wants none any more."""

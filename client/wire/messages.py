@@ -9,12 +9,12 @@ import numpy as np
 import tritonclient.grpc as triton
 from numpy.typing import NDArray
 
-from affserve.export.contract import JPEG
+from affserve.export.contract import JPEG, TensorSpec
 
 
-def raw_tensor(name: str, datatype: str, array: NDArray[Any]) -> triton.InferInput:
+def raw_tensor(spec: TensorSpec, array: NDArray[Any]) -> triton.InferInput:
     """Return an input that carries an array."""
-    tensor = triton.InferInput(name, list(array.shape), datatype)
+    tensor = triton.InferInput(spec.name, list(array.shape), spec.datatype)
     tensor.set_data_from_numpy(np.ascontiguousarray(array))
     return tensor
 
@@ -22,7 +22,7 @@ def raw_tensor(name: str, datatype: str, array: NDArray[Any]) -> triton.InferInp
 def jpeg_tensor(frames: NDArray[np.uint8], quality: int) -> triton.InferInput:
     """Return an input that carries each of the frames (N, 224, 224, 3) RGB as a JPEG file."""
     files = np.array([[encode_jpeg(frame, quality)] for frame in frames], dtype=np.object_)  # (N, 1)
-    return raw_tensor(JPEG.name, JPEG.datatype, files)
+    return raw_tensor(JPEG, files)
 
 
 def encode_jpeg(frame: NDArray[np.uint8], quality: int) -> bytes:

@@ -178,7 +178,7 @@ def test_video_without_a_face_asks_for_no_inference(client: AffectClient, tmp_pa
 
 
 def inferences(client: AffectClient) -> int:
-    statistics = client._triton.get_inference_statistics(CLIP_ENCODER.name)
+    statistics = client._calls.triton.get_inference_statistics(CLIP_ENCODER.name)
     return sum(int(model.inference_count) for model in statistics.model_stats)
 
 

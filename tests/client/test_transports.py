@@ -22,6 +22,7 @@ from tritonclient.utils import InferenceServerException
 from affserve.client.client import AffectClient
 from affserve.client.wire.messages import encode_jpeg, jpeg_tensor, raw_tensor
 from affserve.client.wire.shared_memory import SHARED_MEMORY, Region, left_by_dead, remove_stale_files
+from affserve.export.contract import JPEG
 from affserve.export.repository.check import served_models
 from affserve.export.server.config import ServerConfig
 from affserve.export.server.server import TritonServer
@@ -194,7 +195,7 @@ def test_a_bad_jpeg_is_refused_by_place_and_reason(server_url: str, frames: Fram
     for kind, file in wrong_files(frames).items():
         files = np.array([[encode_jpeg(frames[0], 95)], [file]], dtype=np.object_)
         with triton.InferenceServerClient(server_url) as asking, pytest.raises(InferenceServerException) as raised:
-            asking.infer(model, [raw_tensor("jpeg", "BYTES", files)])
+            asking.infer(model, [raw_tensor(JPEG, files)])
         assert raised.value.status() == "StatusCode.INVALID_ARGUMENT", kind
         sizes = "224 x 112 pixels, expected a face crop of 224 x 224"
         expected = sizes if kind == "another size" else "not a whole JPEG"
@@ -210,7 +211,7 @@ def test_a_bad_jpeg_harms_nobody_else(server_url: str, client: AffectClient, fra
     def ask(file: bytes) -> NDArray[np.float32] | str:
         with triton.InferenceServerClient(server_url) as asking:
             try:
-                tensor = raw_tensor("jpeg", "BYTES", np.array([[file]], dtype=np.object_))
+                tensor = raw_tensor(JPEG, np.array([[file]], dtype=np.object_))
                 features: NDArray[np.float32] = asking.infer("clip_encoder_jpeg", [tensor]).as_numpy("features")
             except InferenceServerException as error:
                 return str(error.message())
