@@ -18,6 +18,7 @@ from affserve.client.commands.live import live
 from affserve.client.commands.status import status
 from affserve.export.export_cli import export
 from affserve.export.serve_cli import serve
+from affserve.export.server.events import write_to_stderr
 from affserve.train.cli import data_app, evaluate, train_app
 from affserve.train.errors import AffserveError, MissingExtraError, UsageError
 
@@ -78,5 +79,5 @@ def main() -> None:
 
 
 def _fail(error: AffserveError) -> NoReturn:
-    print(f"error: {error}", file=sys.stderr)
+    write_to_stderr(f"error: {error}")
     sys.exit(2 if isinstance(error, UsageError) else 1)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from affserve.train.errors import RepositoryError
-from affserve.train.labels import ACTION_UNITS, EXPRESSION, TASKS, VALENCE_AROUSAL, Task
+from affserve.train.labels import TASKS
 from affserve.train.windows import STRIDE_FRAMES, WINDOW_FRAMES
 
 IMAGE_SIZE_PX = 224
@@ -21,7 +21,6 @@ CHUNK_FRAMES = 32  # frames a client sends in one message: 4.8 MB, where gRPC is
 
 ONNX_FILE = "model.onnx"  # for ONNX Runtime on a CPU
 GPU_ONNX_FILE = "model.gpu.onnx"  # for ONNX Runtime on a GPU, and what TensorRT plans are built from
-PLAN_FILE = "model.plan"
 MANIFEST_FILE = "manifest.json"
 ONNX_OPSET = 20  # LayerNormalization is one node from 17 on; both ONNX Runtime and TensorRT 11 read 20
 
@@ -70,40 +69,21 @@ TASK_OUTPUTS: dict[str, TensorSpec] = {
 
 CLIP_ENCODER = ModelSpec(name="clip_encoder", max_batch_size=WINDOW_FRAMES, inputs=(FRAMES,), outputs=(FEATURES,))
 TEMPORAL_HEAD = ModelSpec(
-    name="temporal_head",
-    max_batch_size=0,
-    inputs=(_per_frame(FEATURES),),
-    outputs=tuple(TASK_OUTPUTS.values()),
+    name="temporal_head", max_batch_size=0, inputs=(_per_frame(FEATURES),), outputs=tuple(TASK_OUTPUTS.values())
 )
-AFFECT = ModelSpec(
-    name="affect",
-    max_batch_size=0,
-    inputs=(_per_frame(FRAMES),),
-    outputs=TEMPORAL_HEAD.outputs,
-)
+AFFECT = ModelSpec(name="affect", max_batch_size=0, inputs=(_per_frame(FRAMES),), outputs=TEMPORAL_HEAD.outputs)
 JPEG_DECODER = ModelSpec(name="jpeg_decoder", max_batch_size=WINDOW_FRAMES, inputs=(JPEG,), outputs=(FRAMES,))
 CLIP_ENCODER_JPEG = ModelSpec(
     name="clip_encoder_jpeg", max_batch_size=WINDOW_FRAMES, inputs=(JPEG,), outputs=(FEATURES,)
 )
-AFFECT_JPEG = ModelSpec(
-    name="affect_jpeg",
-    max_batch_size=0,
-    inputs=(_per_frame(JPEG),),
-    outputs=TEMPORAL_HEAD.outputs,
-)
+AFFECT_JPEG = ModelSpec(name="affect_jpeg", max_batch_size=0, inputs=(_per_frame(JPEG),), outputs=TEMPORAL_HEAD.outputs)
 MODELS: dict[str, ModelSpec] = {
     model.name: model for model in (CLIP_ENCODER, TEMPORAL_HEAD, AFFECT, JPEG_DECODER, CLIP_ENCODER_JPEG, AFFECT_JPEG)
 }
-JPEG_MODELS = (
-    JPEG_DECODER.name,
-    CLIP_ENCODER_JPEG.name,
-    AFFECT_JPEG.name,
-)  # a repository may be without them; frames then travel raw
+# A repository may be without them; frames then travel raw.
+JPEG_MODELS = (JPEG_DECODER.name, CLIP_ENCODER_JPEG.name, AFFECT_JPEG.name)
 MODELS_WITH_LABELS = (TEMPORAL_HEAD.name, AFFECT.name, AFFECT_JPEG.name)
 MODELS_WITHOUT_FILES = (AFFECT.name, *JPEG_MODELS)
-# An object store and many ways of copying have no empty folders, and Triton wants one for each version of a model.
-KEEP_FILE = "keep.txt"
-KEEP_TEXT = "This model has no file of its own; Triton needs this folder.\n"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,9 +140,8 @@ class HeadDescription:
 
 
 def default_head_description() -> HeadDescription:
-    """Return the description of a head for all three tasks, as the committed configs hold it."""
-    tasks: tuple[Task, ...] = (VALENCE_AROUSAL, EXPRESSION, ACTION_UNITS)
-    return HeadDescription(labels={task.key: task.names for task in tasks})
+    """Return the description of a head for all tasks."""
+    return HeadDescription(labels={task.key: task.names for task in TASKS.values()})
 
 
 CPU, GPU = "cpu", "gpu"  # what an artefact is for: ONNX Runtime on a CPU; TensorRT plans and ONNX Runtime's CUDA

@@ -86,16 +86,11 @@ def _configuration(repository: Path, name: str) -> Finding:
     try:
         verify_repository(repository, name)
     except RepositoryError as error:
-        return Finding(topic=topic, verdict=Verdict.PROBLEM, text=str(error))
+        return Finding(topic, Verdict.PROBLEM, str(error))
     text, remedy = _engine_obstacle(name)
     if text:
-        return Finding(topic=topic, verdict=Verdict.PROBLEM, text=text, remedy=remedy)
-    return Finding(
-        topic=topic,
-        verdict=Verdict.GOOD,
-        text="may be served",
-        remedy=f"affserve serve {repository} --config-name {name}",
-    )
+        return Finding(topic, Verdict.PROBLEM, text, remedy)
+    return Finding(topic, Verdict.GOOD, "may be served", f"affserve serve {repository} --config-name {name}")
 
 
 def _engine_obstacle(name: str) -> tuple[str, str]:

@@ -39,7 +39,7 @@ class Verdict(str, Enum):
     PROBLEM = "problem"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Finding:
     """One thing that was looked at."""
 
@@ -57,15 +57,11 @@ class Finding:
 def _gpu() -> Iterator[Finding]:
     gpus = find_gpus()
     if not gpus:
-        yield Finding(
-            topic="GPU",
-            verdict=Verdict.NOTE,
-            text="the NVIDIA driver shows none (nvidia-smi), so models are served on the CPU",
-        )
+        yield Finding("GPU", Verdict.NOTE, "the NVIDIA driver shows none (nvidia-smi), so models are served on the CPU")
     for gpu in gpus:
         trouble = driver_obstacle(gpu)
         text = trouble or f"{gpu}, {gpu.memory_bytes / (1 << 30):.0f} GiB"
-        yield Finding(topic=f"GPU {gpu.index}", verdict=Verdict.PROBLEM if trouble else Verdict.GOOD, text=text)
+        yield Finding(f"GPU {gpu.index}", Verdict.PROBLEM if trouble else Verdict.GOOD, text)
 
 
 def _tensorrt() -> Iterator[Finding]:
@@ -73,12 +69,12 @@ def _tensorrt() -> Iterator[Finding]:
     install = f"pip install {pins.TENSORRT_REQUIREMENT}"
     if found is None:
         text = "not installed for Python; affserve export can print a script that builds plans in the container instead"
-        yield Finding(topic="TensorRT", verdict=Verdict.NOTE, text=text, remedy="affserve export --print-trtexec ...")
+        yield Finding("TensorRT", Verdict.NOTE, text, "affserve export --print-trtexec ...")
     elif found != pins.TENSORRT_VERSION:
         text = f"{found}, whose plans the serving container's {pins.TENSORRT_VERSION} does not load"
-        yield Finding(topic="TensorRT", verdict=Verdict.PROBLEM, text=text, remedy=install)
+        yield Finding("TensorRT", Verdict.PROBLEM, text, install)
     else:
-        yield Finding(topic="TensorRT", verdict=Verdict.GOOD, text=f"{found}, the same as in the serving container")
+        yield Finding("TensorRT", Verdict.GOOD, f"{found}, the same as in the serving container")
 
 
 def _triton() -> Iterator[Finding]:
@@ -87,34 +83,34 @@ def _triton() -> Iterator[Finding]:
         with tempfile.TemporaryDirectory() as folder:
             lay_out_backends(installation, Path(folder))
     except (MissingExtraError, ServerError) as error:
-        yield Finding(topic="Triton", verdict=Verdict.PROBLEM, text=str(error), remedy="pip install 'affserve[serve]'")
+        yield Finding("Triton", Verdict.PROBLEM, str(error), "pip install 'affserve[serve]'")
         return
     version = ".".join(map(str, installation.version or ())) or "of unknown version"
     if installation.wheel is None:
-        yield Finding(topic="Triton", verdict=Verdict.GOOD, text=f"{version}, {installation.binary}")
+        yield Finding("Triton", Verdict.GOOD, f"{version}, {installation.binary}")
         return
     yield Finding(
-        topic="Triton",
-        verdict=Verdict.GOOD,
-        text=f"{version} of the wheel {WHEEL}, which serves with ONNX Runtime and listens on this machine only",
+        "Triton",
+        Verdict.GOOD,
+        f"{version} of the wheel {WHEEL}, which serves with ONNX Runtime and listens on this machine only",
     )
     if (numpy := importlib.metadata.version("numpy")).partition(".")[0] != "1":
         text = f"{numpy}; the wheel's Python backend was built for version 1"
-        yield Finding(topic="NumPy", verdict=Verdict.PROBLEM, text=text, remedy="pip install 'numpy<2'")
+        yield Finding("NumPy", Verdict.PROBLEM, text, "pip install 'numpy<2'")
 
 
 def _onnxruntime() -> Iterator[Finding]:
     providers = onnxruntime_providers()
     if not providers:
         text = "not installed; the wheel's Triton computes with it"
-        yield Finding(topic="ONNX Runtime", verdict=Verdict.PROBLEM, text=text, remedy="pip install 'affserve[serve]'")
+        yield Finding("ONNX Runtime", Verdict.PROBLEM, text, "pip install 'affserve[serve]'")
         return
     # "Azure" calls a service elsewhere and is in every build.
     names = ", ".join(name.removesuffix("ExecutionProvider") for name in providers if not name.startswith("Azure"))
-    yield Finding(topic="ONNX Runtime", verdict=Verdict.GOOD, text=f"computes with {names}")
+    yield Finding("ONNX Runtime", Verdict.GOOD, f"computes with {names}")
     if find_gpus() and CUDA_PROVIDER not in providers:
         text = "does not use the GPU of this machine"
-        yield Finding(topic="ONNX Runtime", verdict=Verdict.NOTE, text=text, remedy=INSTALL_CUDA)
+        yield Finding("ONNX Runtime", Verdict.NOTE, text, INSTALL_CUDA)
 
 
 def onnxruntime_providers() -> list[str]:
@@ -130,11 +126,11 @@ def _container() -> Iterator[Finding]:
     image = pins.image()
     engine, text = docker_engine()
     yield Finding(
-        topic="Container",
-        verdict=Verdict.GOOD if engine else Verdict.NOTE,
-        text=f"{text}; GPU serving is pinned to {image}, which has TensorRT {pins.TENSORRT_VERSION} and needs "
+        "Container",
+        Verdict.GOOD if engine else Verdict.NOTE,
+        f"{text}; GPU serving is pinned to {image}, which has TensorRT {pins.TENSORRT_VERSION} and needs "
         f"NVIDIA driver {pins.MINIMUM_DRIVER} or later",
-        remedy=f"docker pull {image}" if engine and find_gpus() else "",
+        f"docker pull {image}" if engine and find_gpus() else "",
     )
 
 
@@ -155,14 +151,14 @@ def _cpu() -> Iterator[Finding]:
     cores = usable_cores()
     if instructions:
         text = f"{cores} usable cores; fast INT8 with {', '.join(instructions)}"
-        yield Finding(topic="CPU", verdict=Verdict.GOOD, text=text)
+        yield Finding("CPU", Verdict.GOOD, text)
         return
     text = (
         f"{cores} usable cores, no instructions for 8 bit sums (VNNI or AMX): INT8 graphs may be slow here, and less "
         "exact than on a machine that has them"
     )
     remedy = "affserve export --precision fp32 ..., or export on this machine, which compares and measures"
-    yield Finding(topic="CPU", verdict=Verdict.NOTE, text=text, remedy=remedy)
+    yield Finding("CPU", Verdict.NOTE, text, remedy)
 
 
 def int8_instructions(cpu_info: Path = CPU_INFO) -> list[str]:
@@ -180,11 +176,11 @@ def shared_memory_finding() -> Iterator[Finding]:
     free = shutil.disk_usage(SHARED_MEMORY).free
     text = f"{free >> 20} MiB free in {SHARED_MEMORY}"
     if free >= NEEDED_SHM_BYTES:
-        yield Finding(topic="Shared memory", verdict=Verdict.GOOD, text=text)
+        yield Finding("Shared memory", Verdict.GOOD, text)
     else:
         text += f"; Triton's Python backend wants {NEEDED_SHM_BYTES >> 20} MiB"
-        remedy = "in a container: docker run --shm-size=1g ...; else remove old files there"
-        yield Finding(topic="Shared memory", verdict=Verdict.PROBLEM, text=text, remedy=remedy)
+        remedy = "in a container: --shm-size=1g, or shm_size in Compose; else remove old files there"
+        yield Finding("Shared memory", Verdict.PROBLEM, text, remedy)
 
 
 LOOKS: tuple[Callable[[], Iterator[Finding]], ...] = (
@@ -203,5 +199,5 @@ def ports_finding(host: str, ports: Mapping[str, int]) -> Finding:
     try:
         chosen = choose_ports(host, ports)
     except PortTakenError as error:
-        return Finding(topic="Ports", verdict=Verdict.PROBLEM, text=str(error))
-    return Finding(topic="Ports", verdict=Verdict.GOOD, text=f"{', '.join(map(str, chosen.values()))} are free")
+        return Finding("Ports", Verdict.PROBLEM, str(error))
+    return Finding("Ports", Verdict.GOOD, f"{', '.join(map(str, chosen.values()))} are free")

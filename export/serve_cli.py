@@ -5,26 +5,20 @@ from __future__ import annotations
 import contextlib
 import signal
 from collections.abc import Iterator
-from enum import Enum
+from dataclasses import fields
 from pathlib import Path
-from types import FrameType
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from affserve.export.pins import ONNX_CONFIG_NAME
-from affserve.export.server.config import ServerConfig
-from affserve.export.server.security import ServerTls
+from affserve.train.signals import handled
+
+if TYPE_CHECKING:
+    from affserve.export.server.config import ServerConfig
+    from affserve.export.server.security import ServerTls
 
 ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-
-class Form(str, Enum):
-    """A way to serve that affserve only describes."""
-
-    DOCKER = "docker"
-    COMPOSE = "compose"
-
 
 Port = Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")]
 
@@ -86,7 +80,7 @@ def serve(
         typer.Option(help="Append events as JSON lines; Triton's own log is beside it. Both start over at 8 MiB."),
     ] = None,
     form: Annotated[
-        Form | None,
+        Literal["compose"] | None,
         typer.Option("--print", help="Start nothing, print how a container serves the repository with these options."),
     ] = None,
 ) -> None:
@@ -95,26 +89,18 @@ def serve(
     Prints one line when every model answers. Events after that are JSON lines on stderr. Loading models, logging and
     tracing are closed to callers.
     """
+    told = locals()
     from affserve.export.server.config import ServerConfig
 
-    config = ServerConfig(
-        repository=repository,
-        host=host,
-        grpc_port=grpc_port,
-        http_port=http_port,
-        metrics_port=metrics_port,
-        config_name=config_name,
-        threads=threads,
-        instances=instances,
-        tls=_tls(tls_cert, tls_key, tls_ca),
-        shared_memory=shared_memory,
-        accept_known_holes=i_know,
-        log=None if log is None else log.with_name(f"{log.name}.triton.log"),
-    )
-    if form is not None:
-        _print(form, config)
-    else:
+    told["tls"], told["accept_known_holes"] = _tls(tls_cert, tls_key, tls_ca), i_know
+    told["log"] = None if log is None else log.with_name(f"{log.name}.triton.log")
+    config = ServerConfig(**{field.name: told[field.name] for field in fields(ServerConfig) if field.name in told})
+    if form is None:
         _serve(config, log)
+    else:
+        from affserve.export.server.containers import compose_file
+
+        typer.echo(compose_file(config), nl=False)
 
 
 def _tls(certificate: Path | None, key: Path | None, client_ca: Path | None) -> ServerTls | None:
@@ -125,12 +111,6 @@ def _tls(certificate: Path | None, key: Path | None, client_ca: Path | None) -> 
     from affserve.export.server.security import ServerTls
 
     return ServerTls(certificate=certificate, key=key, client_ca=client_ca)
-
-
-def _print(form: Form, config: ServerConfig) -> None:
-    from affserve.export.server.containers import compose_file, docker_script
-
-    typer.echo(docker_script(config) if form is Form.DOCKER else compose_file(config), nl=False)
 
 
 def _serve(config: ServerConfig, log: Path | None) -> None:
@@ -158,16 +138,10 @@ def _until_interrupted() -> Iterator[None]:
     """
     ending = [one for one in ENDING_SIGNALS if signal.getsignal(one) is not signal.SIG_IGN]
 
-    def interrupt(number: int, _frame: FrameType | None) -> None:
+    def interrupt(number: int, _frame: object) -> None:
         for one in ending:
             signal.signal(one, signal.SIG_IGN)
         raise KeyboardInterrupt(signal.Signals(number).name)
 
-    before = {one: signal.signal(one, interrupt) for one in ending}
-    try:
+    with contextlib.suppress(KeyboardInterrupt), handled(*ending, by=interrupt):
         yield
-    except KeyboardInterrupt:
-        pass
-    finally:
-        for one, handler in before.items():
-            signal.signal(one, handler)

@@ -41,6 +41,7 @@ def write_video(
     pixels: str = "yuv420p",
     pts: list[int] | None = None,
     options: dict[str, str] | None = None,
+    pixel_aspect: Fraction | None = None,
 ) -> Path:
     """Encode RGB images at 30 frames per second; pts, in units of 1/30 s, makes the rate variable."""
     with av.open(str(path), "w", options=options or {}) as container:
@@ -48,6 +49,8 @@ def write_video(
         stream.height, stream.width = images[0].shape[:2]
         stream.pix_fmt = pixels
         stream.codec_context.time_base = Fraction(1, FPS)
+        if pixel_aspect is not None:
+            stream.codec_context.sample_aspect_ratio = pixel_aspect
         if codec == "libx264":
             stream.codec_context.options = {"g": "10"}
         for k, image in enumerate(images):

@@ -33,7 +33,7 @@ class Training:
     output: Path
 
     def wait_for(self, true: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while not true():
             assert self.process.is_alive(), self.output.read_text()
             assert time.monotonic() < deadline
@@ -43,7 +43,7 @@ class Training:
         """Send a signal if one is given, and return the exit code once the process has ended."""
         if number is not None:
             os.kill(self.process.pid or 0, number)
-        self.process.join(timeout=60)
+        self.process.join(timeout=120)
         assert self.process.exitcode is not None, "still running"
         return self.process.exitcode
 

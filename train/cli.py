@@ -7,19 +7,50 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from affserve.train.evaluation.scores import Scores
-from affserve.train.models.temporal_head import TemporalHeadConfig
-from affserve.train.synthetic.corpus import CorpusSummary
-from affserve.train.synthetic.plan import SyntheticConfig
-from affserve.train.trainer.losses import BalanceConfig
+if TYPE_CHECKING:  # an import of any of these takes seconds
+    from affserve.train.evaluation.scores import Scores
+    from affserve.train.models.temporal_head import TemporalHeadConfig
+    from affserve.train.synthetic.corpus import CorpusSummary
+
+STOPPED_EXIT_CODE = 128 + 15  # of a process that SIGTERM ended
+
+# What more than one command asks for.
+CorpusFolder = Annotated[
+    Path, typer.Argument(metavar="CORPUS", help="An Aff-Wild2 release, or the output of affserve data synth.")
+]
+ImageRoots = Annotated[
+    list[Path] | None, typer.Option(help="Folder of crop folders, besides cropped_aligned*; may be repeated.")
+]
+CheckpointFolder = Annotated[Path, typer.Option("--out", help="Checkpoint folder to write.")]
+EncoderFolder = Annotated[Path, typer.Option(help="Checkpoint of affserve train encoder.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
+MicroBatch = Annotated[
+    int | None, typer.Option(min=1, help="Samples that go through the model at once.  [default: what fits 24 GB]")
+]
+Amp = Annotated[str, typer.Option(help="Autocast: none, bf16, fp16, or auto, by the device.")]
+ClassWeights = Annotated[str, typer.Option(help="Of expressions: none, inverse_frequency or effective_number.")]
+LabelSmoothing = Annotated[float, typer.Option(min=0, max=0.99, help="Share of an expression's label spread over all.")]
+UnitWeights = Annotated[bool, typer.Option("--unit-weights", help="Weigh rare action units more.")]
+HoldOut = Annotated[str, typer.Option(help="Not trained on: validation videos of any task, or of the same task.")]
+Patience = Annotated[int | None, typer.Option(min=1, help="Epochs without a better score before it ends.")]
+Workers = Annotated[int, typer.Option(min=0, help="Processes that read samples.")]
+CheckpointEvery = Annotated[float, typer.Option(min=0, help="Seconds between saved states, besides one an epoch.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Start over, whatever training is there.")]
+Tasks = Annotated[list[str] | None, typer.Option("--task", help="Label set to train on; may be repeated.")]
 
 data_app = typer.Typer(help="Make and inspect corpora.", no_args_is_help=True)
+train_app = typer.Typer(help="Train the two stages of the model.", no_args_is_help=True)
+
+
+def picked(given: Mapping[str, Any], config: type[Any]) -> dict[str, Any]:
+    """Return those of a command's options, its `locals()`, that a configuration has a field for."""
+    return {field.name: given[field.name] for field in fields(config) if field.name in given}
 
 
 @data_app.command()
@@ -37,28 +68,14 @@ def synth(
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
     """Generate a corpus of drawn, animated faces in the layout of Aff-Wild2, defects included."""
+    from affserve.train.synthetic.corpus import write_corpus
     from affserve.train.synthetic.plan import SyntheticConfig
 
-    config = SyntheticConfig(
-        seed=seed,
-        videos=videos,
-        frames_min=min(frames_min, frames_max),
-        frames_max=frames_max,
-        whole_frame_videos=whole_frame_videos,
-        whole_frame_frames=whole_frame_frames,
-    )
-    summary = _write_with_progress(out, config, workers)
-    if as_json:
-        typer.echo(json.dumps(asdict(summary), default=str))
-    else:
-        typer.echo(_one_line(summary))
-
-
-def _write_with_progress(out: Path, config: SyntheticConfig, workers: int) -> CorpusSummary:
-    from affserve.train.synthetic.corpus import write_corpus
-
+    frames_min = min(frames_min, frames_max)
+    config = SyntheticConfig(**picked(locals(), SyntheticConfig))
     with progress_bar("drawing frames") as progress:
-        return write_corpus(out, config, workers, progress)
+        summary = write_corpus(out, config, workers, progress)
+    typer.echo(json.dumps(asdict(summary), default=str) if as_json else _one_line(summary))
 
 
 def _one_line(summary: CorpusSummary) -> str:
@@ -72,9 +89,7 @@ def _one_line(summary: CorpusSummary) -> str:
 @data_app.command()
 def check(
     root: Annotated[Path, typer.Argument(help="An Aff-Wild2 release, or the output of affserve data synth.")],
-    image_root: Annotated[
-        list[Path] | None, typer.Option(help="Folder of crop folders, besides cropped_aligned*; may be repeated.")
-    ] = None,
+    image_root: ImageRoots = None,
     images: Annotated[int, typer.Option(min=0, help="Decode so many crops of each video, evenly spread.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
@@ -96,11 +111,9 @@ def check(
         raise typer.Exit(1)
 
 
-Corpus_ = Annotated[Path, typer.Argument(metavar="CORPUS", help="An Aff-Wild2 release, or the output of data synth.")]
-
-
+@train_app.command()
 def tables(
-    corpus: Corpus_,
+    corpus: CorpusFolder,
     out: Annotated[Path, typer.Option(help="Folder of all runs and of tables.md and tables.json.")],
     quick: Annotated[
         bool, typer.Option("--quick", help="Demo sizes: minutes on two cores, for trying it out.")
@@ -150,25 +163,13 @@ def tables(
 
     if (world := ranks_of_environment().world) > 1:
         raise DataError(f"affserve train tables is one process, torchrun started {world}; start it without torchrun")
-    try:
+    with _usage_errors():
         config = study_config(
-            StudySizes(
-                quick=quick,
-                multi_task=multi_task,
-                hold_out=hold_out,
-                architecture=architecture,
-                pretrained=pretrained,
-                encoder_epochs=encoder_epochs,
-                epochs=epochs,
-                workers=workers,
-                device=device,
-            ),
+            StudySizes(**picked(locals(), StudySizes)),
             folds=_numbers("--folds", folds),
             seeds=_numbers("--seeds", seeds or ("0,1" if quick else "0,1,2")),
             encoder_per_fold=encoder_per_fold,
         )
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
     study = Study(corpus=open_corpus(corpus, image_root or ()), config=config, out=out, tell=_to_stderr)
     finished = study.run()
     typer.echo(as_markdown(finished))
@@ -177,8 +178,8 @@ def tables(
 
 
 def evaluate(
-    corpus: Corpus_,
-    encoder: Annotated[Path, typer.Option(help="Checkpoint of affserve train encoder.")],
+    corpus: CorpusFolder,
+    encoder: EncoderFolder,
     head: Annotated[list[Path], typer.Option(help="Checkpoint of a head or an ensemble; repeat it, one a task.")],
     features: Annotated[Path, typer.Option(help="Folder of the features; what is missing there is computed.")],
     report: Annotated[
@@ -190,8 +191,13 @@ def evaluate(
     out: Annotated[Path, typer.Option(help="Where the filled template goes; with several templates a folder.")] = Path(
         "predictions.txt"
     ),
-    smooth_expressions: Annotated[
-        int, typer.Option(min=1, help="In templates: the most frequent expression within so many frames; 40 or so.")
+    smooth_frames: Annotated[
+        int,
+        typer.Option(
+            "--smooth-expressions",
+            min=1,
+            help="In templates: the most frequent expression within so many frames; 40 or so.",
+        ),
     ] = 1,
     longest_tail: Annotated[
         int, typer.Option(min=0, help="In templates: frames past a video's last crop that may be asked for.")
@@ -206,17 +212,16 @@ def evaluate(
     """
     from affserve.train.corpus.affwild2 import open_corpus
     from affserve.train.evaluation.submission import FillOptions, read_template
-    from affserve.train.evaluation.trained_model import as_document, open_model
+    from affserve.train.evaluation.trained_model import TrainedModel, as_document
 
     paths = template or []
     targets = [out / path.name for path in paths] if len(paths) > 1 else [out]
     templates = [(read_template(path), target) for path, target in zip(paths, targets, strict=False)]
     opened = open_corpus(corpus, image_root or (), {video for one, _ in templates for video in one.videos})
     with progress_bar("computing features") as progress:
-        model = open_model(encoder, head, opened, features, device, progress)
+        model = TrainedModel(encoder, head, opened, features, device, progress)
         if templates:
-            options = FillOptions(smooth_frames=smooth_expressions, longest_tail=longest_tail)
-            for told in model.fill(templates, options):
+            for told in model.fill(templates, FillOptions(**picked(locals(), FillOptions))):
                 typer.echo(told)
         if template and not report:
             return
@@ -227,18 +232,13 @@ def evaluate(
 
 
 def _scores_table(scores: Mapping[str, Scores], trained_on: Sequence[str]) -> str:
-    from affserve.train.evaluation.report import METRIC_NAMES
-    from affserve.train.labels import TASKS
+    from affserve.train.evaluation.metrics import metric_titles
 
     lines = [f"{'trained on ' + ', '.join(trained_on):<36}" + "".join(f"{protocol:>10}" for protocol in scores)]
-    for key, metric in METRIC_NAMES.items():
-        names = {key: f"{TASKS[key].title}, {metric}"}
-        if TASKS[key].columns == 2:
-            names |= {name: f"  {name}, CCC" for name in TASKS[key].names}
-        for name, title in names.items():
-            values = [one.summary().get(name) for one in scores.values()]
-            if any(value is not None for value in values):
-                lines.append(f"{title:<36}" + "".join(f"{'–' if v is None else f'{v:.4f}':>10}" for v in values))
+    for name, title in metric_titles().items():
+        values = [one.summary().get(name) for one in scores.values()]
+        if any(value is not None for value in values):
+            lines.append(f"{title:<36}" + "".join(f"{'–' if v is None else f'{v:.4f}':>10}" for v in values))
     return "\n".join(lines)
 
 
@@ -251,34 +251,6 @@ def _numbers(option: str, text: str) -> tuple[int, ...]:
 
 def _to_stderr(text: str) -> None:
     typer.echo(text, err=True)
-
-
-STOPPED_EXIT_CODE = 128 + 15  # of a process that SIGTERM ended
-
-train_app = typer.Typer(help="Train the two stages of the model.", no_args_is_help=True)
-train_app.command()(tables)
-
-CorpusFolder = Annotated[Path, typer.Argument(help="An Aff-Wild2 release, or the output of affserve data synth.")]
-ImageRoots = Annotated[
-    list[Path] | None, typer.Option(help="Folder of crop folders, besides cropped_aligned*; may be repeated.")
-]
-CheckpointFolder = Annotated[Path, typer.Option("--out", help="Checkpoint folder to write.")]
-EncoderFolder = Annotated[Path, typer.Option(help="Checkpoint of affserve train encoder.")]
-FeatureStore = Annotated[Path, typer.Option(help="Folder of the features; one folder an encoder below it.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
-MicroBatch = Annotated[
-    int | None, typer.Option(min=1, help="Samples that go through the model at once.  [default: what fits 24 GB]")
-]
-Amp = Annotated[str, typer.Option(help="Autocast: none, bf16, fp16, or auto, by the device.")]
-ClassWeights = Annotated[str, typer.Option(help="Of expressions: none, inverse_frequency or effective_number.")]
-LabelSmoothing = Annotated[float, typer.Option(min=0, max=0.99, help="Share of an expression's label spread over all.")]
-UnitWeights = Annotated[bool, typer.Option("--unit-weights", help="Weigh rare action units more.")]
-HoldOut = Annotated[str, typer.Option(help="Not trained on: validation videos of any task, or of the same task.")]
-Patience = Annotated[int | None, typer.Option(min=1, help="Epochs without a better score before it ends.")]
-Workers = Annotated[int, typer.Option(min=0, help="Processes that read samples.")]
-CheckpointEvery = Annotated[float, typer.Option(min=0, help="Seconds between saved states, besides one an epoch.")]
-Fresh = Annotated[bool, typer.Option("--fresh", help="Start over, whatever training is there.")]
-Tasks = Annotated[list[str] | None, typer.Option("--task", help="Label set to train on; may be repeated.")]
 
 
 @train_app.command()
@@ -316,26 +288,16 @@ def encoder(
     from affserve.train.corpus.affwild2 import open_corpus
     from affserve.train.labels import EXPRESSION
     from affserve.train.stages.finetune import FinetuneConfig, finetune
+    from affserve.train.trainer.losses import BalanceConfig
 
     with _usage_errors():
         config = FinetuneConfig(
-            architecture=architecture,
-            pretrained=None if pretrained == "none" else pretrained,
-            tasks=tuple(task or [EXPRESSION.key]),
-            epochs=epochs,
-            batch=batch,
-            micro_batch=micro_batch,
-            lr=lr,
-            amp=amp,
-            augment=augment,
-            frame_step=frame_step,
-            balance=_balance(class_weights, label_smoothing, unit_weights, sampling),
-            hold_out=hold_out,
-            patience=patience,
-            workers=workers,
-            checkpoint_every_s=checkpoint_every_s,
-            device=device,
-            seed=seed,
+            **{
+                **picked(locals(), FinetuneConfig),
+                "pretrained": None if pretrained == "none" else pretrained,
+                "tasks": tuple(task or [EXPRESSION.key]),
+                "balance": BalanceConfig(**picked(locals(), BalanceConfig)),
+            }
         )
     opened = open_corpus(corpus, image_root or ())
     _train(out, lambda: finetune(opened, config, out, _to_stderr, fresh=fresh))
@@ -345,10 +307,10 @@ def encoder(
 def features(
     corpus: CorpusFolder,
     encoder: EncoderFolder,
-    out: FeatureStore,
+    out: Annotated[Path, typer.Option(help="Folder of the features; one folder an encoder below it.")],
     image_root: ImageRoots = None,
     device: Device = "cpu",
-    amp: Annotated[str, typer.Option(help="Autocast: none, bf16, fp16, or auto, by the device.")] = "none",
+    amp: Amp = "none",
     batch: Annotated[int, typer.Option(min=1, help="Crops the encoder takes at once; 256 or more on a GPU.")] = 64,
     workers: Annotated[int, typer.Option(min=1, help="Threads that decode crops.")] = 2,
     rank: Annotated[int, typer.Option(envvar="RANK", help="This process among those that share the work.")] = 0,
@@ -364,7 +326,7 @@ def features(
     from affserve.train.models.checkpoint import load_encoder
     from affserve.train.trainer.ranks import local_device
 
-    config = ExtractConfig(batch=batch, workers=workers, amp=amp, rank=rank, world=world)
+    config = ExtractConfig(**picked(locals(), ExtractConfig))
     model, checkpoint = load_encoder(encoder)
     opened = open_corpus(corpus, image_root or ())
     with progress_bar("computing features") as progress:
@@ -389,7 +351,7 @@ def features(
 def head(
     corpus: CorpusFolder,
     encoder: EncoderFolder,
-    features: FeatureStore,
+    features: Annotated[Path, typer.Option(help="Folder of the features; one folder an encoder below it.")],
     out: CheckpointFolder,
     task: Tasks = None,
     size: Annotated[str, typer.Option(help="paper, or demo for a CPU.")] = "paper",
@@ -422,27 +384,11 @@ def head(
     from affserve.train.corpus.affwild2 import open_corpus
     from affserve.train.models.checkpoint import load_encoder
     from affserve.train.stages.fit import FitConfig, fit
+    from affserve.train.trainer.losses import BalanceConfig
 
     with _usage_errors():
-        config = FitConfig(
-            head=_architecture(size, task, tcn, attention),
-            epochs=epochs,
-            batch=batch,
-            micro_batch=micro_batch,
-            lr=lr,
-            amp=amp,
-            stride=stride,
-            full_only=full_only,
-            gaps=gaps,
-            validator=validator,
-            balance=_balance(class_weights, label_smoothing, unit_weights),
-            hold_out=hold_out,
-            patience=patience,
-            workers=workers,
-            checkpoint_every_s=checkpoint_every_s,
-            device=device,
-            seed=seed,
-        )
+        balance = BalanceConfig(**picked(locals(), BalanceConfig))
+        config = FitConfig(head=_architecture(size, task, tcn, attention), **picked(locals(), FitConfig))
     _, checkpoint = load_encoder(encoder)
     opened = open_corpus(corpus)
     _train(out, lambda: fit(opened, features / checkpoint.fingerprint, config, out, _to_stderr, fresh=fresh))
@@ -465,12 +411,6 @@ def _architecture(size: str, tasks: list[str] | None, tcn: bool, attention: bool
         raise typer.BadParameter(f"--size is {size!r}, expected paper or demo")
     sized = demo_head_config if size == "demo" else TemporalHeadConfig
     return sized(tasks=tuple(tasks or TASKS), use_tcn=tcn, use_encoder=attention)
-
-
-def _balance(classes: str, smoothing: float, units: bool, sampling: str = "uniform") -> BalanceConfig:
-    from affserve.train.trainer.losses import BalanceConfig
-
-    return BalanceConfig(class_weights=classes, label_smoothing=smoothing, unit_weights=units, sampling=sampling)
 
 
 def _train(out: Path, train: Callable[[], Scores]) -> None:

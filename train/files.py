@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from affserve.train.errors import OutputError
 
@@ -60,17 +61,30 @@ def _exchange(one: Path, other: Path) -> bool:
     return int(renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE)) == 0
 
 
-def write_file(path: Path, content: bytes) -> None:
-    """Write a file that appears whole or not at all; after an error the one that stood there is untouched."""
-    handle, staging = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+@contextmanager
+def staged_file(target: Path, *, durable: bool = False) -> Iterator[BinaryIO]:
+    """Yield a new file that takes the place of `target` when the block ends; after an error that is untouched.
+
+    durable: not before it has reached the disk.
+    """
+    handle, staging = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            os.fchmod(file.fileno(), 0o644)  # mkstemp's 0600 is for secrets
-        os.replace(staging, path)
+            yield file
+            os.fchmod(handle, 0o644)  # mkstemp's 0600 is for secrets
+            if durable:
+                file.flush()
+                os.fsync(handle)
+        os.replace(staging, target)
     except BaseException:
         Path(staging).unlink(missing_ok=True)
         raise
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file that appears whole or not at all; after an error the one that stood there is untouched."""
+    with staged_file(path) as file:
+        file.write(content)
 
 
 @contextmanager

@@ -116,21 +116,18 @@ def models(
     """Make the models with random weights, the crops and the film that the other commands use; print where they are."""
     from affserve.benchmarks.measuring.films import drawn_film
     from affserve.benchmarks.measuring.random_models import generated_faces, random_checkpoints, repository_of
-    from affserve.export.engine.building import build_plans, can_build
+    from affserve.export.engine.building import can_build
     from affserve.export.engine.profile import EngineOptions
     from affserve.export.precision.tolerances import Precision
-
-    def add_plans(repository: Path, version: int) -> None:
-        build_plans(repository, version, EngineOptions(), progress)
 
     generated_faces()
     typer.echo(drawn_film())
     checkpoints = random_checkpoints(architecture)
-    building = add_plans if build_engines and can_build() else None
-    if build_engines and building is None:
+    engines = EngineOptions() if build_engines and can_build() else None
+    if build_engines and engines is None:
         progress("no plans: this machine has no GPU or no TensorRT for Python; served by ONNX Runtime instead")
     for one in precision or ("int8", "fp32"):
-        typer.echo(repository_of(checkpoints, Precision(one), use=use, add_plans=building, progress=progress))
+        typer.echo(repository_of(checkpoints, Precision(one), use=use, engines=engines, progress=progress))
 
 
 def register(app: typer.Typer) -> None:

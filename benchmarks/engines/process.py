@@ -120,18 +120,16 @@ def _module(model: str, architecture: Mapping[str, Any]) -> Any:
 
 def _open_onnx(spec: EngineSpec) -> Call:
     """Open a graph as the server does, on one device only."""
-    import onnxruntime as ort
+    from affserve.export.artefacts.timing import open_as_served
 
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = spec.threads
-    options.inter_op_num_threads = 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.enable_mem_pattern = False
+    if spec.path is None:
+        raise ExportError("a graph without a file")
     wanted = "CUDAExecutionProvider" if spec.device == CUDA else "CPUExecutionProvider"
-    providers = dict.fromkeys((wanted, "CPUExecutionProvider"))
-    session = ort.InferenceSession(str(spec.path), options, providers=list(providers))
-    if session.get_providers()[0] != wanted:
-        raise ExportError(f"ONNX Runtime could not use {wanted} for {spec.path}; its own message is above")
+    if spec.device == CUDA:
+        import onnxruntime
+
+        onnxruntime.preload_dlls()  # as the server does
+    session = open_as_served(spec.path, spec.threads, wanted)
     name = session.get_inputs()[0].name
     return lambda values: session.run(None, {name: values})
 

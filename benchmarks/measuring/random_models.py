@@ -25,6 +25,7 @@ from affserve.train.files import sole_user
 from affserve.train.windows import WINDOW_FRAMES
 
 if TYPE_CHECKING:
+    from affserve.export.engine.profile import EngineOptions
     from affserve.export.repository.exporting import ExportOptions
 
 
@@ -116,12 +117,12 @@ def repository_of(
     cache: Path = CACHE,
     *,
     use: str = "cpu",
-    add_plans: Callable[[Path, int], None] | None = None,
+    engines: EngineOptions | None = None,
     progress: Progress = lambda _: None,
 ) -> Path:
     """Return a model repository of the checkpoints in one precision, exported now unless it was before.
 
-    add_plans: builds TensorRT plans in a repository that is exported now.
+    engines: how to build TensorRT plans in a repository that is exported now.
     """
     from affserve.export.repository.exporting import ExportOptions
 
@@ -129,18 +130,12 @@ def repository_of(
     with _to_make(cache, folder, checkpoints) as missing:
         if missing:
             progress(f"exporting {checkpoints.encoder} in {precision.value}, once")
-            _export(checkpoints, folder, ExportOptions(uses=(use,), precision=precision), cache, add_plans)
+            _export(checkpoints, folder, ExportOptions(uses=(use,), precision=precision, engines=engines), cache)
             _seal(folder, checkpoints)
     return folder / MODELS_FOLDER
 
 
-def _export(
-    checkpoints: Checkpoints,
-    folder: Path,
-    options: ExportOptions,
-    cache: Path,
-    add_plans: Callable[[Path, int], None] | None,
-) -> None:
+def _export(checkpoints: Checkpoints, folder: Path, options: ExportOptions, cache: Path) -> None:
     from affserve.export.repository.exporting import export_repository
 
     shutil.rmtree(folder, ignore_errors=True)
@@ -148,7 +143,7 @@ def _export(
     faces = generated_faces(cache)
     material = Material(calibration=faces[-CALIBRATION_FRAMES:], parity=faces[:PARITY_FRAMES])
     target, heads = folder / MODELS_FOLDER, [checkpoints.head]
-    export_repository(checkpoints.encoder, heads, target, material=material, options=options, add_plans=add_plans)
+    export_repository(checkpoints.encoder, heads, target, material=material, options=options)
 
 
 def generated_faces(cache: Path = CACHE, count: int = WINDOW_FRAMES + CALIBRATION_FRAMES) -> NDArray[np.uint8]:

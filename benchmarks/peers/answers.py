@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from affserve.benchmarks.measuring.samples import largest_difference
 from affserve.export.artefacts.parity import steady_ccc
 from affserve.export.precision.tolerances import TOLERANCES, Precision
-from affserve.train.evaluation.metrics import AU_THRESHOLD
-from affserve.train.labels import ACTION_UNITS, EXPRESSION
+from affserve.train.evaluation.metrics import chosen_class, is_active
+from affserve.train.labels import TASKS, Kind
 from affserve.train.windows import Outputs
 
 
@@ -34,6 +36,11 @@ def compare_answers(reference: Outputs, answer: Outputs, precision: Precision) -
 
 def _decided(task: str, outputs: Outputs) -> Any:
     """Return the class, the active units, or the quadrant that a user would read."""
-    if task == EXPRESSION.key:
-        return outputs[task].argmax(axis=1)
-    return outputs[task] >= (AU_THRESHOLD if task == ACTION_UNITS.key else 0)
+    return _DECIDED[TASKS[task].kind](outputs[task])
+
+
+_DECIDED: dict[Kind, Callable[[NDArray[np.float32]], Any]] = {
+    "regression": lambda values: values >= 0,
+    "one_of": chosen_class,
+    "any_of": is_active,
+}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -170,8 +170,11 @@ class _Best(AbstractContextManager[Chosen]):
         frames: Frames,
         progress: Progress,
         in_flight: tuple[int, ...] | None = None,
+        *,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._name, self._candidates, self._frames, self._progress = name, candidates, frames, progress
+        self._clock = clock  # s
         self._in_flight = in_flight  # chunks; None: what each system finds worth trying
         self._running = ExitStack()
 
@@ -183,7 +186,7 @@ class _Best(AbstractContextManager[Chosen]):
             with running:
                 system = running.enter_context(candidate)
                 self._progress(f"{self._name}: {system.settings}")
-                tried = list(_try(system, self._frames, self._in_flight))
+                tried = list(_try(system, self._frames, self._in_flight, self._clock))
                 trials += [{"settings": system.settings, "in_flight": n, "frames_per_s": rate} for n, rate in tried]
                 in_flight, rate = max(tried, key=lambda one: one[1])
                 if best is None or rate > best[0]:
@@ -198,13 +201,15 @@ class _Best(AbstractContextManager[Chosen]):
         self._running.close()
 
 
-def _try(system: System, frames: Frames, wanted: tuple[int, ...] | None) -> Iterator[tuple[int, float]]:
+def _try(
+    system: System, frames: Frames, wanted: tuple[int, ...] | None, clock: Callable[[], float]
+) -> Iterator[tuple[int, float]]:
     """Yield the rate at each number of chunks in flight, after a run that counts for nothing."""
     system.answer(frames[:CHUNK_FRAMES], 1)
     for in_flight in wanted or system.in_flight:
-        started = time.perf_counter()
+        started_s = clock()
         system.answer(frames, in_flight)
-        yield in_flight, round(len(frames) / (time.perf_counter() - started), 2)
+        yield in_flight, round(len(frames) / (clock() - started_s), 2)
 
 
 def _compare(systems: Sequence[Chosen], frames: Frames, options: PeerOptions, progress: Progress) -> dict[str, Any]:

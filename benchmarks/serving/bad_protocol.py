@@ -55,6 +55,7 @@ def _beyond_region(rng: Random, server: Server) -> Send:
 
     def send(server: Server) -> str | None:
         file = SHARED_MEMORY / name
+        file.touch(0o600)
         file.write_bytes(bytes(size))
         try:
             return next((error for call in calls if (error := call(server)) is not None), None)

@@ -15,7 +15,7 @@ from affserve.client.drawing.palette import PALETTE, track_colour
 from affserve.client.drawing.timelines import ReadRows, Timeline, read_timelines
 from affserve.client.results.rows import ACTION_UNIT_MEANINGS
 from affserve.export.contract import HeadDescription
-from affserve.train.labels import ACTION_UNITS, EXPRESSION, VALENCE_AROUSAL
+from affserve.train.labels import TASKS, Kind
 from affserve.train.provenance import SYNTHETIC
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 WIDTH_IN, DPI = 12.0, 130
-PANEL_HEIGHTS_IN = {VALENCE_AROUSAL.key: 2.0, EXPRESSION.key: 2.3, ACTION_UNITS.key: 2.8}
+PANEL_HEIGHTS_IN: dict[Kind, float] = {"regression": 2.0, "one_of": 2.3, "any_of": 2.8}
 MARGIN_LEFT_IN, MARGIN_RIGHT_IN, MARGIN_TOP_IN, MARGIN_BOTTOM_IN, PANEL_GAP_IN = 2.0, 1.45, 0.75, 0.55, 0.3
 SEVERAL_SHRINK = 0.8  # of the panels' heights, where there are several people
 NAME_IN, SET_GAP_IN = 0.4, 0.45  # height of a person's name, gap between people
@@ -39,10 +39,10 @@ def draw_result(read: ReadRows, description: HeadDescription, *, title: str) -> 
     from matplotlib.figure import Figure
 
     timelines = read_timelines(read, description.labels)
-    tasks = [task for task in PANEL_HEIGHTS_IN if task in description.labels]
+    tasks = [task for task in TASKS if task in description.labels]
     several = len(timelines) > 1
     shrink = SEVERAL_SHRINK if several else 1.0
-    set_in = sum(PANEL_HEIGHTS_IN[task] * shrink + PANEL_GAP_IN for task in tasks) - PANEL_GAP_IN
+    set_in = sum(PANEL_HEIGHTS_IN[TASKS[task].kind] * shrink + PANEL_GAP_IN for task in tasks) - PANEL_GAP_IN
     set_in += NAME_IN if several else 0.0
     height = len(timelines) * (set_in + SET_GAP_IN) - SET_GAP_IN
     figure = Figure(figsize=(WIDTH_IN, height + MARGIN_TOP_IN + MARGIN_BOTTOM_IN), dpi=DPI)
@@ -63,9 +63,9 @@ def draw_result(read: ReadRows, description: HeadDescription, *, title: str) -> 
 
 def _draw_set(panels: dict[str, Axes], timeline: Timeline, description: HeadDescription) -> list[Axes]:
     """Draw one person's panels."""
-    draw = {VALENCE_AROUSAL.key: _draw_lines, EXPRESSION.key: _draw_expressions, ACTION_UNITS.key: _draw_action_units}
+    draw = {"regression": _draw_lines, "one_of": _draw_classes, "any_of": _draw_units}
     for task, axes in panels.items():
-        draw[task](axes, timeline, description.labels[task])
+        draw[TASKS[task].kind](axes, timeline, task, description.labels[task])
         _shade_faceless(axes, timeline)
     return list(panels.values())
 
@@ -85,7 +85,7 @@ def _panels(figure: Figure, tasks: list[str], top: float, shrink: float, share: 
     width, height = figure.get_size_inches()
     panels: dict[str, Axes] = {}
     for task in tasks:
-        panel = PANEL_HEIGHTS_IN[task] * shrink
+        panel = PANEL_HEIGHTS_IN[TASKS[task].kind] * shrink
         inside = width - MARGIN_LEFT_IN - MARGIN_RIGHT_IN
         place = (MARGIN_LEFT_IN / width, (top - panel) / height, inside / width, panel / height)
         panels[task] = figure.add_axes(place, sharex=share or next(iter(panels.values()), None))
@@ -118,37 +118,37 @@ def _shade_faceless(axes: Axes, timeline: Timeline) -> None:
         axes.axvspan(start_s, end_s, facecolor="#F1F1F1", edgecolor="#C4C4C4", hatch="////", linewidth=0, zorder=0.5)
 
 
-def _draw_lines(axes: Axes, timeline: Timeline, labels: tuple[str, ...]) -> None:
-    values = timeline.values[VALENCE_AROUSAL.key]
+def _draw_lines(axes: Axes, timeline: Timeline, task: str, labels: tuple[str, ...]) -> None:
+    values = timeline.values[task]
     axes.axhline(0, color="#999999", linewidth=0.8, zorder=1)
     for k, label in enumerate(labels):
         colour = LINE_COLOURS[k % len(LINE_COLOURS)]
         _steps(axes, timeline, values[:, k], baseline=None, edgecolor=colour, linewidth=1.5, label=label)
     axes.set_ylim(-1.04, 1.04)
     axes.set_yticks([-1, -0.5, 0, 0.5, 1])
-    axes.set_ylabel("valence, arousal", fontsize=9)
+    axes.set_ylabel(", ".join(labels), fontsize=9)
     axes.yaxis.set_label_coords(-0.05, 0.5)
     _legend(axes)
 
 
-def _draw_expressions(axes: Axes, timeline: Timeline, labels: tuple[str, ...]) -> None:
-    values = timeline.values[EXPRESSION.key]
+def _draw_classes(axes: Axes, timeline: Timeline, task: str, labels: tuple[str, ...]) -> None:
+    values = timeline.values[task]
     tops = np.cumsum(values, axis=1)
     for k, label in enumerate(labels):
         colour = PALETTE[k % len(PALETTE)]
         bottom = tops[:, k - 1] if k else np.zeros(len(tops))
         _steps(axes, timeline, tops[:, k], baseline=bottom, fill=True, facecolor=colour, linewidth=0, label=label)
-    _draw_strip(axes, timeline)
+    _draw_strip(axes, timeline, values)
     axes.set_ylim(0, STRIP_MIDDLE + STRIP_HALF + 0.01)
     axes.set_yticks([0, 0.5, 1, STRIP_MIDDLE], ["0", "0.5", "1", "most probable"])
-    axes.set_ylabel("expression probability", fontsize=9)
+    axes.set_ylabel(f"{task} probability", fontsize=9)
     axes.yaxis.set_label_coords(-0.05, 0.45)
     _legend(axes, reverse=True)
 
 
-def _draw_strip(axes: Axes, timeline: Timeline) -> None:
-    """Draw the most probable expression of each bin as a strip of colour above the areas."""
-    winners = np.where(timeline.faceless, -1, np.nan_to_num(timeline.values[EXPRESSION.key]).argmax(axis=1))
+def _draw_strip(axes: Axes, timeline: Timeline, values: NDArray[np.float64]) -> None:
+    """Draw the most probable class of each bin as a strip of colour above the areas."""
+    winners = np.where(timeline.faceless, -1, np.nan_to_num(values).argmax(axis=1))
     for k in np.unique(winners[winners >= 0]):
         top = np.where(winners == k, STRIP_MIDDLE + STRIP_HALF, STRIP_MIDDLE - STRIP_HALF)
         _steps(
@@ -169,8 +169,8 @@ def _steps(axes: Axes, timeline: Timeline, values: NDArray[np.float64], *, fill:
     axes.add_artist(StepPatch(values, timeline.edges_s, fill=fill, **looks))
 
 
-def _draw_action_units(axes: Axes, timeline: Timeline, labels: tuple[str, ...]) -> None:
-    values = timeline.values[ACTION_UNITS.key]
+def _draw_units(axes: Axes, timeline: Timeline, task: str, labels: tuple[str, ...]) -> None:
+    values = timeline.values[task]
     rows = np.arange(len(labels) + 1)
     mesh = axes.pcolormesh(timeline.edges_s, rows, values.T, cmap="viridis", vmin=0, vmax=1, rasterized=True)
     names = [f"{ACTION_UNIT_MEANINGS.get(label, '')}  {label}" for label in labels]

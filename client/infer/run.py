@@ -8,11 +8,9 @@ from __future__ import annotations
 import ctypes
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 
 import cv2
 import typer
@@ -31,6 +29,7 @@ from affserve.client.video.inputs import spelt_out
 from affserve.client.video.source import FOLDER_FPS, open_source
 from affserve.train.errors import AffserveError, OutputError, VideoError
 from affserve.train.provenance import SYNTHETIC
+from affserve.train.signals import handled
 
 TERMINATED = 128 + signal.SIGTERM
 M_MMAP_THRESHOLD = -3  # of <malloc.h>
@@ -89,7 +88,8 @@ def infer_sources(options: InferOptions) -> bool:
         # Faces are found beside the server's models: a second thread there takes from both (8 % slower on two cores).
         cv2.setNumThreads(options.threads or 1)
         with ExitStack() as stack:
-            stack.enter_context(_terminated_cleanly())
+            # SIGTERM unwinds the stack, so that a local server is stopped and unfinished files are removed.
+            stack.enter_context(handled(signal.SIGTERM, by=lambda *_: sys.exit(TERMINATED)))
             detector = _detector(options, list(good))
             client = stack.enter_context(connected(options.connection))
             if client.describe().trained_on == SYNTHETIC:
@@ -203,17 +203,3 @@ def _detector(options: InferOptions, sources: list[Path]) -> FaceDetector | None
     if options.crops is None and all(open_source(source, fps=options.fps).already_cropped for source in sources):
         return None
     return find_detector(options.face_detector, options.face_model)
-
-
-@contextmanager
-def _terminated_cleanly() -> Iterator[None]:
-    """Let SIGTERM unwind the stack, so that a local server is stopped and unfinished files are removed."""
-
-    def leave(_signal: int, _frame: FrameType | None) -> None:
-        sys.exit(TERMINATED)
-
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -10,8 +10,8 @@ import json
 import signal
 import sys
 import threading
-from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import FrameType
@@ -32,6 +32,7 @@ from affserve.client.live.view import LiveSummary, LiveView, summary_text
 from affserve.client.video.source import open_source
 from affserve.client.wire.calls import RetryPolicy
 from affserve.train.provenance import SYNTHETIC
+from affserve.train.signals import handled
 
 # A live frame is worth little when it is answered late: what fails is dropped rather than repeated for a minute.
 LIVE_POLICY = RetryPolicy(timeout_s=5.0, retry_for_s=1.0)
@@ -72,7 +73,7 @@ def run_live(options: LiveOptions) -> None:
     make = _cropper_maker(options)
     counters = LiveCounters()
     with ExitStack() as stack:
-        signals = stack.enter_context(_Signals())
+        signals = stack.enter_context(_Signals().listening())
         client = stack.enter_context(connected(replace(options.connection, policy=LIVE_POLICY)))
         lines = stack.enter_context(LiveLines(options.jsonl, client.describe(), counters))
         source = open_live(options.source)
@@ -123,7 +124,7 @@ class _Start:
         )
 
 
-class _Signals(AbstractContextManager["_Signals"]):
+class _Signals:
     """Ctrl-C and SIGTERM: the first one ends a run between two frames, the second at once.
 
     An exception in the middle of a request could leave the connection in a state that cannot be closed.
@@ -132,18 +133,12 @@ class _Signals(AbstractContextManager["_Signals"]):
     def __init__(self) -> None:
         self._stopped = threading.Event()
         self._running = False
-        self._before: dict[int, object] = {}
 
-    def __enter__(self) -> _Signals:
-        """Listen."""
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._received)
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        """Leave the signals as they were."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+    @contextmanager
+    def listening(self) -> Iterator[_Signals]:
+        """Take the signals while the block runs."""
+        with handled(signal.SIGINT, signal.SIGTERM, by=self._received):
+            yield self
 
     def stopped(self) -> bool:
         """Say whether the run shall end; from the first question on it can end without an exception."""

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from affserve.train.labels import ACTION_UNITS, EXPRESSION, VALENCE_AROUSAL
+from affserve.train.labels import TASKS, Kind
 from affserve.train.windows import Outputs
 
 PROBABILITY_DIGITS = 4  # after the point
@@ -113,14 +113,15 @@ def columns_of(labels: Mapping[str, Sequence[str]]) -> list[Column]:
 
 
 def _task_columns(task: str, names: Sequence[str]) -> Iterator[Column]:
-    if task == VALENCE_AROUSAL.key:
+    kind = kind_of(task)
+    if kind == "regression":
         for name in names:
             yield Column(name=name, description=VALENCE_AROUSAL_MEANINGS.get(name, name), minimum=-1, maximum=1)
-    elif task == EXPRESSION.key:
-        yield Column(name="expression", description="the most probable expression", storage="string")
+    elif kind == "one_of":
+        yield Column(name=task, description=f"the most probable {task}", storage="string")
         for name, column in zip(names, prediction_columns(task, names), strict=True):
-            yield _probability(column, f"probability of the expression {name}; they sum to 1")
-    elif task == ACTION_UNITS.key:
+            yield _probability(column, f"probability of the {task} {name}; they sum to 1")
+    elif kind == "any_of":
         for name in names:
             yield _probability(name, f"probability that {name} ({ACTION_UNIT_MEANINGS.get(name, name)}) is active")
     else:
@@ -131,10 +132,13 @@ def _task_columns(task: str, names: Sequence[str]) -> Iterator[Column]:
 
 def prediction_columns(task: str, names: Sequence[str]) -> list[str]:
     """Return the names of the columns that hold the numbers of a task, in the order of its labels."""
-    if task == EXPRESSION.key:
-        return [PROBABILITY_PREFIX + name for name in names]
-    known = task in (VALENCE_AROUSAL.key, ACTION_UNITS.key)
-    return list(names) if known else [f"{task}_{name}" for name in names]
+    prefix = {"regression": "", "any_of": "", "one_of": PROBABILITY_PREFIX, None: f"{task}_"}[kind_of(task)]
+    return [prefix + name for name in names]
+
+
+def kind_of(task: str) -> Kind | None:
+    """Return the kind of a task; None for one that this client does not know."""
+    return TASKS[task].kind if task in TASKS else None
 
 
 def _probability(name: str, description: str) -> Column:
@@ -182,7 +186,7 @@ def column_values(rows: Rows, labels: Mapping[str, Sequence[str]]) -> Iterator[N
     yield rows.face_score
     for task, names in labels.items():
         values = rows.predictions[task]
-        if task == EXPRESSION.key:
+        if kind_of(task) == "one_of":
             yield np.array(names, dtype=object)[values.argmax(axis=1)]
         yield from values.T
 

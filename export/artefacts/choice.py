@@ -6,30 +6,21 @@ and the manifest says why.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from affserve.export.artefacts.parity import Artefact, require
 from affserve.export.contract import CLIP_ENCODER, CPU, GPU, TEMPORAL_HEAD
 from affserve.export.precision.tolerances import Precision
-from affserve.train.errors import ExportError, ParityError
-
-if TYPE_CHECKING:
-    from affserve.export.artefacts.parity import Artefact, Check
-
+from affserve.train.errors import ExportError
 
 MODEL_NAMES = (CLIP_ENCODER.name, TEMPORAL_HEAD.name)
-
-Fastest = Callable[[Sequence["Artefact"]], "Artefact"]
 
 # The first is preferred. There is no float16 arithmetic in ONNX Runtime's CPU kernels: it would convert to and fro. On
 # Ampere INT8 gains a ViT little over FP16 and costs a point or two.
 _CANDIDATES = {CPU: (Precision.INT8, Precision.FP32), GPU: (Precision.FP16, Precision.FP32)}
 _WHY_NOT = {
-    (
-        CPU,
-        Precision.FP16,
-    ): "ONNX Runtime computes FP16 on a CPU by way of FP32, which gains nothing",
+    (CPU, Precision.FP16): "ONNX Runtime computes FP16 on a CPU by way of FP32, which gains nothing",
     (GPU, Precision.INT8): "the INT8 graph is made for the instructions of CPUs",
 }
 
@@ -65,37 +56,29 @@ def wanted(uses: Sequence[str], asked: Precision | None) -> dict[str, tuple[Prec
     return {model: tuple(one for one in Precision if one in tried) for model in MODEL_NAMES}
 
 
-def choose(
-    artefacts: Sequence[Artefact], uses: Sequence[str], asked: Precision | None, fastest: Fastest
-) -> list[Chosen]:
-    """Choose for every model and use on its own; ParityError with the table where nothing may be served.
+def timed(uses: Sequence[str], asked: Precision | None) -> tuple[Precision, ...]:
+    """Return the precisions whose speed decides between them, for `make_artefacts`."""
+    return candidates(CPU, asked) if CPU in uses else ()
 
-    fastest: measures artefacts that passed, on this CPU.
-    """
+
+def choose(artefacts: Sequence[Artefact], uses: Sequence[str], asked: Precision | None) -> list[Chosen]:
+    """Choose for every model and use on its own; ParityError with the table where nothing may be served."""
     by_model = {name: {one.precision: one for one in artefacts if one.model == name} for name in MODEL_NAMES}
-    return [_choose(by_model[name], use, asked, fastest) for name in MODEL_NAMES for use in uses]
+    return [_choose(by_model[name], use, asked) for name in MODEL_NAMES for use in uses]
 
 
-def _choose(made: Mapping[Precision, Artefact], use: str, asked: Precision | None, fastest: Fastest) -> Chosen:
+def _choose(made: Mapping[Precision, Artefact], use: str, asked: Precision | None) -> Chosen:
     tried = [made[one] for one in candidates(use, asked)]
     passed = [artefact for artefact in tried if artefact.passed]
     if not passed:
-        _refuse(tried)
-    best = fastest(passed) if use == CPU and len(passed) > 1 else passed[0]
+        require(
+            {f"{one.model} in {one.precision.value}": one.checks for one in tried},
+            "the exported graphs do not compute what PyTorch computes; nothing was placed",
+            "choose another --precision, or export again after fixing the graph",
+        )
+    best = min(passed, key=lambda one: one.run_s) if use == CPU else passed[0]
     better = tried[: tried.index(best)]  # each would have been the first choice
     return Chosen(use=use, artefact=best, notes=tuple(_why_not(one, best, use) for one in better))
-
-
-def _refuse(tried: Sequence[Artefact]) -> None:
-    table = "\n".join(f"{one.model} in {one.precision.value}:\n{_table(one.checks)}" for one in tried)
-    raise ParityError(
-        f"the exported graphs do not compute what PyTorch computes; nothing was placed:\n{table}\n"
-        "expected every line within its limit; choose another --precision, or export again after fixing the graph"
-    )
-
-
-def _table(checks: Sequence[Check]) -> str:
-    return "\n".join(f"  {check}" for check in checks)
 
 
 def _why_not(one: Artefact, best: Artefact, use: str) -> str:

@@ -8,15 +8,16 @@ a ladder: the layers that suffer most go back to float32, a few more at each run
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from affserve.export.artefacts import parity
+from affserve.export.artefacts.material import Material
 from affserve.export.artefacts.parity import Artefact
+from affserve.export.artefacts.timing import with_times
 from affserve.export.contract import CLIP_ENCODER, FEATURE_WIDTH, FEATURES, FRAMES, TEMPORAL_HEAD
 from affserve.export.graphs.head import HeadGraph
 from affserve.export.graphs.layers import Dialect
@@ -26,10 +27,6 @@ from affserve.export.precision.int8 import Feed, calibrate, quantize
 from affserve.export.precision.tolerances import Precision
 from affserve.train.models.encoder import ClipEncoder
 from affserve.train.windows import WINDOW_FRAMES
-
-if TYPE_CHECKING:
-    from affserve.export.artefacts.material import Material
-
 
 CALIBRATION_BATCH_FRAMES = 16
 HEAD_CALIBRATION_FRAMES = 64  # crops whose features make the windows that heads are calibrated on
@@ -45,10 +42,14 @@ def make_artefacts(
     precisions: Mapping[str, Sequence[Precision]],
     material: Material,
     progress: Callable[[str], None] = lambda _: None,
+    *,
+    timed: Collection[Precision] = (),
+    threads: int | None = None,
 ) -> list[Artefact]:
     """Write `<folder>/<model>.<precision>.onnx` for every model and precision asked for and compare it with PyTorch.
 
-    precisions: by contract name of the model. ExportError when a graph cannot be made at all.
+    precisions: by contract name of the model. timed: those of which the ones that passed get their speed on this CPU,
+    at so many threads (None: the physical cores). ExportError when a graph cannot be made at all.
     """
     encoder.eval()
     graph.eval()
@@ -60,10 +61,16 @@ def make_artefacts(
     )
     artefacts: list[Artefact] = []
     for maker in makers:
+        made: dict[Precision, Artefact] = {}
         for precision in precisions.get(maker.model, ()):
             progress(f"{maker.model} in {precision.value}")
-            artefacts.append(_make(maker, precision))
+            made[precision] = _make(maker, precision)
         maker.tidy()
+        rivals = [one for one in made.values() if one.passed and one.precision in timed]
+        if len(rivals) > 1:
+            progress(f"speed of {maker.model} in {' and '.join(one.precision.value for one in rivals)}")
+            made |= {one.precision: one for one in with_times(rivals, threads)}
+        artefacts += made.values()
     return artefacts
 
 
@@ -105,8 +112,7 @@ class _EncoderMaker(_Maker):
     model = CLIP_ENCODER.name
 
     def export(self, path: Path, dialect: Dialect) -> None:
-        # Called without its default where it can be: tests put a faulty export in its place.
-        export_encoder(self.encoder, path, *(() if dialect is Dialect.STANDARD else (dialect,)))
+        export_encoder(self.encoder, path, dialect)
 
     def check(self, path: Path, precision: Precision) -> list[parity.Check]:
         return parity.check_encoder(self.truth, path, precision)

@@ -53,13 +53,9 @@ def generated_material(parity_frames: int, calibration_frames: int) -> Material:
 
     # A gap or a late start takes up to half of a short video.
     longest = max(parity_frames, calibration_frames)
-    per_video = max(60, 2 * -(-longest // (GENERATED_VIDEOS // 2)))
+    frames = max(60, 2 * -(-longest // (GENERATED_VIDEOS // 2)))
     config = SyntheticConfig(
-        videos=GENERATED_VIDEOS,
-        validation_share=0.5,
-        frames_min=per_video,
-        frames_max=per_video,
-        whole_frame_videos=0,
+        videos=GENERATED_VIDEOS, validation_share=0.5, frames_min=frames, frames_max=frames, whole_frame_videos=0
     )
     with tempfile.TemporaryDirectory() as folder:
         write_corpus(Path(folder) / "corpus", config, workers=1)

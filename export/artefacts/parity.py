@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,8 @@ from affserve.export.contract import CHUNK_FRAMES, FEATURES, FRAMES, IMAGE_SIZE_
 from affserve.export.graphs.head import HeadGraph
 from affserve.export.precision.tolerances import TOLERANCES, Precision, Tolerance
 from affserve.train.errors import ParityError
-from affserve.train.evaluation.metrics import AU_THRESHOLD
-from affserve.train.labels import ACTION_UNITS, EXPRESSION, VALENCE_AROUSAL
+from affserve.train.evaluation.metrics import ACTIVE_PROBABILITY
+from affserve.train.labels import TASKS, Kind
 from affserve.train.models.encoder import ClipEncoder
 from affserve.train.windows import WINDOW_FRAMES
 
@@ -98,15 +98,15 @@ def encode(encoder: ClipEncoder, frames: NDArray[np.uint8]) -> Floats:
     return _in_chunks(lambda chunk: _run_torch(encoder, chunk)[0], frames)
 
 
-def require(checks: Sequence[Check]) -> list[dict[str, Any]]:
-    """Return the checks as plain records for the manifest; ParityError with the whole table when one failed."""
-    if not all(check.passed for check in checks):
-        table = "\n".join(f"  {check}" for check in checks)
-        raise ParityError(
-            f"the exported graphs do not compute what PyTorch computes; nothing was placed:\n{table}\n"
-            "expected every line within its limit; export again after fixing the graph, or report this table"
-        )
-    return [asdict(check) for check in checks]
+def require(tables: Mapping[str, Sequence[Check]], refused: str, remedy: str) -> None:
+    """The gate: ParityError with the whole tables when a check in any of them failed; tables: by what was compared.
+
+    refused: what is wrong and what was therefore not done; remedy: what may be tried.
+    """
+    if not all(check.passed for checks in tables.values() for check in checks):
+        lines = [line for name, checks in tables.items() for line in (f"{name}:", *(f"  {check}" for check in checks))]
+        table = "\n".join(lines)
+        raise ParityError(f"{refused}:\n{table}\nexpected every line within its limit; {remedy}")
 
 
 def adversarial_frames(seed: int = 0) -> NDArray[np.uint8]:
@@ -143,18 +143,16 @@ def _feature_checks(truth: Truth, answer: Floats, limits: Tolerance) -> list[Che
     checks: list[Check] = []
     if limits.feature_difference is not None:
         differences = np.abs(answer - truth.features).max(axis=1) / _scale(truth)
-        checks.append(
-            _worst("features, largest difference", differences, limits.feature_difference, truth, at_least=False)
-        )
+        what = "features, largest difference"
+        checks.append(_worst(what, differences, limits.feature_difference, truth, at_least=False))
     cosines = _cosine(answer, truth.features)
     checks.append(_worst("features, cosine of the worst frame", cosines, limits.feature_cosine, truth, at_least=True))
     if limits.centred_cosine is not None:
         faces, expected = answer[: truth.faces], truth.features[: truth.faces]
         middle = expected.mean(axis=0)
         centred = _cosine(faces - middle, expected - middle)
-        checks.append(
-            _worst("features, centred cosine of the worst face", centred, limits.centred_cosine, truth, at_least=True)
-        )
+        what = "features, centred cosine of the worst face"
+        checks.append(_worst(what, centred, limits.centred_cosine, truth, at_least=True))
     return checks
 
 
@@ -164,9 +162,8 @@ def _batch_check(truth: Truth, session: ort.InferenceSession, limits: Tolerance)
     together = _run_onnx(session, FRAMES.name, batch)[0][:1]
     alone = _run_onnx(session, FRAMES.name, truth.frames[:1])[0]
     figure = float(np.abs(together - alone).max()) / _scale(truth)
-    return Check(
-        what="features of a frame alone and in a batch", figure=figure, limit=limits.batch_difference, at_least=False
-    )
+    what = "features of a frame alone and in a batch"
+    return Check(what=what, figure=figure, limit=limits.batch_difference, at_least=False)
 
 
 def _output_checks(length: int, truth: Outputs, answer: Outputs, limits: Tolerance) -> list[Check]:
@@ -178,7 +175,7 @@ def _output_checks(length: int, truth: Outputs, answer: Outputs, limits: Toleran
             checks.append(Check(what=f"{key}, T = {length}, shape", figure=float("nan"), limit=0, at_least=False))
             continue
         checks.append(_difference(key, length, expected, given, limits))
-        if key in _DECISIONS:
+        if TASKS[key].kind in _DECISIONS:
             checks.append(_agreement(key, length, expected, given, limits))
         if length >= WINDOW_FRAMES - 1:
             checks.append(_ccc(key, length, expected, given, limits))
@@ -204,18 +201,18 @@ def _expression_decisions(values: Floats) -> tuple[NDArray[Any], Floats]:
 
 def _action_unit_decisions(values: Floats) -> tuple[NDArray[Any], Floats]:
     """Return (T, 12) whether active, and twice the distance from the threshold: the margin over the other answer."""
-    return values >= AU_THRESHOLD, 2 * np.abs(values - AU_THRESHOLD)
+    return values >= ACTIVE_PROBABILITY, 2 * np.abs(values - ACTIVE_PROBABILITY)
 
 
-_DECISIONS: dict[str, Callable[[Floats], tuple[NDArray[Any], Floats]]] = {
-    EXPRESSION.key: _expression_decisions,
-    ACTION_UNITS.key: _action_unit_decisions,
+_DECISIONS: dict[Kind, Callable[[Floats], tuple[NDArray[Any], Floats]]] = {
+    "one_of": _expression_decisions,
+    "any_of": _action_unit_decisions,
 }
 
 
 def _agreement(key: str, length: int, truth: Floats, answer: Floats, limits: Tolerance) -> Check:
-    expected, margin = _DECISIONS[key](truth)
-    given, _ = _DECISIONS[key](answer)
+    decide = _DECISIONS[TASKS[key].kind]
+    (expected, margin), (given, _) = decide(truth), decide(answer)
     differs = (expected != given) & (margin > limits.tie)
     ties = float(np.mean(margin <= limits.tie))
     return Check(
@@ -229,7 +226,7 @@ def _agreement(key: str, length: int, truth: Floats, answer: Floats, limits: Tol
 
 def _ccc(key: str, length: int, truth: Floats, answer: Floats, limits: Tolerance) -> Check:
     """Valence and arousal each; probabilities all together, so that classes in another order show."""
-    columns = range(truth.shape[1]) if key == VALENCE_AROUSAL.key else [slice(None)]
+    columns = range(truth.shape[1]) if TASKS[key].kind == "regression" else [slice(None)]
     figures = [steady_ccc(truth[:, one].ravel(), answer[:, one].ravel()) for one in columns]
     return Check(what=f"{key}, T = {length}, CCC", figure=min(figures), limit=limits.ccc, at_least=True)
 
@@ -302,6 +299,7 @@ class Artefact:
     checks: list[Check]
     notes: tuple[str, ...] = ()  # what a reader should know, such as layers left in float32 and why
     seconds: float  # to build and check
+    run_s: float = 0.0  # of one run on this CPU, measured in turns with others of the model; 0: not measured
 
     @property
     def passed(self) -> bool:

@@ -5,40 +5,32 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort  # noqa: TID253 - this file measures with it
 from numpy.typing import NDArray
 
+from affserve.export.artefacts.parity import Artefact
 from affserve.export.contract import CLIP_ENCODER, FEATURE_WIDTH, FEATURES, FRAMES
 from affserve.export.machine.cores import usable_cores
-from affserve.train.errors import ParityError
+from affserve.train.errors import ExportError
 from affserve.train.windows import WINDOW_FRAMES
-
-if TYPE_CHECKING:
-    from affserve.export.artefacts.parity import Artefact
-
 
 TIMED_BATCH_FRAMES = 8
 TIMED_ROUNDS = 5
 
 
-def fastest(artefacts: Sequence[Artefact], threads: int | None = None) -> Artefact:
-    """Return the one that ONNX Runtime runs fastest on this CPU, of those of one model that passed, timed in turns.
+def with_times(artefacts: Sequence[Artefact], threads: int | None = None) -> list[Artefact]:
+    """Return artefacts of one model with how long ONNX Runtime takes for each on this CPU.
 
-    threads: as the server will have them; the physical cores unless given. ParityError when none passed.
+    threads: as the server will have them; the physical cores unless given.
     """
-    passed = [artefact for artefact in artefacts if artefact.passed]
-    if not passed:
-        names = ", ".join(f"{one.model} in {one.precision.value}" for one in artefacts)
-        raise ParityError(f"none of {names or 'no artefacts'} computes what PyTorch computes; see their checks")
-    if len(passed) == 1:
-        return passed[0]
-    runs = [runner(artefact.path, timed_feed(artefact.model), threads) for artefact in passed]
+    runs = [runner(artefact.path, timed_feed(artefact.model), threads) for artefact in artefacts]
     times_s = in_turns(runs, TIMED_ROUNDS)
-    return min(zip(passed, times_s, strict=True), key=lambda pair: statistics.median(pair[1]))[0]
+    return [replace(one, run_s=statistics.median(times)) for one, times in zip(artefacts, times_s, strict=True)]
 
 
 def timed_feed(model: str, batch: int = TIMED_BATCH_FRAMES) -> dict[str, NDArray[Any]]:
@@ -49,13 +41,22 @@ def timed_feed(model: str, batch: int = TIMED_BATCH_FRAMES) -> dict[str, NDArray
     return {FEATURES.name: rng.standard_normal((1, WINDOW_FRAMES, FEATURE_WIDTH)).astype(np.float32)}
 
 
-def runner(path: Path, feed: Mapping[str, NDArray[Any]], threads: int | None = None) -> Callable[[], None]:
-    """Open a graph as the server does and return a call that runs it once."""
+def open_as_served(path: Path, threads: int, provider: str = "CPUExecutionProvider") -> ort.InferenceSession:
+    """Open a graph with the options of backends/onnxruntime; ExportError when `provider` cannot be used."""
     options = ort.SessionOptions()
-    options.intra_op_num_threads = threads or usable_cores()
+    options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    options.enable_mem_pattern = False
+    session = ort.InferenceSession(str(path), options, providers=[*dict.fromkeys((provider, "CPUExecutionProvider"))])
+    if session.get_providers()[0] != provider:
+        raise ExportError(f"ONNX Runtime could not use {provider} for {path}; its own message is above")
+    return session
+
+
+def runner(path: Path, feed: Mapping[str, NDArray[Any]], threads: int | None = None) -> Callable[[], None]:
+    """Open a graph as the server does and return a call that runs it once."""
+    session = open_as_served(path, threads or usable_cores())
     return lambda: session.run(None, dict(feed)) and None
 
 

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import tensorrt as trt  # noqa: TID253 - this file is about it
 
 from affserve.export.engine.profile import EngineOptions, Profile
-from affserve.export.machine.gpus import Gpu
+from affserve.export.machine.gpus import Gpu, on_gpu
 from affserve.train.errors import ExportError
 from affserve.train.files import write_file
 
@@ -118,8 +118,6 @@ def build(
     onnx: Path, profile: Profile, options: EngineOptions, gpu: Gpu, report: Callable[[str, float], None]
 ) -> Built:
     """Build a plan for `gpu`; ExportError with everything that TensorRT said when it cannot."""
-    from affserve.export.machine.gpus import on_gpu
-
     monitor = ProgressMonitor(report)
     return interruptible(lambda: on_gpu(gpu, lambda: _build(onnx, profile, options, gpu, monitor)), monitor.cancelled)
 

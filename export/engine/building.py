@@ -7,58 +7,75 @@ built: most machines have no TensorRT.
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from affserve.export.contract import CLIP_ENCODER, GPU_ONNX_FILE, TEMPORAL_HEAD
+from affserve.export.artefacts.parity import require
+from affserve.export.contract import GPU_ONNX_FILE
 from affserve.export.engine.parity import compare_with_graph
 from affserve.export.engine.plans import PlanRecord, plan_file, record_file, write_record
-from affserve.export.engine.profile import ENCODER_PROFILE, HEAD_PROFILE, EngineOptions
+from affserve.export.engine.profile import PROFILES, EngineOptions, Profile
 from affserve.export.machine.gpus import Gpu, find_gpus, installed_tensorrt
 from affserve.export.pins import TENSORRT_REQUIREMENT, TENSORRT_VERSION, TRITON_CONTAINER_TAG
-from affserve.train.errors import ExportError, ParityError
-from affserve.train.files import file_sha256
+from affserve.train.errors import ExportError
+from affserve.train.files import file_sha256, write_file
 
-if TYPE_CHECKING:
-    from affserve.export.artefacts.parity import Check
-    from affserve.export.engine.profile import Profile, Runner
+Progress = Callable[[str], None]
 
 
-"""A model as a function: its one input to its outputs, in the order of the graph's outputs."""
+def can_build() -> bool:
+    """Say whether this machine has what builds plans: a GPU and TensorRT for Python."""
+    return bool(find_gpus()) and installed_tensorrt() is not None
+
+
+def build_plans(
+    repository: Path, version: int, options: EngineOptions, progress: Progress = lambda _: None
+) -> list[PlanRecord]:
+    """Build a plan of both models for every kind of GPU here, from the graphs in the version's folders.
+
+    ExportError without a GPU or TensorRT, ParityError when a plan does not compute what its graph computes.
+    """
+    gpus = distinct_gpus(find_gpus())
+    if not gpus:
+        raise ExportError(
+            "building TensorRT plans needs the GPU they are for, and this machine shows none (nvidia-smi finds no "
+            "GPU): export with --no-build-engines and build them in the serving container with the script that "
+            "affserve export --print-trtexec writes"
+        )
+    return [
+        build_plan(repository / profile.model.name / str(version), profile, gpu, options, progress)
+        for gpu in gpus
+        for profile in PROFILES
+    ]
+
+
+def distinct_gpus(gpus: Sequence[Gpu]) -> list[Gpu]:
+    """Return the first GPU of each compute capability: the others of its kind run the same plan."""
+    return list({gpu.compute_capability: gpu for gpu in reversed(gpus)}.values())[::-1]
 
 
 def build_plan(
-    onnx: Path,
-    profile: Profile,
-    folder: Path,
-    options: EngineOptions,
-    gpu: Gpu,
-    progress: Callable[[str, float], None] = lambda _phase, _done: None,
-    check: Callable[[Runner], list[Check]] | None = None,
+    folder: Path, profile: Profile, gpu: Gpu, options: EngineOptions, progress: Progress = lambda _: None
 ) -> PlanRecord:
-    """Build, verify and write `<folder>/model.smXX.plan` with its sidecar; return what the sidecar says.
+    """Build a plan of `<folder>/model.gpu.onnx`, verify it and write it beside the graph; return its sidecar's content.
 
-    progress: called with a phase of the build and the part of the whole that is done (0 to 1), from several threads;
-    check: compares the plan, run on the GPU, with what it was built from; None: parity.compare_with_graph. One
-    failed check and nothing is written.
-    ExportError or ParityError; a plan that stood there is then untouched. Ctrl-C stops the build within a step.
+    ExportError or ParityError; what stood there is then untouched. Ctrl-C stops the build within a step.
     """
     version = require_tensorrt(options)
     from affserve.export.engine import builder, loaded
-    from affserve.export.engine.parity import compare_with_graph
 
-    started = time.perf_counter()
-    built = builder.build(onnx, profile, options, gpu, progress)
+    started, onnx = time.perf_counter(), folder / GPU_ONNX_FILE
+    built = builder.build(onnx, profile, options, gpu, _in_tenths(f"{profile.model.name} for {gpu.name}", progress))
     engine = loaded.open_engine(built.plan, gpu)
     inspector = loaded.verify(engine, profile, built.outputs, onnx)
-    check = check or compare_with_graph(onnx, profile)
-    checks = check(loaded.PlanRunner(engine, profile, built.outputs))
-    _require(checks, onnx)
+    checks = compare_with_graph(loaded.PlanRunner(engine, profile, built.outputs), onnx, profile)
+    require(
+        {f"{profile.model.name} for {gpu.name}": checks},
+        f"the TensorRT plan does not compute what {onnx.name} computes; it was not written",
+        "build again without a timing cache, or report this table",
+    )
     record = PlanRecord(
         model=profile.model.name,
         built_by="affserve",
@@ -71,13 +88,25 @@ def build_plan(
         bytes=len(built.plan),
         seconds=round(time.perf_counter() - started, 1),
         flags=built.flags,
-        profile={name: [list(shape) for shape in shapes] for name, shapes in profile.shapes.items()},
+        profile=profile.as_lists(),
         inspector=inspector,
         parity=[asdict(one) for one in checks],
         notices=built.notices,
     )
     write_plan(folder / plan_file(gpu.compute_capability), built.plan, record)
     return record
+
+
+def _in_tenths(what: str, progress: Progress) -> Callable[[str, float], None]:
+    """Return what tells of a build's progress once for every tenth of it; called from several threads of TensorRT."""
+    told: set[int] = set()
+
+    def report(phase: str, done: float) -> None:
+        if (tenth := int(10 * done)) not in told:
+            told.add(tenth)
+            progress(f"TensorRT plan of {what}: {10 * tenth} % ({phase})")
+
+    return report
 
 
 def require_tensorrt(options: EngineOptions) -> str:
@@ -98,70 +127,9 @@ def require_tensorrt(options: EngineOptions) -> str:
     return found
 
 
-def _require(checks: list[Check], onnx: Path) -> None:
-    if not all(check.passed for check in checks):
-        table = "\n".join(f"  {check}" for check in checks)
-        raise ParityError(
-            f"the TensorRT plan does not compute what {onnx.name} computes; it was not written:\n{table}\n"
-            "expected every line within its limit; build again without a timing cache, or report this table"
-        )
-
-
 def write_plan(path: Path, plan: bytes, record: PlanRecord) -> None:
     """Write a plan and its sidecar so that whoever sees the plan sees its own sidecar beside it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, staging = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(plan)
-            os.fchmod(file.fileno(), 0o644)  # mkstemp's 0600 would lock out a server of another user
-        write_record(record_file(path), record)
-        os.replace(staging, path)
-    except BaseException:
-        Path(staging).unlink(missing_ok=True)
-        raise
-
-
-PROFILES = {CLIP_ENCODER.name: ENCODER_PROFILE, TEMPORAL_HEAD.name: HEAD_PROFILE}
-
-
-def can_build() -> bool:
-    """Say whether this machine has what builds plans: a GPU and TensorRT for Python."""
-    return bool(find_gpus()) and installed_tensorrt() is not None
-
-
-def build_plans(
-    repository: Path, version: int, options: EngineOptions, progress: Callable[[str], None] = lambda _: None
-) -> list[PlanRecord]:
-    """Build a plan of both models for every kind of GPU here, from the graphs in the version's folders.
-
-    ExportError without a GPU or TensorRT, ParityError when a plan does not compute what its graph computes.
-    """
-    gpus = distinct_gpus(find_gpus())
-    if not gpus:
-        raise ExportError(
-            "building TensorRT plans needs the GPU they are for, and this machine shows none (nvidia-smi finds no "
-            "GPU): export with --no-build-engines and build them in the serving container with the script that "
-            "affserve export --print-trtexec writes"
-        )
-    return [
-        _build(repository / model / str(version), model, gpu, options, progress) for gpu in gpus for model in PROFILES
-    ]
-
-
-def distinct_gpus(gpus: Sequence[Gpu]) -> list[Gpu]:
-    """Return the first GPU of each compute capability: the others of its kind run the same plan."""
-    return list({gpu.compute_capability: gpu for gpu in reversed(gpus)}.values())[::-1]
-
-
-def _build(folder: Path, model: str, gpu: Gpu, options: EngineOptions, progress: Callable[[str], None]) -> PlanRecord:
-    told: set[str] = set()
-
-    def report(phase: str, done: float) -> None:
-        line = f"TensorRT plan of {model} for {gpu.name}: {10 * int(10 * done)} % ({phase})"
-        if (step := line.partition(" %")[0]) not in told:
-            told.add(step)
-            progress(line)
-
-    graph, profile = folder / GPU_ONNX_FILE, PROFILES[model]
-    return build_plan(graph, profile, folder, options, gpu, report, compare_with_graph(graph, profile))
+    path.unlink(missing_ok=True)
+    write_record(record_file(path), record)
+    write_file(path, plan)

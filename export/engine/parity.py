@@ -6,7 +6,6 @@ graph. So the inputs are generated: every kind of length of the profile, and fra
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,21 +23,18 @@ LARGEST_DIFFERENCE = 0.02  # in units of the largest output magnitude (at least 
 SAMPLES = 8  # different frames in a batch; longer batches repeat them, so that ONNX Runtime computes few
 
 
-def compare_with_graph(onnx: Path, profile: Profile, seed: int = 0) -> Callable[[Runner], list[Check]]:
-    """Return the check of a plan for `build_plan`: its runner in, the compared figures out."""
-
-    def check(runner: Runner) -> list[Check]:
-        session = ort.InferenceSession(str(onnx), providers=["CPUExecutionProvider"])
-        names = [output.name for output in session.get_outputs()]
-        (name,) = profile.shapes
-        checks: list[Check] = []
-        for values, different in batches(profile, seed):
-            truth = session.run(names, {name: values[:different]})
-            for output, expected, found in zip(names, truth, runner(values), strict=True):
-                checks += compare(f"{output}, {_length(profile, values.shape)}", expected, found)
-        return checks
-
-    return check
+def compare_with_graph(runner: Runner, onnx: Path, profile: Profile, seed: int = 0) -> list[Check]:
+    """Compare what a plan computes with what its graph does; runner: the plan as a function."""
+    session = ort.InferenceSession(str(onnx), providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    (name,) = profile.shapes
+    checks: list[Check] = []
+    for values, different in batches(profile, seed):
+        length = f"batch of {values.shape[0]}" if profile.model.max_batch_size else f"T = {values.shape[1]}"
+        truth = session.run(names, {name: values[:different]})
+        for output, expected, found in zip(names, truth, runner(values), strict=True):
+            checks += compare(f"{output}, {length}", expected, found)
+    return checks
 
 
 def batches(profile: Profile, seed: int) -> list[tuple[NDArray[Any], int]]:
@@ -73,13 +69,6 @@ def compare(what: str, expected: NDArray[np.float32], found: NDArray[np.float32]
     difference = float(np.abs(answers - rows).max()) / scale
     checks = [Check(what=f"{what}: difference", figure=difference, limit=LARGEST_DIFFERENCE, at_least=False)]
     if truth.shape[-1] > 2:  # the direction of a pair near zero, such as valence and arousal, is noise
-        checks.append(
-            Check(
-                what=f"{what}: cosine of the worst frame", figure=float(cosine.min()), limit=WORST_COSINE, at_least=True
-            )
-        )
+        worst = f"{what}: cosine of the worst frame"
+        checks.append(Check(what=worst, figure=float(cosine.min()), limit=WORST_COSINE, at_least=True))
     return checks
-
-
-def _length(profile: Profile, shape: Sequence[int]) -> str:
-    return f"batch of {shape[0]}" if profile.model.max_batch_size else f"T = {shape[1]}"

@@ -137,16 +137,3 @@ def missing_plan(model: str, available: Iterable[str], gpus: Sequence[Gpu]) -> s
         f"{', '.join(map(plan_file, sorted(have))) or 'none'}); Triton starts an instance on every GPU: build it here "
         f"with {REBUILD}"
     )
-
-
-def name_plans(config: Any, compute_capabilities: Iterable[str]) -> None:
-    """Tell a parsed Triton model configuration which plans there are.
-
-    Each is found by the compute capability of the GPU. One alone is also the default file, so that whoever reads the
-    configuration without a GPU sees what will be served.
-    """
-    capabilities = sorted(set(compute_capabilities))
-    for capability in capabilities:
-        config.cc_model_filenames[capability] = plan_file(capability)
-    if len(capabilities) == 1:
-        config.default_model_filename = plan_file(capabilities[0])

@@ -51,20 +51,21 @@ class Profile:
     model: ModelSpec
     shapes: Mapping[str, tuple[Shape, Shape, Shape]]
 
+    def as_lists(self) -> dict[str, list[list[int]]]:
+        """Return the shapes as plain values, for a plan's record."""
+        return {name: [list(shape) for shape in shapes] for name, shapes in self.shapes.items()}
+
 
 def _profile(model: ModelSpec, optimum: int) -> Profile:
     (spec,) = model.inputs
-    frames = (1, optimum, WINDOW_FRAMES)
-    if model.max_batch_size:
-        return Profile(model=model, shapes={spec.name: _three((n, *spec.shape) for n in frames)})
-    # The batch axis of 1 that Triton's reshape adds, then the time axis.
-    return Profile(model=model, shapes={spec.name: _three((1, n, *spec.shape[1:]) for n in frames)})
 
+    def shape(frames: int) -> Shape:
+        # Without batches: the batch axis of 1 that Triton's reshape adds, then the time axis.
+        return (frames, *spec.shape) if model.max_batch_size else (1, frames, *spec.shape[1:])
 
-def _three(shapes: Any) -> tuple[Shape, Shape, Shape]:
-    smallest, optimum, largest = shapes
-    return smallest, optimum, largest
+    return Profile(model=model, shapes={spec.name: (shape(1), shape(optimum), shape(WINDOW_FRAMES))})
 
 
 ENCODER_PROFILE = _profile(CLIP_ENCODER, OPTIMUM_FRAMES)
 HEAD_PROFILE = _profile(TEMPORAL_HEAD, WINDOW_FRAMES)
+PROFILES = (ENCODER_PROFILE, HEAD_PROFILE)

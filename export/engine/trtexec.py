@@ -14,7 +14,7 @@ from pathlib import Path, PurePath
 
 from affserve.export.contract import GPU_ONNX_FILE
 from affserve.export.engine.plans import PlanRecord
-from affserve.export.engine.profile import ENCODER_PROFILE, HEAD_PROFILE, EngineOptions, Profile, Shape
+from affserve.export.engine.profile import PROFILES, EngineOptions, Profile, Shape
 from affserve.export.pins import TENSORRT_VERSION, image
 
 MOUNT = "/repository"  # where the container sees the repository
@@ -51,17 +51,12 @@ def _shapes(profile: Profile, shapes: Sequence[Shape]) -> str:
     return ",".join(f"{name}:{'x'.join(map(str, shape))}" for name, shape in pairs)
 
 
-def container_script(
-    repository: Path,
-    options: EngineOptions,
-    version: int = 1,
-    profiles: Sequence[Profile] = (ENCODER_PROFILE, HEAD_PROFILE),
-) -> str:
+def container_script(repository: Path, options: EngineOptions, version: int = 1) -> str:
     """Return a shell script that builds all plans of one version of a repository inside the pinned container."""
     volumes = ['--volume "$repository:' + MOUNT + '"']
     if options.timing_cache is not None:
         volumes.append(f"--volume {shlex.quote(f'{options.timing_cache.resolve().parent}:{CACHE_MOUNT}')}")
-    builds = "".join(_build(profile, version, options) for profile in profiles)
+    builds = "".join(_build(profile, version, options) for profile in PROFILES)
     return _OUTER.format(
         repository=shlex.quote(str(repository.resolve())),
         volumes=" ".join(volumes),
@@ -100,7 +95,7 @@ def _record(profile: Profile, options: EngineOptions) -> str:
             "workspace_bytes": options.workspace_bytes,
             "timing_cache": options.timing_cache is not None,
         },
-        profile={name: [list(shape) for shape in shapes] for name, shapes in profile.shapes.items()},
+        profile=profile.as_lists(),
         notices=[NOT_COMPARED],
     )
     measured = {"bytes": "$bytes", "seconds": "$seconds"}  # numbers: the shell puts them in without quotes

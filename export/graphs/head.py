@@ -160,25 +160,18 @@ class HeadGraph(nn.Module):
         """features: (B, T, D) float32 -> one (B, T, K) float32 per task, in the order of `tasks`."""
         answers: dict[str, Tensor] = {}
         for head in self.heads:
-            answers.update(cast("TemporalHead | HeadEnsemble", head).answers(features))
+            answers.update(cast("TemporalHead | HeadEnsemble | LeanHead | LeanEnsemble", head).answers(features))
         return tuple(answers[key] for key in self.tasks)
 
 
-class LeanHeadGraph(nn.Module):
+class LeanHeadGraph(HeadGraph):
     """A HeadGraph as it is exported."""
 
     def __init__(self, graph: HeadGraph, dialect: Dialect) -> None:
-        super().__init__()
+        nn.Module.__init__(self)
         heads = [cast("TemporalHead | HeadEnsemble", head) for head in graph.heads]
         self.heads = nn.ModuleList(lean_head(head, dialect) for head in heads)
         self.tasks = graph.tasks
-
-    def forward(self, features: Tensor) -> tuple[Tensor, ...]:
-        """features: (B, T, D) float32 -> one (B, T, K) float32 per task, in the order of `tasks`."""
-        answers: dict[str, Tensor] = {}
-        for head in self.heads:
-            answers.update(cast("LeanHead | LeanEnsemble", head).answers(features))
-        return tuple(answers[key] for key in self.tasks)
 
 
 def _with_plain_weights(head: TemporalHead | HeadEnsemble) -> TemporalHead | HeadEnsemble:

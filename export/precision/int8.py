@@ -52,7 +52,7 @@ def calibrate(source: Path, feeds: Iterable[Feed], smoothing: bool = True) -> Ca
     model = onnx.load(source)
     _products_of_gemms(model)
     weights = Weights(model)
-    products = [node for node in model.graph.node if _is_product(node, weights)]
+    products = [node for node in model.graph.node if weights.is_product(node)]
     # A product with dequantised pixels reads 8 bit numbers already.
     exact = {node.output[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
     widths = {node.input[0]: weights.read(node.input[1]).shape[0] for node in products if node.input[0] not in exact}
@@ -64,7 +64,7 @@ def calibrate(source: Path, feeds: Iterable[Feed], smoothing: bool = True) -> Ca
         seen = ranges.get(node.input[0])
         return float("inf") if seen is None else signal_to_noise(seen, weights.read(node.input[1]))
 
-    by_noise = sorted((node for node in model.graph.node if _is_product(node, weights)), key=clarity)
+    by_noise = sorted((node for node in model.graph.node if weights.is_product(node)), key=clarity)
     return Calibrated(
         model=model, ranges=ranges, products=tuple(node.output[0] for node in by_noise), smoothed=smoothed
     )
@@ -78,7 +78,7 @@ def quantize(calibrated: Calibrated, path: Path, keep: Sequence[str] = ()) -> No
     nodes: list[onnx.NodeProto] = []
     quantised: dict[str, str] = {}  # activation -> its dequantised form
     for node in model.graph.node:
-        if _is_product(node, weights) and node.output[0] not in keep:
+        if weights.is_product(node) and node.output[0] not in keep:
             nodes += _quantise_activation(node, calibrated.ranges, weights, quantised)
             nodes += _quantise_weight(node, weights)
         nodes.append(node)
@@ -118,10 +118,6 @@ def _quantise_weight(node: onnx.NodeProto, weights: Weights) -> list[onnx.NodePr
     ]
     node.input[1] = stem
     return [helper.make_node("DequantizeLinear", inputs, [stem], f"{stem}.dequantise", axis=1)]
-
-
-def _is_product(node: onnx.NodeProto, weights: Weights) -> bool:
-    return node.op_type == "MatMul" and node.input[1] in weights and weights.rank(node.input[1]) == 2
 
 
 def _products_of_gemms(model: onnx.ModelProto) -> None:

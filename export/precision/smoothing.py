@@ -8,7 +8,7 @@ front of attention, or the product in front of a ReLU. GELU lets no factor throu
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Iterator, MutableMapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,9 +39,10 @@ class Weights:
         """Return a copy of an initialiser."""
         return np.array(numpy_helper.to_array(self._by_name[name]))
 
-    def rank(self, name: str) -> int:
-        """Return the number of axes of an initialiser."""
-        return len(self._by_name[name].dims)
+    def is_product(self, node: onnx.NodeProto) -> bool:
+        """Say whether a node multiplies an activation with a weight matrix."""
+        weight = self._by_name.get(node.input[1]) if node.op_type == "MatMul" else None
+        return weight is not None and len(weight.dims) == 2
 
     def add(self, name: str, values: NDArray[np.generic]) -> str:
         """Add an initialiser and return its name."""
@@ -117,80 +118,69 @@ def _best_factors(seen: ChannelRange, weights: Sequence[Array]) -> Array | None:
 
 
 def _folds(model: onnx.ModelProto, weights: Weights) -> Iterator[_Fold]:
-    nodes = list(model.graph.node)
-    makers = {name: node for node in nodes for name in node.output}
-    readers: dict[str, list[onnx.NodeProto]] = {}
-    for node in nodes:
-        for name in dict.fromkeys(node.input):
-            readers.setdefault(name, []).append(node)
+    graph = _Graph(model, weights)
     outputs = {output.name for output in model.graph.output}
-    for node in nodes:
-        divided = _divided(node, makers, readers, weights)
-        if divided is None or node.output[0] in outputs:
+    for node in list(model.graph.node):
+        divided = graph.divided(node)
+        if not divided or node.output[0] in outputs:
             continue
-        products, aliases = _products(node.output[0], readers, weights)
+        products, aliases = graph.products(node.output[0])
         if products:
             yield _Fold(activation=node.output[0], divided=divided, products=products, aliases=aliases)
 
 
-def _divided(
-    node: onnx.NodeProto,
-    makers: Mapping[str, onnx.NodeProto],
-    readers: Mapping[str, list[onnx.NodeProto]],
-    weights: Weights,
-) -> tuple[tuple[onnx.NodeProto, int, slice], ...] | None:
-    """Return where a division of the channels of node's output goes; None where it cannot go anywhere."""
-    everything = slice(None)
-    if node.op_type == "LayerNormalization":
-        return tuple((node, index, everything) for index in range(1, len(node.input)))
-    if node.op_type == "MultiHeadAttention" and len(node.input) == 4:
-        value = makers.get(node.input[2])
-        if value is not None and _is_product(value, weights) and len(readers[value.output[0]]) == 1:
-            width = weights.read(value.input[1]).shape[1]
-            return (value, 1, everything), (node, 3, slice(2 * width, 3 * width))
-    if node.op_type == "Relu":
-        return _divided_before_relu(node, makers, readers, weights)
-    return None
+class _Graph:
+    """Who makes and who reads each tensor of a model."""
 
+    def __init__(self, model: onnx.ModelProto, weights: Weights) -> None:
+        self.weights = weights
+        self.makers = {name: node for node in model.graph.node for name in node.output}
+        self.readers: dict[str, list[onnx.NodeProto]] = {}
+        for node in model.graph.node:
+            for name in dict.fromkeys(node.input):
+                self.readers.setdefault(name, []).append(node)
 
-def _divided_before_relu(
-    node: onnx.NodeProto,
-    makers: Mapping[str, onnx.NodeProto],
-    readers: Mapping[str, list[onnx.NodeProto]],
-    weights: Weights,
-) -> tuple[tuple[onnx.NodeProto, int, slice], ...] | None:
-    """max(0, x / s) = max(0, x) / s: through to the product and bias, where nothing else reads between."""
-    add = makers.get(node.input[0])
-    if add is None or add.op_type != "Add" or len(readers[add.output[0]]) > 1:
-        return None
-    bias = next((index for index, name in enumerate(add.input) if name in weights), None)
-    if bias is None:
-        return None
-    product = makers.get(add.input[1 - bias])
-    if product is None or not _is_product(product, weights) or len(readers[product.output[0]]) > 1:
-        return None
-    return (product, 1, slice(None)), (add, bias, slice(None))
+    def divided(self, node: onnx.NodeProto) -> tuple[tuple[onnx.NodeProto, int, slice], ...]:
+        """Return where a division of the channels of node's output goes; nothing where it cannot go anywhere."""
+        everything = slice(None)
+        if node.op_type == "LayerNormalization":
+            return tuple((node, index, everything) for index in range(1, len(node.input)))
+        if node.op_type == "MultiHeadAttention" and len(node.input) == 4:
+            value = self.sole_product(node.input[2])
+            if value is not None:
+                width = self.weights.read(value.input[1]).shape[1]
+                return (value, 1, everything), (node, 3, slice(2 * width, 3 * width))
+        if node.op_type == "Relu":
+            return self.divided_before_relu(node)
+        return ()
 
+    def divided_before_relu(self, node: onnx.NodeProto) -> tuple[tuple[onnx.NodeProto, int, slice], ...]:
+        """max(0, x / s) = max(0, x) / s: through to the product and bias, where nothing else reads between."""
+        add = self.makers.get(node.input[0])
+        if add is None or add.op_type != "Add" or len(self.readers[add.output[0]]) > 1:
+            return ()
+        bias = next((index for index, name in enumerate(add.input) if name in self.weights), None)
+        product = None if bias is None else self.sole_product(add.input[1 - bias])
+        return () if bias is None or product is None else ((product, 1, slice(None)), (add, bias, slice(None)))
 
-def _products(
-    name: str, readers: Mapping[str, list[onnx.NodeProto]], weights: Weights
-) -> tuple[tuple[onnx.NodeProto, ...], tuple[str, ...]]:
-    """Return the weight products that read a tensor, also by way of a slice of it; none when anything else does."""
-    products: list[onnx.NodeProto] = []
-    aliases: list[str] = []
-    for reader in readers.get(name, []):
-        if _is_product(reader, weights) and reader.input[0] == name:
-            products.append(reader)
-        elif reader.op_type == "Slice":
-            behind, further = _products(reader.output[0], readers, weights)
-            if not behind:
+    def sole_product(self, name: str) -> onnx.NodeProto | None:
+        """Return the weight product that makes a tensor which one node alone reads."""
+        node = self.makers.get(name)
+        return node if node is not None and self.weights.is_product(node) and len(self.readers[name]) == 1 else None
+
+    def products(self, name: str) -> tuple[tuple[onnx.NodeProto, ...], tuple[str, ...]]:
+        """Return the weight products that read a tensor, also by way of a slice of it; none when anything else does."""
+        products: list[onnx.NodeProto] = []
+        aliases: list[str] = []
+        for reader in self.readers.get(name, []):
+            if self.weights.is_product(reader) and reader.input[0] == name:
+                products.append(reader)
+            elif reader.op_type == "Slice":
+                behind, further = self.products(reader.output[0])
+                if not behind:
+                    return (), ()
+                products += behind
+                aliases += [reader.output[0], *further]
+            else:
                 return (), ()
-            products += behind
-            aliases += [reader.output[0], *further]
-        else:
-            return (), ()
-    return tuple(products), tuple(aliases)
-
-
-def _is_product(node: onnx.NodeProto, weights: Weights) -> bool:
-    return node.op_type == "MatMul" and node.input[1] in weights and weights.rank(node.input[1]) == 2
+        return tuple(products), tuple(aliases)

@@ -7,16 +7,14 @@ what was served untouched.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from affserve.export.artefacts.choice import Chosen, check_usable, choose, wanted
+from affserve.export.artefacts.choice import Chosen, check_usable, choose, timed, wanted
 from affserve.export.artefacts.making import make_artefacts
 from affserve.export.artefacts.material import Material
-from affserve.export.artefacts.parity import Artefact
-from affserve.export.artefacts.timing import fastest
 from affserve.export.contract import (
     CLIP_ENCODER,
     CPU,
@@ -24,27 +22,23 @@ from affserve.export.contract import (
     FRAMES,
     GPU,
     GPU_ONNX_FILE,
-    KEEP_FILE,
-    KEEP_TEXT,
     MANIFEST_FILE,
     MODELS,
-    MODELS_WITHOUT_FILES,
     ONNX_FILE,
-    TEMPORAL_HEAD,
 )
+from affserve.export.engine.building import Progress, build_plans
+from affserve.export.engine.profile import EngineOptions
 from affserve.export.graphs.flops import count_flops
 from affserve.export.precision.tolerances import Precision
 from affserve.export.repository.manifest import ArtefactRecord, Manifest, VersionRecord
 from affserve.export.repository.placement import LocalTarget, Target, read_target_manifest, refuse_foreign
 from affserve.export.repository.sources import Sources, built_with, load_sources
-from affserve.export.repository.templates import config_files, write_configs
-from affserve.export.repository.versions import FIRST_VERSION, check_same_contract
+from affserve.export.repository.templates import config_hashes, write_configs
+from affserve.export.repository.versions import FIRST_VERSION, check_same_contract, keep_files
 from affserve.train.errors import ExportError
 from affserve.train.files import file_sha256
 
 FILE_OF_USE = {CPU: ONNX_FILE, GPU: GPU_ONNX_FILE}
-
-Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +49,7 @@ class ExportOptions:
     precision: Precision | None = None  # None: the fastest that passes, for each model and use on its own
     version: int | None = None  # None: replace the whole repository; N: add or replace only this version
     threads: int | None = None  # at which speeds are compared; None: as many as a server here would use
+    engines: EngineOptions | None = None  # how to build TensorRT plans on this machine; None: none are built
 
     def __post_init__(self) -> None:
         unknown = set(self.uses) - set(FILE_OF_USE)
@@ -62,6 +57,8 @@ class ExportOptions:
             raise ExportError(f"uses are {self.uses}; expected some of {', '.join(FILE_OF_USE)}")
         if self.version is not None and self.version < 1:
             raise ExportError(f"version is {self.version}; expected 1 or more")
+        if self.engines is not None and GPU not in self.uses:
+            raise ExportError("TensorRT plans are built from the GPU's graph; export it, too, with --target all")
         check_usable(self.uses, self.precision)
 
 
@@ -105,12 +102,10 @@ def export_repository(
     *,
     material: Material,
     options: ExportOptions = ExportOptions(),
-    add_plans: Callable[[Path, int], None] | None = None,
     progress: Progress = lambda _: None,
 ) -> ExportSummary:
     """Write the repository of an encoder and one to three heads to `target`, or a version of it.
 
-    add_plans: called with the finished but not yet placed repository and the version, to build TensorRT plans in it.
     CheckpointError, ExportError or ParityError; the target is then as it was.
     """
     place = LocalTarget(target) if isinstance(target, Path) else target
@@ -126,8 +121,8 @@ def export_repository(
         chosen = _make(sources, workshop, material, options, progress)
         record = _fill(staging, version, chosen, sources)
         write_configs(staging, sources.description, version)
-        if add_plans is not None:
-            add_plans(staging, version)
+        if options.engines is not None:
+            build_plans(staging, version, options.engines, progress)
         _write_manifest(staging, version, record, kept)
         if kept is None:
             place.place_whole(staging)
@@ -139,23 +134,26 @@ def export_repository(
 def _make(
     sources: Sources, folder: Path, material: Material, options: ExportOptions, progress: Progress
 ) -> list[Chosen]:
+    uses, asked = options.uses, options.precision
     artefacts = make_artefacts(
-        sources.encoder, sources.graph, folder, wanted(options.uses, options.precision), material, progress
+        sources.encoder,
+        sources.graph,
+        folder,
+        wanted(uses, asked),
+        material,
+        progress,
+        timed=timed(uses, asked),
+        threads=options.threads,
     )
-
-    def fastest_here(passed: Sequence[Artefact]) -> Artefact:
-        progress(f"speed of {passed[0].model} in {' and '.join(one.precision.value for one in passed)}")
-        return fastest(passed, options.threads)
-
-    return choose(artefacts, options.uses, options.precision, fastest_here)
+    return choose(artefacts, uses, asked)
 
 
 def _fill(staging: Path, version: int, chosen: Sequence[Chosen], sources: Sources) -> VersionRecord:
     """Copy the chosen files to where Triton looks for them and describe them."""
     for model in MODELS:
         (staging / model / str(version)).mkdir(parents=True)
-        if model in MODELS_WITHOUT_FILES:
-            (staging / model / str(version) / KEEP_FILE).write_text(KEEP_TEXT)
+    for file, content in keep_files(version).items():
+        (staging / file).write_bytes(content)
     for one in chosen:
         shutil.copyfile(one.artefact.path, staging / _file(one, version))
     description = sources.description
@@ -176,14 +174,9 @@ def _file(one: Chosen, version: int) -> str:
     return f"{one.artefact.model}/{version}/{FILE_OF_USE[one.use]}"
 
 
-_MEASURED_AT: Mapping[str, Callable[[int], dict[str, tuple[int, ...]]]] = {
-    CLIP_ENCODER.name: lambda _: {FRAMES.name: (1, *FRAMES.shape)},
-    TEMPORAL_HEAD.name: lambda window: {FEATURES.name: (1, window, *FEATURES.shape)},
-}
-
-
 def _record(staging: Path, one: Chosen, version: int, window_frames: int) -> ArtefactRecord:
     path = staging / _file(one, version)
+    frame, window = {FRAMES.name: (1, *FRAMES.shape)}, {FEATURES.name: (1, window_frames, *FEATURES.shape)}
     return ArtefactRecord(
         path=_file(one, version),
         model=one.artefact.model,
@@ -191,16 +184,15 @@ def _record(staging: Path, one: Chosen, version: int, window_frames: int) -> Art
         precision=one.artefact.precision.value,
         sha256=file_sha256(path),
         bytes=path.stat().st_size,
-        flops=count_flops(path, _MEASURED_AT[one.artefact.model](window_frames)),
+        flops=count_flops(path, frame if one.artefact.model == CLIP_ENCODER.name else window),
         parity=tuple(asdict(check) for check in one.artefact.checks),
         notes=one.artefact.notes,
     )
 
 
 def _write_manifest(staging: Path, version: int, record: VersionRecord, kept: Manifest | None) -> None:
-    configs = {file: file_sha256(staging / file) for file in config_files(staging)}
     versions = {**(kept.versions if kept is not None else {}), version: record}
-    manifest = Manifest(served=version, versions=versions, configs=configs)
+    manifest = Manifest(served=version, versions=versions, configs=config_hashes(staging))
     (staging / MANIFEST_FILE).write_bytes(manifest.to_json())
 
 

@@ -55,7 +55,8 @@ class Inspection:
 
     def text(self) -> str:
         """Return a page for people."""
-        lines = [f"{self.name}: {_count(len(self.manifest.versions), 'version')}"]
+        count = len(self.manifest.versions)
+        lines = [f"{self.name}: {count} version{'s' * (count != 1)}"]
         for number, record in sorted(self.manifest.versions.items()):
             served = "served" if number == self.manifest.served else f"kept; affserve export --activate {number}"
             lines += ["", f"version {number} ({served})", *_version_lines(record)]
@@ -132,7 +133,3 @@ def _used(check: Mapping[str, Any]) -> float:
     if check["at_least"]:
         return (1 - figure) / (1 - limit) if limit < 1 else float(figure < limit)
     return figure / limit if limit else float(figure > limit)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -17,6 +17,7 @@ from affserve.train.errors import RepositoryError
 
 MANIFEST_SCHEMA = 2
 EXPORT_COMMAND = "affserve export"
+WRITE_AGAIN = f"write it again with: {EXPORT_COMMAND} ..."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,13 +93,11 @@ class Manifest:
                 configs=dict(document["configs"]),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise RepositoryError(
-                f"{source} is incomplete: {type(error).__name__}: {error}; write it again with: {EXPORT_COMMAND} ..."
-            ) from error
+            raise RepositoryError(f"{source} is incomplete: {type(error).__name__}: {error}; {WRITE_AGAIN}") from error
         if manifest.served not in manifest.versions:
             raise RepositoryError(
                 f"{source} says that version {manifest.served} is served and describes "
-                f"{', '.join(map(str, manifest.versions)) or 'none'}; write it again with: {EXPORT_COMMAND} ..."
+                f"{', '.join(map(str, manifest.versions)) or 'none'}; {WRITE_AGAIN}"
             )
         return manifest
 
@@ -107,7 +106,7 @@ def _parse(content: bytes, source: str) -> dict[str, Any]:
     try:
         document = json.loads(content)
     except ValueError as error:
-        raise RepositoryError(f"{source} cannot be read: {error}; write it again with: {EXPORT_COMMAND} ...") from error
+        raise RepositoryError(f"{source} cannot be read: {error}; {WRITE_AGAIN}") from error
     if not isinstance(document, dict) or document.get("schema") != MANIFEST_SCHEMA:
         found = document.get("schema") if isinstance(document, dict) else type(document).__name__
         raise RepositoryError(
@@ -118,19 +117,14 @@ def _parse(content: bytes, source: str) -> dict[str, Any]:
 
 
 def _version(record: Mapping[str, Any]) -> VersionRecord:
-    artefacts = tuple(
-        ArtefactRecord(**{**one, "parity": tuple(one["parity"]), "notes": tuple(one["notes"])})
-        for one in record["artefacts"]
-    )
-    return VersionRecord(
-        **{
-            **record,
-            "labels": {key: tuple(names) for key, names in record["labels"].items()},
-            "heads": tuple(record["heads"]),
-            "artefacts": artefacts,
-            "notes": tuple(record["notes"]),
-        }
-    )
+    artefacts = [one | {"parity": tuple(one["parity"]), "notes": tuple(one["notes"])} for one in record["artefacts"]]
+    tuples = {
+        "labels": {key: tuple(names) for key, names in record["labels"].items()},
+        "heads": tuple(record["heads"]),
+        "artefacts": tuple(ArtefactRecord(**one) for one in artefacts),
+        "notes": tuple(record["notes"]),
+    }
+    return VersionRecord(**{**record, **tuples})
 
 
 def read_manifest(root: Path) -> Manifest | None:
@@ -141,4 +135,4 @@ def read_manifest(root: Path) -> Manifest | None:
     try:
         return Manifest.from_json(path.read_bytes(), str(path))
     except OSError as error:
-        raise RepositoryError(f"{path} cannot be read: {error}; write it again with: {EXPORT_COMMAND} ...") from error
+        raise RepositoryError(f"{path} cannot be read: {error}; {WRITE_AGAIN}") from error

@@ -66,22 +66,11 @@ def open_target(text: str) -> Target:
         from fsspec.core import url_to_fs
 
         fs, root = url_to_fs(text)
-    except ImportError as error:
-        raise ExportError(f"{text}: {error}; expected its driver: pip install {_driver(text)}") from error
-    except ValueError as error:
+    except (ImportError, ValueError) as error:  # fsspec names the driver that is missing
         raise ExportError(
             f"{text} cannot be opened: {error}; expected a path or a URL such as s3://bucket/folder"
         ) from error
     return RemoteTarget(fs, str(root).rstrip("/"), text)
-
-
-def _driver(url: str) -> str:
-    """Return the package that brings a protocol, as fsspec's own table has it."""
-    from fsspec.registry import known_implementations
-
-    protocol = url.partition("://")[0]
-    module = str(known_implementations.get(protocol, {}).get("class", "fsspec")).partition(".")[0]
-    return module.replace("_", "-")
 
 
 def refuse_foreign(target: Target) -> None:
@@ -108,6 +97,15 @@ def require_manifest(target: Target) -> Manifest:
     if manifest is None:
         raise RepositoryError(f"{target.name} holds no repository; write one with: {EXPORT_COMMAND} ...")
     return manifest
+
+
+@contextlib.contextmanager
+def _explained(what: str, remedy: str) -> Iterator[None]:
+    """Make an OutputError of an operating system's error."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(f"{what}: {error.strerror or error}; {remedy}") from error
 
 
 @dataclass(frozen=True)
@@ -170,15 +168,12 @@ class LocalTarget:
                 (self.root / file).parent.mkdir(parents=True, exist_ok=True)
                 write_file(self.root / file, content)
 
-    @contextlib.contextmanager
-    def _explained(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise OutputError(
-                f"{self.root} cannot be written: {error.strerror}; expected a folder in which, and beside which, this "
-                "user may write on the same disk (a mount point itself is none: name a folder below it)"
-            ) from error
+    def _explained(self) -> contextlib.AbstractContextManager[None]:
+        return _explained(
+            f"{self.root} cannot be written",
+            "expected a folder in which, and beside which, this user may write on the same disk (a mount point itself "
+            "is none: name a folder below it)",
+        )
 
 
 @dataclass(frozen=True)
@@ -260,14 +255,8 @@ class RemoteTarget:
                 if arrived != sent:
                     raise OutputError(f"{self.url}/{file} has {arrived} bytes after the upload of {sent}; export again")
 
-    @contextlib.contextmanager
-    def _explained(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise OutputError(
-                f"{self.url} cannot be read or written: {error}; check the address and who may write there"
-            ) from error
+    def _explained(self) -> contextlib.AbstractContextManager[None]:
+        return _explained(f"{self.url} cannot be read or written", "check the address and who may write there")
 
 
 def in_order(staging: Path) -> list[str]:

@@ -13,7 +13,7 @@ from affserve.export.contract import HeadDescription
 from affserve.export.graphs.head import HeadGraph
 from affserve.train.errors import ExportError
 from affserve.train.labels import TASKS
-from affserve.train.models.checkpoint import CONFIG_FILE, Checkpoint, load_encoder, load_head
+from affserve.train.models.checkpoint import CONFIG_FILE, Checkpoint, check_fits, load_encoder, load_head
 from affserve.train.models.encoder import ClipEncoder
 from affserve.train.provenance import source_commit
 from affserve.train.windows import STRIDE_FRAMES, WINDOW_FRAMES
@@ -33,7 +33,7 @@ class Sources:
 
 
 def load_sources(encoder_path: Path, head_paths: Sequence[Path]) -> Sources:
-    """Read an encoder and one to three heads, or ensembles of heads; ExportError when they do not belong together."""
+    """Read an encoder and one to three heads, or ensembles of heads; an error when they do not belong together."""
     encoder, encoder_checkpoint = load_encoder(encoder_path)
     loaded = [load_head(path) for path in head_paths]
     checkpoints = [checkpoint for _, checkpoint in loaded]
@@ -52,12 +52,7 @@ def _check_heads_fit(encoder: Checkpoint, heads: Sequence[Checkpoint]) -> None:
     if not heads:
         raise ExportError("no head was given; expected at least one temporal head checkpoint")
     for head in heads:
-        trained_with = head.provenance.encoder
-        if trained_with != encoder.fingerprint:
-            raise ExportError(
-                f"{head.path} was trained on features of encoder {trained_with}, but {encoder.path} is "
-                f"{encoder.fingerprint}; export it with its own encoder, or train the head on this one's features"
-            )
+        check_fits(head, encoder.fingerprint)
 
 
 def _describe(encoder: Checkpoint, tasks: Sequence[str], heads: Sequence[Checkpoint]) -> HeadDescription:

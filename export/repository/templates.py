@@ -10,6 +10,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from affserve.export.contract import MODELS, MODELS_WITH_LABELS, TASK_OUTPUTS, HeadDescription
+from affserve.train.files import file_sha256
 
 TEMPLATES = Path(__file__).parents[2] / "model_repository"
 
@@ -24,8 +25,8 @@ def write_config(
 ) -> None:
     """Write `template` to `place` without the outputs of tasks that were not trained and with what the head tells.
 
-    description: None for a model that does not tell labels. version: the one that is served: a server
-    that watches the repository ignores others until this line changes.
+    description: what the parameters tell clients; None for a model that has none. version: the one that is served: a
+    server that watches the repository ignores others until this line changes.
     """
     text = template.read_text()
     if description is not None:
@@ -39,19 +40,14 @@ def write_config(
 
 def _described(config: Any, tasks: Sequence[str], description: HeadDescription) -> Any:
     untrained = [key for key in TASK_OUTPUTS if key not in tasks]
-    _drop(config.output, [output for output in config.output if output.name in untrained])
+    for output in [output for output in config.output if output.name in untrained]:
+        config.output.remove(output)
     for step in config.ensemble_scheduling.step:
         for key in untrained:
             step.output_map.pop(key, None)
-    config.parameters.clear()
     for key, value in description.to_parameters().items():
         config.parameters[key].string_value = value
     return config
-
-
-def _drop(repeated: Any, items: Sequence[Any]) -> None:
-    for item in items:
-        repeated.remove(item)
 
 
 def served_version(config: Any, folder: Path) -> int | None:
@@ -79,3 +75,8 @@ def config_files(folder: Path) -> dict[str, bytes]:
         for model in MODELS
         for path in sorted((folder / model).rglob("*.pbtxt"))
     }
+
+
+def config_hashes(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of each configuration in `folder`, as a manifest lists them."""
+    return {file: file_sha256(folder / file) for file in config_files(folder)}

@@ -7,15 +7,23 @@ tasks, labels, window. Going to another version changes the configurations, each
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 
-from affserve.export.contract import KEEP_FILE, KEEP_TEXT, MANIFEST_FILE, MODELS_WITHOUT_FILES, HeadDescription
+from affserve.export.contract import MANIFEST_FILE, MODELS_WITHOUT_FILES, HeadDescription
 from affserve.export.repository.manifest import Manifest
 from affserve.export.repository.placement import Target, require_manifest
-from affserve.export.repository.templates import config_files, write_configs
+from affserve.export.repository.templates import config_files, config_hashes, write_configs
 from affserve.train.errors import ExportError, RepositoryError
 
 FIRST_VERSION = 1
+
+
+def keep_files(version: int) -> dict[str, bytes]:
+    """Return, by path, what stands in the folders of models without files.
+
+    An object store and many ways of copying have no empty folders, and Triton wants one for each version of a model.
+    """
+    text = b"This model has no file of its own; Triton needs this folder.\n"
+    return {f"{model}/{version}/keep.txt": text for model in MODELS_WITHOUT_FILES}
 
 
 def check_same_contract(repository: Manifest, new: HeadDescription, name: str) -> None:
@@ -58,10 +66,8 @@ def activate(target: Target, version: int) -> Manifest:
     with target.staging() as folder:
         write_configs(folder, record.description(), version)
         files = config_files(folder)
-    configs = {file: hashlib.sha256(content).hexdigest() for file, content in files.items()}
-    manifest = dataclasses.replace(manifest, served=version, configs=configs)
+        manifest = dataclasses.replace(manifest, served=version, configs=config_hashes(folder))
     # A version from before one of these models existed lacks its folder.
-    folders = [f"{model}/{version}/{KEEP_FILE}" for model in MODELS_WITHOUT_FILES]
-    kept = {file: KEEP_TEXT.encode() for file in folders if target.size(file) is None}
+    kept = {file: content for file, content in keep_files(version).items() if target.size(file) is None}
     target.write({**kept, **files, MANIFEST_FILE: manifest.to_json()})
     return manifest

@@ -6,11 +6,10 @@ One place for the server that affserve starts and for the containers that it onl
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from affserve.export.contract import ModelSpec
 from affserve.export.machine.cores import Parallelism, choose_parallelism
 from affserve.export.machine.ports import choose_ports
 from affserve.export.pins import ONNX_CONFIG_NAME
@@ -100,14 +99,14 @@ Options = dict[str, object]  # name without the dashes -> value; None: an option
 def serving_options(config: ServerConfig, models: Path, callers: Path | None) -> Options:
     """Return the options that hold for every kind of installation.
 
-    models: the repository as the server sees it. callers: PEM that callers' certificates must lead to, when they
-    need one.
+    models: the repository as the server sees it; it holds our models and nothing else. callers: PEM that callers'
+    certificates must lead to, when they need one.
     """
     return {
         "model-repository": models,
         "model-config-name": config.config_name,
-        # Exactly our models.
-        "model-control-mode": "explicit",
+        # All models once, and nobody can load another: who may load one may bring a model.py that runs as we do.
+        "model-control-mode": "none",
         # The configurations are complete; completing them would start each stub twice.
         "disable-auto-complete-config": None,
         "exit-timeout-secs": max(1, round(config.drain_timeout_s)),
@@ -151,10 +150,9 @@ def _word(value: bool) -> str:
     return str(value).lower()
 
 
-def arguments(options: Mapping[str, object], models: Iterable[ModelSpec]) -> list[str]:
-    """Return options as the words of a command line, with one --load-model for each model."""
-    words = [f"--{name}" if value is None else f"--{name}={value}" for name, value in options.items()]
-    return words + [f"--load-model={model.name}" for model in models]
+def arguments(options: Mapping[str, object]) -> list[str]:
+    """Return options as the words of a command line."""
+    return [f"--{name}" if value is None else f"--{name}={value}" for name, value in options.items()]
 
 
 def wheel_arguments(backends: Path, shm_prefix: str) -> list[str]:

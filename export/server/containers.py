@@ -1,4 +1,4 @@
-"""The same service in a container: a shell script for docker, or a file for Docker Compose.
+"""The same service in a container: a file for Docker Compose.
 
 In comes what `affserve serve` would be told, out comes text. The server's options are those of config.py, only
 with the container's own paths and addresses. Nothing is run here, and no container engine is needed.
@@ -9,9 +9,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import json
-import shlex
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from affserve.export.contract import AFFECT, CLIP_ENCODER
@@ -33,74 +31,25 @@ HEALTH = {"interval": "30s", "timeout": "20s", "retries": 3, "start_period": "30
 GRACE_S = 10  # for the server to end after it has drained
 
 
-@dataclass(frozen=True, kw_only=True)
-class Mount:
-    """A file or folder of this machine inside the container, read only."""
-
-    source: Path
-    target: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Deployment:
-    """A container in the words that docker and Compose share."""
-
-    image: str
-    dockerfile: str  # empty: the image as it is published
-    command: Sequence[str]
-    ports: Sequence[str]  # HOST:PORT:PORT
-    mounts: Sequence[Mount]
-    health: str  # a shell command that fails when the models do not answer
-    gpus: bool
-    host_ipc: bool  # the container sees this machine's /dev/shm
-    stop_s: int
-    notes: Sequence[str]
-
-
-def docker_script(config: ServerConfig) -> str:
-    """Return a shell script that builds the image, if it has to, and runs the container."""
-    plan = _deployment(config)
-    lines = ["#!/bin/sh", *_comments(plan, "docker logs, docker stop and docker rm take the name affserve."), "set -eu"]
-    if plan.dockerfile:
-        lines += [f"docker build --tag {plan.image} - <<'DOCKERFILE'", plan.dockerfile.rstrip(), "DOCKERFILE"]
-    words = [*_docker_options(plan), plan.image, *(shlex.quote(word) for word in plan.command)]
-    return "\n".join([*lines, " \\\n  ".join(["exec docker run", *words])]) + "\n"
-
-
-def _docker_options(plan: Deployment) -> Iterator[str]:
-    yield f"--detach --name {NAME} --restart unless-stopped --stop-timeout {plan.stop_s}"
-    if plan.gpus:
-        yield "--gpus all"
-    yield "--ipc host" if plan.host_ipc else f"--shm-size {SHM_SIZE}"
-    yield " ".join(f"--ulimit {name}={value}" for name, value in ULIMITS.items())
-    yield "--security-opt no-new-privileges"
-    yield from (f"--publish {shlex.quote(port)}" for port in plan.ports)
-    for mount in plan.mounts:
-        yield f"--mount {shlex.quote(f'type=bind,source={mount.source},target={mount.target},readonly')}"
-    yield " ".join(f"--health-{name.replace('_', '-')} {value}" for name, value in HEALTH.items())
-    yield f"--health-cmd {shlex.quote(plan.health)}"
-
-
 def compose_file(config: ServerConfig) -> str:
     """Return a compose.yaml. All its strings are written as JSON, which is YAML."""
-    plan = _deployment(config)
-    lines = [*_comments(plan, "docker compose up --detach --wait, docker compose logs, docker compose down."), ""]
-    lines += [f"name: {NAME}", "services:", "  triton:", f"    image: {_word(plan.image)}"]
-    if plan.dockerfile:
-        inline = [f"        {line}" for line in plan.dockerfile.splitlines()]
-        lines += ["    build:", "      dockerfile_inline: |", *inline]
-    lines += ["    restart: unless-stopped", f"    stop_grace_period: {plan.stop_s}s"]
-    lines += ["    ipc: host" if plan.host_ipc else f"    shm_size: {SHM_SIZE}"]
+    _check(config)
+    gpus, backends = _uses_gpu(config), _needed_backends(config)
+    lines = [f"# {note}" for note in _notes(config, gpus)]
+    lines += ["", f"name: {NAME}", "services:", "  triton:", *_image(backends), "    restart: unless-stopped"]
+    lines += [f"    stop_grace_period: {round(config.drain_timeout_s) + GRACE_S}s"]
+    # With the machine's own IPC the container sees all of its /dev/shm.
+    lines += ["    ipc: host" if config.shared_memory else f"    shm_size: {SHM_SIZE}"]
     lines += ["    ulimits:", *(f"      {name}: {value}" for name, value in ULIMITS.items())]
     lines += ['    security_opt: ["no-new-privileges:true"]']
-    lines += ["    ports:", *(f"      - {_word(port)}" for port in plan.ports), "    volumes:"]
-    for mount in plan.mounts:
-        lines += ["      - type: bind", f"        source: {_word(str(mount.source))}"]
-        lines += [f"        target: {_word(mount.target)}", "        read_only: true"]
-    lines += ["    command:", *(f"      - {_word(word)}" for word in plan.command)]
-    lines += ["    healthcheck:", f'      test: ["CMD-SHELL", {_word(plan.health)}]']
+    lines += ["    ports:", *(f"      - {_word(port)}" for port in _ports(config)), "    volumes:"]
+    for place, source in _mounts(config, backends).items():
+        lines += ["      - type: bind", f"        source: {_word(str(source))}"]
+        lines += [f"        target: {_word(place)}", "        read_only: true"]
+    lines += ["    command:", *(f"      - {_word(word)}" for word in _command(config))]
+    lines += ["    healthcheck:", f'      test: ["CMD-SHELL", {_word(health_command())}]']
     lines += [f"      {name}: {value}" for name, value in HEALTH.items()]
-    if plan.gpus:
+    if gpus:
         lines += ["    deploy:", "      resources:", "        reservations:", "          devices:"]
         lines += ["            - driver: nvidia", "              count: all", "              capabilities: [gpu]"]
     return "\n".join(lines) + "\n"
@@ -111,27 +60,15 @@ def _word(text: str) -> str:
     return json.dumps(text.replace("$", "$$"))
 
 
-def _comments(plan: Deployment, commands: str) -> list[str]:
-    return [f"# {line}" for line in (*plan.notes, commands)]
-
-
-def _deployment(config: ServerConfig) -> Deployment:
-    _check(config)
-    backends = _needed_backends(config)
+def _image(backends: Sequence[Path]) -> Iterator[str]:
+    """Yield the lines of the image: the published one, or one with what backends of ours need besides."""
     packages = sorted({_pinned(name) for backend in backends for name in requirements(backend) if name != "numpy"})
-    gpus = _uses_gpu(config)
-    return Deployment(
-        image=OWN_IMAGE if packages else image(),
-        dockerfile=_dockerfile(packages) if packages else "",
-        command=_command(config),
-        ports=_ports(config),
-        mounts=_mounts(config, backends),
-        health=health_command(),
-        gpus=gpus,
-        host_ipc=bool(config.shared_memory),
-        stop_s=round(config.drain_timeout_s) + GRACE_S,
-        notes=tuple(_notes(config, gpus)),
-    )
+    yield f"    image: {_word(OWN_IMAGE if packages else image())}"
+    if packages:
+        yield from ("    build:", "      dockerfile_inline: |", f"        FROM {image()}")
+        # The variable for Pythons that belong to the distribution: in a container there is nobody else to break.
+        install = "PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --no-cache-dir"
+        yield f"        RUN {install} {' '.join(packages)}"
 
 
 def _check(config: ServerConfig) -> None:
@@ -172,13 +109,6 @@ def _pinned(package: str) -> str:
         return package
 
 
-def _dockerfile(packages: Sequence[str]) -> str:
-    # The variable for Pythons that belong to the distribution: in a container there is nobody else to break.
-    return (
-        f"FROM {image()}\nRUN PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --no-cache-dir {' '.join(packages)}\n"
-    )
-
-
 def _command(config: ServerConfig) -> list[str]:
     inside = dataclasses.replace(
         config,
@@ -188,7 +118,8 @@ def _command(config: ServerConfig) -> list[str]:
         metrics_port=None if config.metrics_port is None else METRICS_PORT,
         shared_memory=bool(config.shared_memory),
     )
-    options = serving_options(inside, Path(MODELS_PLACE), _tls_place("ca.pem", inside))
+    callers = Path(TLS_PLACE, "ca.pem") if inside.tls is not None and inside.tls.client_ca is not None else None
+    options = serving_options(inside, Path(MODELS_PLACE), callers)
     if inside.tls is not None:
         options |= {"grpc-server-cert": f"{TLS_PLACE}/server.pem", "grpc-server-key": f"{TLS_PLACE}/server.key"}
         # Unpublished, for the health check inside.
@@ -196,11 +127,7 @@ def _command(config: ServerConfig) -> list[str]:
         options["http-restricted-api"] = options["grpc-restricted-protocol"]
     if inside.metrics_port is not None:
         options["metrics-address"] = inside.host
-    return ["tritonserver", *arguments(options, served_models(config.repository))]
-
-
-def _tls_place(name: str, config: ServerConfig) -> Path | None:
-    return Path(TLS_PLACE, name) if config.tls is not None and config.tls.client_ca is not None else None
+    return ["tritonserver", *arguments(options)]
 
 
 def _ports(config: ServerConfig) -> list[str]:
@@ -213,19 +140,15 @@ def _ports(config: ServerConfig) -> list[str]:
     return ports
 
 
-def _mounts(config: ServerConfig, backends: Sequence[Path]) -> list[Mount]:
-    mounts = [Mount(source=config.repository.resolve(), target=MODELS_PLACE)]
-    mounts += [
-        Mount(source=backend.parent, target=f"{BACKENDS_PLACE}/{backend.parent.relative_to(BACKENDS)}")
-        for backend in backends
-    ]
+def _mounts(config: ServerConfig, backends: Sequence[Path]) -> Mapping[str, Path]:
+    """Return what of this machine the container sees, read only, by its path inside."""
+    # One by one: Triton loads whatever lies in the folder, and that is to be our models alone.
+    names = [model.name for model in served_models(config.repository)]
+    mounts = {f"{MODELS_PLACE}/{name}": config.repository.resolve() / name for name in names}
+    mounts |= {f"{BACKENDS_PLACE}/{model.parent.relative_to(BACKENDS)}": model.parent for model in backends}
     if (tls := config.tls) is not None:
         files = {"server.pem": tls.certificate, "server.key": tls.key, "ca.pem": tls.client_ca}
-        mounts += [
-            Mount(source=path.resolve(), target=f"{TLS_PLACE}/{name}")
-            for name, path in files.items()
-            if path is not None
-        ]
+        mounts |= {f"{TLS_PLACE}/{name}": path.resolve() for name, path in files.items() if path is not None}
     return mounts
 
 
@@ -260,6 +183,7 @@ def _notes(config: ServerConfig, gpus: bool) -> Iterator[str]:
     yield "127.0.0.1 stays the choice behind a proxy; another address is given with --host, best with TLS."
     yield "Docker's health check is a true inference. Docker alone only restarts what has ended: an unhealthy container"
     yield "is shown as such (docker ps), and restarted by an orchestrator such as Swarm."
-    yield "The keys of restricted interfaces are random: no caller is meant to have them."
+    yield "The key of the restricted interfaces is no secret: no header can have its name."
     if config.shared_memory:
         yield "Callers may register shared memory: the container sees all of this machine's /dev/shm."
+    yield "docker compose up --detach --wait, docker compose logs, docker compose down."

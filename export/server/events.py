@@ -1,11 +1,15 @@
 """The log of a server's life: one JSON object a line, for machines to read.
 
-Events: starting, ready, restarting, errors (that Triton logged, such as refused requests), gave up, stopping, stopped.
+Events: starting, ready, restarting, waiting (for a full disk, say), errors (that Triton logged, such as refused
+requests), gave up, stopping, stopped.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import select
 import sys
 import threading
 from collections.abc import Mapping
@@ -15,13 +19,28 @@ from pathlib import Path
 from affserve.train.errors import OutputError
 
 LIMIT_BYTES = 8 << 20  # then the file starts over, and one of that size before it is kept
+READER_TIMEOUT_S = 1.0  # for who reads stderr to make room in its pipe
 
 Event = Mapping[str, object]
 
 
 def print_event(event: Event) -> None:
-    """Write an event as one JSON line to stderr."""
-    print(_line(event), file=sys.stderr, flush=True)
+    """Write an event as one JSON line to stderr, if anybody takes it."""
+    write_to_stderr(_line(event))
+
+
+def write_to_stderr(line: str) -> None:
+    """Write a line to stderr; where nobody takes it, it is lost, and the caller goes on.
+
+    Past Python's own buffer: that keeps what could not be written, tries again when the process ends, and spoils its
+    exit code.
+    """
+    # AttributeError: there is no stderr. ValueError: it was closed. OSError: its reader is gone, or the disk is full.
+    with contextlib.suppress(AttributeError, ValueError, OSError):
+        file = sys.stderr.fileno()
+        rest = f"{line}\n".encode(sys.stderr.encoding, errors="backslashreplace")
+        while rest and select.select([], [file], [], READER_TIMEOUT_S)[1]:
+            rest = rest[os.write(file, rest[: select.PIPE_BUF]) :]
 
 
 def _line(event: Event) -> str:

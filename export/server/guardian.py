@@ -7,6 +7,8 @@ and folder are removed. One byte on it asks for the same without draining.
 
 A separate process, because a death signal set in a forked child of the supervising process would follow the thread that
 forked, and because forking in a process with gRPC threads is not safe.
+
+What the server makes is for its user alone: its shared memory holds everybody's frames.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import os
 import select
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -32,7 +35,13 @@ LOG_PERIOD_S = 1.0  # between looks at the size of the log
 # Triton counts an executing request of the python backend as done; it ends when its model is unloaded. What follows
 # (the server's own clean-up) takes a second more and saves nothing.
 UNLOADED = b"successfully unloaded '"
+PRIVATE_UMASK = 0o077
 _PR_SET_PDEATHSIG = 1
+_PR_SET_NO_NEW_PRIVS = 38
+_SECCOMP_SET_MODE_FILTER = 1
+_SECCOMP_FILTER_FLAG_SPEC_ALLOW = 1 << 2  # else older kernels slow the whole process down
+# What the kernel calls the machine, and its numbers of the calls seccomp and fchmod (linux/audit.h, asm/unistd.h).
+_KERNEL_NUMBERS = {"x86_64": (0xC000003E, 317, 91), "aarch64": (0xC00000B7, 277, 52)}
 
 
 def start_guardian(
@@ -81,6 +90,13 @@ def remove_shared_memory(prefix: str) -> None:
         file.unlink(missing_ok=True)
 
 
+def close_shared_memory(prefix: str) -> None:
+    """Take the shared memory files of a server from all other users."""
+    for file in SHARED_MEMORY.glob(f"{prefix}*"):
+        with contextlib.suppress(FileNotFoundError):
+            file.chmod(0o600)
+
+
 def guard(settings: dict[str, Any]) -> int:
     """Run the command of `settings` until it ends or the lifeline does; return its exit code."""
     wake = _wake_on_child()
@@ -107,7 +123,7 @@ def guard(settings: dict[str, Any]) -> int:
 
 
 class _Bond:
-    """Runs in the server's process before it starts: own process group, and death together with the guardian."""
+    """Runs in the server's process before it starts: own process group, own files, and death with the guardian."""
 
     def __init__(self, libc: ctypes.CDLL, guardian_pid: int) -> None:
         self._libc = libc
@@ -115,9 +131,39 @@ class _Bond:
 
     def __call__(self) -> None:
         os.setpgid(0, 0)
+        os.umask(PRIVATE_UMASK)
+        _refuse_to_open_files(self._libc)
         self._libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != self._guardian_pid:
             os._exit(1)
+
+
+def _refuse_to_open_files(libc: ctypes.CDLL) -> None:
+    """Have the kernel answer `fchmod(file, 0644)` of this process and its children with success, and do nothing.
+
+    The python backend's library (Boost) makes its shared memory and then calls just that, whatever the umask. A
+    correction afterwards would come too late: who has opened a file by then reads it for as long as it is there.
+    Where the kernel cannot do so, the correction is all there is.
+    """
+    if (name := os.uname().machine) not in _KERNEL_NUMBERS:
+        return
+    machine, seccomp, fchmod = _KERNEL_NUMBERS[name]
+    load, equal, answer = 0x20, 0x15, 0x06  # of the kernel's packet filter: BPF_LD|W|ABS, BPF_JMP|JEQ|K, BPF_RET|K
+    steps = [
+        # instruction, steps to skip if true, if false, operand; loaded from struct seccomp_data
+        (load, 0, 0, 4),
+        (equal, 0, 5, machine),
+        (load, 0, 0, 0),
+        (equal, 0, 3, fchmod),
+        (load, 0, 0, 24),  # the lower half of the second argument
+        (equal, 0, 1, 0o644),
+        (answer, 0, 0, 0x00050000),  # SECCOMP_RET_ERRNO, 0: done
+        (answer, 0, 0, 0x7FFF0000),  # SECCOMP_RET_ALLOW
+    ]
+    code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in steps))
+    program = struct.pack("HP", len(steps), ctypes.addressof(code))
+    libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    libc.syscall(seccomp, _SECCOMP_SET_MODE_FILTER, _SECCOMP_FILTER_FLAG_SPEC_ALLOW, program)
 
 
 def _wake_on_child() -> int:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
-import secrets
 import socket
 import ssl
 from dataclasses import dataclass
@@ -27,6 +26,11 @@ KNOWN_HOLES = (
 HANDSHAKE_TIMEOUT_S = 5.0
 # Whoever may use these can load other models, write files anywhere, or record what others send.
 ALWAYS_RESTRICTED = ("model-repository", "logging", "trace")
+# The header that opens a restricted interface. Every user of the machine can read it in the server's command line, so
+# what keeps them out is its name, which no header has: in HTTP/1 a colon ends a name and a newline the header, and
+# HTTP/2 has neither in names. A value is no such place: gRPC's server takes one with a newline from who writes his own
+# HTTP/2.
+UNSENDABLE_HEADER = "nobody:\n"
 # Whoever may register regions can have the server read and write any file of this machine's /dev/shm.
 SHARED_MEMORY_INTERFACE = "shared-memory"
 
@@ -136,7 +140,7 @@ def check_host(version: tuple[int, ...] | None, host: str, *, accepted: bool) ->
     raise ServerError(
         f"tritonserver {found} will not listen on {host}: it predates {KNOWN_HOLES}. Listen on 127.0.0.1 (behind a "
         "proxy or an SSH tunnel where others must reach it), serve the same repository from a current Triton container "
-        "(affserve serve REPOSITORY --print docker), or, where everybody on the network is trusted, say --i-know"
+        "(affserve serve REPOSITORY --print compose), or, where everybody on the network is trusted, say --i-know"
     )
 
 
@@ -146,5 +150,5 @@ def restricted_interfaces(*, shared_memory: bool) -> tuple[str, ...]:
 
 
 def restriction(interfaces: tuple[str, ...]) -> str:
-    """Return the value of Triton's --grpc-restricted-protocol and --http-restricted-api: a key that nobody has."""
-    return f"{','.join(interfaces)}:affserve={secrets.token_hex(16)}"
+    """Return the value of Triton's --grpc-restricted-protocol and --http-restricted-api: a key that nobody can send."""
+    return f"{','.join(interfaces)}:{UNSENDABLE_HEADER}=closed"

@@ -22,21 +22,25 @@ from tritonclient.utils import InferenceServerException
 from affserve.export.contract import ModelSpec
 from affserve.export.machine.ports import PortTakenError, listening
 from affserve.export.repository.check import served_models, verify_repository
-from affserve.export.repository.instances import with_instances
+from affserve.export.repository.instances import lay_out_models
 from affserve.export.server import triton_log
 from affserve.export.server.config import ServerConfig, arguments, serving_options, wheel_arguments
-from affserve.export.server.guardian import KILL, remove_shared_memory, start_guardian
+from affserve.export.server.guardian import KILL, close_shared_memory, remove_shared_memory, start_guardian
 from affserve.export.server.installation import Installation, find_installation, lay_out_backends, server_environment
 from affserve.export.server.probe import Prober, identify
 from affserve.export.server.security import CallerTls, check_host, supervisor_tls
 from affserve.train.errors import ServerError
 
-__all__ = ["ServerConfig", "TritonServer"]
+__all__ = ["ServerConfig", "TritonServer", "UnpreparedError"]
 
 POLL_S = 0.02
 PORT_ATTEMPTS = 5
 OTHER_SERVER_TIMEOUT_S = 1.0  # to say who it is
 LOG_LIMIT_BYTES = 8 << 20  # then it starts over, and one file of that size before it is kept
+
+
+class UnpreparedError(ServerError):
+    """The machine refused what a server needs before it starts, such as room for its files: it may have it later."""
 
 
 class TritonServer:
@@ -94,6 +98,15 @@ class TritonServer:
 
     def start(self) -> None:
         """Return when every model has answered a request; RepositoryError or ServerError when that cannot be."""
+        try:
+            self._start()
+        except OSError as error:
+            raise UnpreparedError(
+                f"tritonserver for {self.config.repository} cannot be prepared: {error}. Where a folder for temporary "
+                "files is full, make room in it or choose another with TMPDIR"
+            ) from error
+
+    def _start(self) -> None:
         verify_repository(self.config.repository, self.config.config_name)
         self.models = served_models(self.config.repository)
         installation = find_installation()
@@ -140,12 +153,11 @@ class TritonServer:
             undo.pop_all()
 
     def _command(self, installation: Installation, folder: Path) -> list[str]:
-        config, models = self.config, None
-        if (instances := self.parallelism.instances) > 1:
-            models = with_instances(config.repository, config.config_name, instances, folder)
+        config = self.config
+        models = lay_out_models(config.repository, config.config_name, self.parallelism.instances, folder)
         callers = config.tls.trusted_callers(folder) if config.tls is not None else None
-        options = serving_options(config, models or config.repository.resolve(), callers)
-        command = [str(installation.binary), f"--id={self._identity}", *arguments(options, self.models)]
+        options = serving_options(config, models, callers)
+        command = [str(installation.binary), f"--id={self._identity}", *arguments(options)]
         backends = lay_out_backends(installation, folder)
         return command if backends is None else command + wheel_arguments(backends, self._identity)
 
@@ -158,6 +170,7 @@ class TritonServer:
                 self._check_start(deadline)
                 try:
                     version = self._first_answers(prober, deadline - time.monotonic())
+                    close_shared_memory(self._identity)
                     break
                 except InferenceServerException as error:
                     if "StatusCode.UNAVAILABLE" not in str(error.status()):

@@ -6,6 +6,7 @@ else had an answer for a while, because a dead or stuck model does not show anyw
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections import deque
@@ -19,7 +20,7 @@ from affserve.export.server import triton_log
 from affserve.export.server.config import ServerConfig
 from affserve.export.server.events import Event, print_event
 from affserve.export.server.probe import Prober
-from affserve.export.server.server import TritonServer
+from affserve.export.server.server import TritonServer, UnpreparedError
 from affserve.train.errors import AffserveError, ServerError
 
 WATCH_PERIOD_S = 0.25
@@ -30,6 +31,8 @@ PROBED = (CLIP_ENCODER, TEMPORAL_HEAD, JPEG_DECODER)  # where they are served; e
 MAX_FAILURES = 5  # within FAILURE_PERIOD_S; then a restart is no cure
 FAILURE_PERIOD_S = 60.0
 FIRST_DELAY_S = 0.5  # before the second restart in a row; doubles from there
+ROOM_PERIOD_S = 1.0  # between restarts that a full disk, or the like, prevents
+ROOM_TIMEOUT_S = 600.0  # then it is not worth waiting for any longer
 
 
 class SupervisedServer:
@@ -115,13 +118,22 @@ class SupervisedServer:
         self._last_answer_s = {model.name: time.monotonic() for model in self._probed}
 
     def _watch(self) -> None:
+        """Watch until stopped. However watching ends, somebody learns of it: nobody else would see a dead server."""
+        try:
+            self._watch_until_stopped()
+        except Exception as error:  # noqa: BLE001 - see above
+            self._give_up(f"watching tritonserver failed: {error!r}")
+
+    def _watch_until_stopped(self) -> None:
         next_probe_s = time.monotonic() + PROBE_PERIOD_S
         while not self._stopping.wait(WATCH_PERIOD_S):
-            reason = self._dead_process()
-            if reason is None and time.monotonic() >= next_probe_s:
-                reason = self._probe()
-                self._tell_errors()
-                next_probe_s = time.monotonic() + PROBE_PERIOD_S
+            reason = None
+            with contextlib.suppress(OSError):  # no file left to look with: it looks again
+                reason = self._dead_process()
+                if reason is None and time.monotonic() >= next_probe_s:
+                    next_probe_s = time.monotonic() + PROBE_PERIOD_S
+                    reason = self._probe()
+                    self._tell_errors()
             if reason is not None and not self._restart(reason):
                 return
 
@@ -159,31 +171,68 @@ class SupervisedServer:
         Its statistics will not do: to 2.51 a request that a python model refused is one that was answered.
         """
         if errors := triton_log.errors(self._server.new_log()):
-            self._on_event({"event": "errors", "count": len(errors), "last": errors[-1], "url": self.grpc_url})
+            self._tell({"event": "errors", "count": len(errors), "last": errors[-1], "url": self.grpc_url})
+
+    def _tell(self, event: Event) -> None:
+        """Report an event; what reporting raises must not end watching."""
+        try:
+            self._on_event(event)
+        except Exception as error:  # noqa: BLE001 - the owner's function may raise anything
+            print_event({"event": "report failed", "reason": repr(error), "of": event["event"]})
 
     def _restart(self, reason: str) -> bool:
         """Start a new server on the old ports, trying again after growing pauses; False when stopped or given up."""
         began_s = time.monotonic()
         while not self._stopping.is_set():
-            tail = self._server.log_tail()
+            tail = self._log_tail()
             self._server.kill()
             failures = self._count_failure()
             if failures >= MAX_FAILURES:
-                self._give_up(reason, tail)
+                log = f"; its log says:\n{tail}" if tail else ""
+                often = f"tritonserver failed {MAX_FAILURES} times within {FAILURE_PERIOD_S:g} s"
+                self._give_up(f"{often} and was not started again; the last time because {reason}{log}")
                 return False
-            self._on_event({"event": "restarting", "reason": reason, "failures": failures, "url": self.grpc_url})
-            if failures > 1 and self._stopping.wait(FIRST_DELAY_S * 2 ** (failures - 2)):
+            self._tell({"event": "restarting", "reason": reason, "failures": failures, "url": self.grpc_url})
+            if self._stopping.wait(pause_s(failures)):
                 return False
             self._server = TritonServer(self._config, cancelled=self._stopping)
             try:
-                self._server.start()
+                self._start_when_there_is_room()
+            except UnpreparedError as error:
+                self._give_up(str(error))
+                return False
             except AffserveError as error:
                 reason = str(error)
                 continue
             self._mark_ready()
-            self._on_event({"event": "ready", "recovery_s": round(time.monotonic() - began_s, 2), "url": self.grpc_url})
+            self._tell({"event": "ready", "recovery_s": round(time.monotonic() - began_s, 2), "url": self.grpc_url})
             return True
         return False
+
+    def _log_tail(self) -> str:
+        try:
+            return self._server.log_tail()
+        except OSError:  # it is only for the message
+            return ""
+
+    def _start_when_there_is_room(self) -> None:
+        """Start the server; while the machine refuses what it needs first, such as room in a full folder, try again.
+
+        That is no failure of the server, and is not counted as one. UnpreparedError when it lasts too long.
+        """
+        deadline = time.monotonic() + ROOM_TIMEOUT_S
+        told = False
+        while True:
+            try:
+                return self._server.start()
+            except UnpreparedError as error:
+                if time.monotonic() > deadline:
+                    raise
+                if not told:
+                    self._tell({"event": "waiting", "reason": str(error), "url": self.grpc_url})
+                    told = True
+            if self._stopping.wait(ROOM_PERIOD_S):
+                raise ServerError("the server was stopped while it waited for room")
 
     def _count_failure(self) -> int:
         now_s = time.monotonic()
@@ -192,14 +241,15 @@ class SupervisedServer:
             self._failures.popleft()
         return len(self._failures)
 
-    def _give_up(self, reason: str, tail: str) -> None:
-        log = f"; its log says:\n{tail}" if tail else ""
-        self._failure = ServerError(
-            f"tritonserver failed {MAX_FAILURES} times within {FAILURE_PERIOD_S:g} s and was not started again; "
-            f"the last time because {reason}{log}"
-        )
-        self._on_event({"event": "gave up", "reason": reason, "url": self.grpc_url})
+    def _give_up(self, reason: str) -> None:
+        self._failure = ServerError(reason)
+        self._tell({"event": "gave up", "reason": reason, "url": self.grpc_url})
         self._ended.set()
+
+
+def pause_s(failures: int) -> float:
+    """Return how long to wait before a restart: not at all the first time, then twice as long each time."""
+    return FIRST_DELAY_S * 2 ** (failures - 2) if failures > 1 else 0.0
 
 
 def children_of(pid: int) -> dict[int, str]:

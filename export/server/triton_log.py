@@ -15,7 +15,7 @@ _ENGINE = re.compile(r"\w+ runs on (ONNX Runtime [^\"\n]+)")
 _ADVICE = {
     "ONNX Runtime cannot load": "write the file again with: affserve export ...",
     "KIND_GPU": "serve where there is a GPU, or from the CPU configurations with --config-name onnx",
-    "No space left on device": "give /dev/shm more room (docker run --shm-size=1g)",
+    "No space left on device": "give /dev/shm more room (of a container: --shm-size=1g, or shm_size in Compose)",
     "libpython": "install the shared library of this Python, or use a Python that was built with one",
     "No module named": "install what is missing: pip install 'affserve[serve]'",
 }

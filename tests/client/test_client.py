@@ -24,6 +24,8 @@ from tritonclient.utils import InferenceServerException
 
 from affserve.client.client import AffectClient
 from affserve.client.wire.calls import LONGEST_PAUSE_S, is_transient, pauses_s
+from affserve.client.wire.messages import Joiner, messages
+from affserve.export.contract import CHUNK_FRAMES
 from affserve.export.server.config import ServerConfig
 from affserve.export.server.installation import find_installation, lay_out_backends, server_environment
 from affserve.export.server.security import CallerTls, ServerTls
@@ -155,23 +157,30 @@ def test_features_that_are_no_numbers_are_refused_here(client: AffectClient, val
         client.predict(features)
 
 
+@pytest.mark.parametrize("count", [0, 1, CHUNK_FRAMES, CHUNK_FRAMES + 1, 2 * CHUNK_FRAMES])
+def test_a_chunk_of_any_length_ends_with_its_last_message(count: int) -> None:
+    chunk, joiner = np.zeros((count, 1, 1, 3), np.uint8), Joiner()
+    sent = list(messages(chunk))
+    joined = [joiner.join(one, np.zeros((len(one.frames), 512), np.float32)) for one in sent]
+    assert [len(features) for parts in joined for features in parts] == [count]
+    assert all(len(one.frames) <= CHUNK_FRAMES for one in sent)
+
+
 def test_servers_own_refusal_is_passed_on_at_once(client: AffectClient) -> None:
-    start = time.monotonic()
     with pytest.raises(InferenceError) as raised:
         client.predict(np.empty((0, 512), dtype=np.float32))
 
-    assert time.monotonic() - start < 5
+    assert "tried for" not in str(raised.value)
     assert "temporal_head on 127.0.0.1:" in str(raised.value)
     assert "sent features (0, 512) float32" in str(raised.value)
 
 
-def test_nobody_listening_is_said_quickly() -> None:
+def test_nobody_listening_is_said_without_trying_again() -> None:
     url = f"127.0.0.1:{free_port()}"
-    start = time.monotonic()
-    with pytest.raises(ServerError, match=rf"no server at {url} .*start one with: affserve serve"), AffectClient(url):
-        pass
+    with pytest.raises(ServerError, match=rf"no server at {url} .*start one with: affserve serve") as raised:
+        AffectClient(url).connect()
 
-    assert time.monotonic() - start < 6
+    assert "tried for" not in str(raised.value)
 
 
 @pytest.mark.parametrize(
@@ -207,13 +216,13 @@ def test_server_with_other_models_is_refused(tmp_path: Path) -> None:
 
 
 def wait_until_listening(port: int) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         with socket.socket() as caller:
             if caller.connect_ex(("127.0.0.1", port)) == 0:
                 return
         time.sleep(0.05)
-    pytest.fail("the server did not start listening within 30 s")
+    pytest.fail("the server did not start listening within 120 s")
 
 
 def test_server_that_stays_away_is_given_up_after_the_time(repository: Path) -> None:
@@ -226,7 +235,7 @@ def test_server_that_stays_away_is_given_up_after_the_time(repository: Path) -> 
     with pytest.raises(InferenceError, match="tried for 2 s"):
         client.encode(np.zeros((1, 224, 224, 3), dtype=np.uint8))
 
-    assert 0.5 < time.monotonic() - start < 6
+    assert time.monotonic() - start > 0.5
     client.close()
 
 

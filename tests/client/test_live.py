@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -23,6 +23,7 @@ from conftest import blurred_noise
 from numpy.typing import NDArray
 from rich.console import Console
 from rtsp_server import RtspServer
+from tiny_server import wait_for
 
 from affserve.benchmarks.video.live import grows, slope
 from affserve.client.client import AffectClient
@@ -42,6 +43,7 @@ from affserve.export.server.supervisor import SupervisedServer
 from affserve.train.errors import VideoError
 
 FPS = 30
+LIMIT_S = 120.0  # only turns a hang into a failure
 TOLERANCE = 2e-5  # float32 sums in another order: chunks and batches differ
 
 
@@ -99,37 +101,39 @@ class TestWindow:
             window.push(3, self.feature(1))
 
 
-class Metronome:
-    """A source of frames without content at a steady rate."""
+class Bursts:
+    """A source of frames without content, 200 a second by their times, that yields as many as it is allowed to."""
 
-    name = "metronome"
+    name = "bursts"
+    fps = 200.0
 
-    def __init__(self, frames: int, fps: float) -> None:
-        self.fps = fps
+    def __init__(self, frames: int) -> None:
+        self.allowed = threading.Semaphore(0)
         self._frames = frames
 
     def frames(self, stop: threading.Event, counters: LiveCounters) -> Iterator[LiveFrame]:
-        began_s = now_s()
         for number in range(self._frames):
-            if stop.wait(max(0.0, began_s + number / self.fps - now_s())):
-                return
+            self.allowed.acquire()
             picture = DecodedImage(np.zeros((8, 8, 3), dtype=np.uint8))
-            yield LiveFrame(index=number, timestamp_s=number / self.fps, arrived_s=now_s(), picture=picture)
+            time_s = number / self.fps
+            yield LiveFrame(index=number, timestamp_s=time_s, arrived_s=1 + time_s, picture=picture)
 
 
 def test_a_slow_reader_gets_evenly_spread_frames_and_always_the_newest() -> None:
-    counters = LiveCounters()
+    counters, source = LiveCounters(), Bursts(112)
     taken: list[list[int]] = []
-    with NewestFrames(Metronome(120, 200), counters) as newest:
-        while (frames := newest.take(4, 0.5)) is not None:
-            taken.append([frame.index for frame in frames])
-            time.sleep(0.14)  # 28 frames arrive meanwhile, more than may wait
+    with NewestFrames(source, counters) as newest:
+        for arrived in range(28, 113, 28):  # at a time, more than may wait
+            source.allowed.release(28)
+            wait_for(lambda arrived=arrived: counters.decoded == arrived)
+            taken.append([frame.index for frame in newest.take(4, LIMIT_S) or []])
+        assert newest.take(4, LIMIT_S) is None
     numbers = [number for batch in taken for number in batch]
     assert numbers == sorted(set(numbers))
-    assert numbers[-1] == 119
+    assert [batch[-1] for batch in taken] == [27, 55, 83, 111]
     assert max(len(batch) for batch in taken) == 4
     assert counters.overflown > 0
-    assert counters.decoded == 120 == len(numbers) + counters.dropped
+    assert counters.decoded == 112 == len(numbers) + counters.dropped
     assert np.diff(numbers).max() <= 14, "4 of 28 in a row would leave holes of 25"
 
 
@@ -268,26 +272,27 @@ class TestAnswers:
 
 
 class SlowClient(AffectClient):
-    """A server that needs 0.1 s a frame."""
+    """A server that needs, for each frame, the time in which three arrive."""
+
+    counters: LiveCounters
 
     def encode(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
-        time.sleep(0.1 * len(frames))
+        until = min(self.counters.decoded + 3 * len(frames), 90)
+        wait_for(lambda: self.counters.decoded >= until)
         return super().encode(frames)
 
 
-def test_too_slow_a_machine_drops_frames_and_keeps_the_delay(server_url: str, tmp_path: Path) -> None:
+def test_too_slow_a_machine_drops_frames_and_answers_the_newest(server_url: str, tmp_path: Path) -> None:
     video = write_video(tmp_path / "clip.mp4", moving_square(90))
     with SlowClient(server_url) as slow:
         analysis, counters = analysis_of(slow)
+        slow.counters = counters
         answers = list(analysis.run(open_live(SourceSettings(source=str(video)))))
     numbers = answered_frames(answers)
     assert numbers == sorted(set(numbers))
     assert len(numbers) + counters.dropped == counters.decoded == 90
-    assert 15 <= len(numbers) <= 40, "3 s at 10 frames a second"
-    assert np.diff(numbers[5:]).max() <= 8
-    delays = [float(answer.delay_s.max()) for answer in answers]
-    assert max(delays) < 1.5
-    assert np.mean(delays[-3:]) < np.mean(delays[:3]) + 0.3
+    assert len(numbers) <= 45, "a third, and what waited at the end"
+    assert numbers[-1] == 89
 
 
 def test_a_stopped_and_a_killed_server_cost_frames_and_nothing_else(repository: Path, tmp_path: Path) -> None:
@@ -299,19 +304,25 @@ def test_a_stopped_and_a_killed_server_cost_frames_and_nothing_else(repository: 
     ):
         analysis, counters = analysis_of(client)
         answers = analysis.run(open_live(SourceSettings(source=str(video), loop=True)))
-        next(answers)
+        seen = [next(answers)]
+
+        def answers_until(true: Callable[[], bool]) -> None:
+            began_s = now_s()
+            while not true():
+                assert now_s() - began_s < LIMIT_S
+                seen.append(next(answers))
+
+        def go_on_after(decoded: int) -> None:
+            wait_for(lambda: counters.decoded >= decoded)
+            os.kill(server.pid, signal.SIGCONT)
+
         os.kill(server.pid, signal.SIGSTOP)
-        threading.Timer(1.0, os.kill, (server.pid, signal.SIGCONT)).start()
-        stopped = [next(answers) for _ in range(8)]
-        assert counters.dropped >= 10
-        assert max(answer.delay_s.max() for answer in stopped) > 0.8
-        assert stopped[-1].delay_s.max() < 0.8, "the delay has recovered"
+        before = counters.dropped
+        threading.Thread(target=go_on_after, args=(counters.decoded + 40,)).start()
+        answers_until(lambda: counters.dropped >= before + 10)
         os.kill(server.pid, signal.SIGKILL)
-        killed = [next(answers) for _ in range(10)]
-        assert counters.lost > 0
-        assert counters.server_trouble == ""
-        assert killed[-1].delay_s.max() < 0.8
-        numbers = answered_frames([*stopped, *killed])
+        answers_until(lambda: counters.lost > 0 and counters.server_trouble == "")
+        numbers = answered_frames(seen)
         assert numbers == sorted(set(numbers))
         answers.close()
 
@@ -358,7 +369,6 @@ class TestRtsp:
         steps = np.diff(numbers)
         assert steps.max() > 5, "the break shows in the frame numbers"
         assert np.diff(timestamps).max() == pytest.approx(steps.max() / FPS, abs=0.1)
-        assert answers[-1].delay_s.max() < 0.8
         assert counters.trouble == ""
 
     def test_a_stream_that_does_not_come_back_is_an_error(self) -> None:
@@ -447,7 +457,7 @@ def test_the_command_writes_a_line_for_each_frame_and_a_summary(server_url: str,
     video = write_video(tmp_path / "clip.mp4", moving_square(45))
     began_s = time.monotonic()
     done = subprocess.run(
-        command(str(video), "--url", server_url, "--crops", "--jsonl", "-"), capture_output=True, text=True, timeout=60
+        command(str(video), "--url", server_url, "--crops", "--jsonl", "-"), capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr
     assert time.monotonic() - began_s > 45 / FPS, "a file plays in real time"
@@ -455,7 +465,7 @@ def test_the_command_writes_a_line_for_each_frame_and_a_summary(server_url: str,
     columns = [column.name for column in columns_of(default_head_description().labels)]
     assert all([*row] == [*columns, "delay_s", "decoded", "dropped"] for row in rows)
     assert len(rows) + rows[-1]["dropped"] == 45
-    assert 0 < rows[5]["delay_s"] < 2
+    assert rows[-1]["delay_s"] > 0
     assert "clip.mp4: 45 frames in" in done.stderr
     assert "warning: this model was trained on generated faces only" in done.stderr
 
@@ -473,7 +483,7 @@ def test_a_signal_ends_it_cleanly(server_url: str, tmp_path: Path, number: signa
     while process.poll() is None and not (rows.exists() and rows.stat().st_size):
         time.sleep(0.02)
     process.send_signal(number)
-    stdout, stderr = process.communicate(timeout=20)
+    stdout, stderr = process.communicate(timeout=120)
     assert process.returncode == 0, stderr
     summary = json.loads(stdout)
     assert summary["analysed"] == len(rows.read_text().splitlines()) > 0
@@ -495,5 +505,5 @@ def test_a_reader_that_has_seen_enough_ends_it(server_url: str, tmp_path: Path) 
     assert process.stderr is not None
     stderr = process.stderr.read().decode()
     process.stderr.close()
-    assert process.wait(timeout=20) == 0, stderr
+    assert process.wait(timeout=120) == 0, stderr
     assert "Error" not in stderr

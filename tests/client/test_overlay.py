@@ -45,6 +45,15 @@ def times(path: Path, kind: str = "video") -> list[float]:
     return [when for when, _ in packets(path, kind)]
 
 
+def test_wide_pixels_stay_wide(tmp_path: Path) -> None:
+    source = write_video(tmp_path / "wide.mp4", moving_square(3), pixel_aspect=Fraction(4, 3))
+
+    overlaid(source, tmp_path / "overlay.mp4")
+
+    with av.open(str(tmp_path / "overlay.mp4")) as container:
+        assert container.streams.video[0].sample_aspect_ratio == Fraction(4, 3)
+
+
 @pytest.mark.parametrize(
     ("first", "start"), [(0.0, 0.0), (0.2, 0.5), (-0.2, 0.0)], ids=["together", "sound", "pictures"]
 )

@@ -9,7 +9,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import cv2
@@ -17,11 +16,11 @@ import numpy as np
 import pytest
 
 from affserve.client.drawing.plots import draw_result
-from affserve.client.drawing.timelines import read_timelines
+from affserve.client.drawing.timelines import MOST_BINS, read_timelines
 from affserve.client.results.formats import CSV
 from affserve.client.results.metadata import ResultTable, metadata_text
 from affserve.client.results.output_file import OutputFile, check_writable, write_whole
-from affserve.client.results.rows import NO_TRACK, RowFormatter, Rows, columns_of
+from affserve.client.results.rows import NO_TRACK, RowFormatter, Rows, columns_of, described_columns
 from affserve.export.contract import HeadDescription, default_head_description
 from affserve.train.errors import OutputError
 from affserve.train.labels import TASKS
@@ -126,6 +125,14 @@ def test_every_action_unit_has_its_meaning() -> None:
     assert "lip corner puller" in descriptions[6]
 
 
+def test_descriptions_end_with_unit_and_range() -> None:
+    described = dict(described_columns(LABELS))
+
+    assert described["box_x_px"] == "left edge of the face box [px]"
+    assert described["box_w_px"] == "width of the face box [px, 0 or more]"
+    assert described["valence"].endswith(" [-1 to 1]")
+
+
 def test_file_appears_only_when_complete(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_text("before")
@@ -207,10 +214,9 @@ def test_plot_is_drawn_for_any_head_and_length(tmp_path: Path, tasks: list[str],
     assert len(np.unique(image.reshape(-1, 3), axis=0)) > 20
 
 
-def test_plot_of_a_long_video_costs_as_much_as_a_short_one(tmp_path: Path) -> None:
+def test_plot_of_a_long_video_draws_no_more_than_one_of_a_short_one(tmp_path: Path) -> None:
     path = written(tmp_path / "rows.csv", rows(30_000))
-    start = time.perf_counter()
 
-    drawn(path, default_head_description())
+    (timeline,) = read_timelines(lambda: CSV.read(path, LABELS), LABELS)
 
-    assert time.perf_counter() - start < 20  # 2 s on a quiet machine; drawing each row would take minutes
+    assert len(timeline.edges_s) <= MOST_BINS + 1

@@ -7,7 +7,6 @@ import io
 import json
 import os
 import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,10 +39,17 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
         yield running
 
 
+def answered(url: str) -> int:
+    with contextlib.closing(triton.InferenceServerClient(url)) as client:
+        statistics = client.get_inference_statistics("clip_encoder").model_stats
+    return int(statistics[0].inference_stats.success.count)
+
+
 def test_status_tells_versions_counts_and_times(server: TritonServer) -> None:
+    before = answered(server.grpc_url)
     for _ in range(3):
         ask(server.grpc_url, "clip_encoder", {"frames": make_frames(32, seed=0)})
-    time.sleep(0.2)  # Triton answers a request a moment before it counts it
+    wait_for(lambda: answered(server.grpc_url) == before + 3)  # Triton answers a moment before it counts
     (status,) = server_status(server.grpc_url, metrics_port=server.config.metrics_port)
     assert status.ready, status.problems
     assert status.problems == ()
@@ -54,7 +60,7 @@ def test_status_tells_versions_counts_and_times(server: TritonServer) -> None:
     assert status.head.trained_on == "unknown"
     models = {model.name: model for model in status.models}
     assert models.keys() == {"clip_encoder", "temporal_head", "affect"}
-    assert all(model.ready and model.answer_ms is not None and 0 < model.answer_ms < 5000 for model in status.models)
+    assert all(model.ready and model.answer_ms is not None and model.answer_ms > 0 for model in status.models)
     told = models["clip_encoder"].statistics
     assert told is not None
     assert told.version == "1"
@@ -65,7 +71,7 @@ def test_status_tells_versions_counts_and_times(server: TritonServer) -> None:
     assert told.request_ms is not None
     assert told.queue_ms is not None
     assert told.compute_ms is not None
-    assert told.queue_ms + told.compute_ms == pytest.approx(told.request_ms, rel=0.3, abs=0.5)
+    assert 0 < told.queue_ms + told.compute_ms <= told.request_ms + 0.5
 
 
 def test_json_is_one_object_for_each_server(server: TritonServer) -> None:
@@ -122,7 +128,7 @@ def test_stuck_model_is_the_one_that_is_named(server: TritonServer) -> None:
     stub = stub_of(server.pid, "temporal_head")
     os.kill(stub, signal.SIGSTOP)
     try:
-        (status,) = server_status(server.grpc_url, timeout_s=1)
+        (status,) = server_status(server.grpc_url, timeout_s=5)
     finally:
         os.kill(stub, signal.SIGCONT)
     assert not status.ready

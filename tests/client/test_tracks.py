@@ -19,7 +19,7 @@ from affserve.client.faces.face import Face, FaceCrop, FaceDetector
 from affserve.client.faces.flow import follow, grey_frame, is_cut
 from affserve.client.faces.settings import ALL, LARGEST, LEFT, RIGHT, FaceSettings
 from affserve.client.faces.subjects import ABSENCE_FRAMES, chooser
-from affserve.client.faces.tracks import Track
+from affserve.client.faces.tracks import Track, match
 from affserve.client.video.source import open_source
 from affserve.train.errors import VideoError
 
@@ -289,6 +289,46 @@ def test_a_person_alone_counts_by_their_half_of_the_picture() -> None:
 
 def test_a_small_face_in_the_background_is_no_second_person() -> None:
     assert chosen(LEFT, [[person(0, 250, 100), person(1, 10, 20)]]) == [None]
+
+
+A, B = np.eye(2, dtype=np.float32)  # looks that have nothing in common
+NEARLY_A, HALF_A = (np.array([share, np.sqrt(1 - share**2)], dtype=np.float32) for share in (0.9, 0.5))
+
+
+@pytest.mark.parametrize(
+    ("carried", "cut_since", "speed_px"),
+    [(False, False, 30), (False, True, 0), (True, False, 0)],
+    ids=["found", "after-a-cut", "flow-had-moved-them"],
+)
+def test_speed_is_learnt_once_a_frame_and_not_across_a_cut(carried: bool, cut_since: bool, speed_px: float) -> None:
+    track, there = person(0, 0, 100), person(0, 60, 100).face
+    track.carried, track.cut_since = carried, cut_since
+
+    track.found(there, A, A, crowded=False)
+
+    assert track.velocity_px.tolist() == [speed_px, 0]
+    assert (track.face, track.cut_since) == (there, False)
+
+
+@pytest.mark.parametrize(
+    ("faces", "chosen"),
+    [
+        ([(10, HALF_A), (-10, NEARLY_A)], 1),
+        ([(30, A), (10, A)], 1),
+        ([(0, B)], None),
+        ([(200, A)], None),
+    ],
+    ids=["more-alike", "nearer", "somebody-else", "elsewhere"],
+)
+def test_a_face_that_flow_carried_is_the_nearest_and_most_alike(
+    faces: list[tuple[float, NDArray[np.float32]]], chosen: int | None
+) -> None:
+    track = person(0, 0, 100)
+    track.carried, track.looks = True, A
+
+    found = match([track], [person(0, x, 100).face for x, _ in faces], [looks for _, looks in faces])
+
+    assert found == ({} if chosen is None else {track: chosen})
 
 
 @pytest.mark.parametrize(

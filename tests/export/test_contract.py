@@ -21,7 +21,6 @@ from affserve.export.contract import (
     MODELS_WITH_LABELS,
     MODELS_WITHOUT_FILES,
     ONNX_FILE,
-    PLAN_FILE,
     TEMPORAL_HEAD,
     HeadDescription,
     TensorSpec,
@@ -30,10 +29,11 @@ from affserve.export.contract import (
 from affserve.export.engine.plans import COMPUTE_CAPABILITIES, plan_file
 from affserve.export.engine.profile import ENCODER_PROFILE, HEAD_PROFILE, Profile
 from affserve.export.pins import CUDA_CONFIG_NAME, ONNX_CONFIG_NAME, TENSORRT_CONFIG_NAME
-from affserve.export.repository.templates import read_config
+from affserve.export.repository.templates import read_config, write_configs
 from affserve.export.server.config import ServerConfig
 from affserve.export.server.server import TritonServer
 from affserve.train.errors import RepositoryError, ServerError
+from affserve.train.windows import WINDOW_FRAMES
 
 MODEL_REPOSITORY = Path(__file__).parents[2] / "model_repository"
 CONFIGS = sorted(MODEL_REPOSITORY.rglob("*.pbtxt"))
@@ -61,10 +61,17 @@ def test_config_equals_contract(path: Path) -> None:
     assert config.max_batch_size == spec.max_batch_size
     assert described(config.input) == list(spec.inputs)
     assert described(config.output) == list(spec.outputs)
-    assert bool(config.parameters) is (spec.name in MODELS_WITH_LABELS)
-    if config.parameters:
-        told = {key: value.string_value for key, value in config.parameters.items()}
-        assert HeadDescription.from_parameters(told, path.name) == default_head_description()
+    assert not config.parameters, "labels and window are the heads' own: export writes them"
+
+
+def test_export_writes_labels_and_window_where_clients_look_for_them(tmp_path: Path) -> None:
+    write_configs(tmp_path, default_head_description(), version=1)
+    for path in tmp_path.rglob("*.pbtxt"):
+        told = {key: value.string_value for key, value in read_config(path).parameters.items()}
+        if path.relative_to(tmp_path).parts[0] in MODELS_WITH_LABELS:
+            assert HeadDescription.from_parameters(told, path.name) == default_head_description()
+        else:
+            assert not told
 
 
 def test_every_model_has_its_configs_and_no_python() -> None:
@@ -116,7 +123,7 @@ both_models = pytest.mark.parametrize("model", list(PROFILES))
 @pytest.mark.parametrize(
     ("file", "engine", "kind", "artefact"),
     [
-        (TENSORRT, "tensorrt_plan", "KIND_GPU", PLAN_FILE),
+        (TENSORRT, "tensorrt_plan", "KIND_GPU", "model.plan"),
         (CPU, "onnxruntime", "KIND_CPU", ONNX_FILE),
         (CUDA, "onnxruntime", "KIND_GPU", GPU_ONNX_FILE),
     ],
@@ -159,7 +166,7 @@ def test_the_largest_request_is_the_largest_shape_of_the_plan(model: str) -> Non
     config, profile = read_config(MODEL_REPOSITORY / model / TENSORRT), PROFILES[model]
     (tensor,) = config.input
     largest = profile.shapes[tensor.name][2]
-    longest = config.max_batch_size or int(config.parameters["window_frames"].string_value)
+    longest = config.max_batch_size or WINDOW_FRAMES
     assert engine_shape(config, longest, list(tensor.dims)) == largest
     assert not within(profile, tensor.name, engine_shape(config, longest + 1, list(tensor.dims)))
 
@@ -216,7 +223,7 @@ def say_of_tensorrt_configs(root: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     for model in MODELS:
         (root / model / "1").mkdir()
     # Our own check would stop first: there are no plans.
-    monkeypatch.setattr("affserve.export.repository.check.verify_repository", lambda *_: None)
+    monkeypatch.setattr("affserve.export.server.server.verify_repository", lambda *_: None)
     config = ServerConfig(repository=root, config_name=TENSORRT_CONFIG_NAME, drain_timeout_s=0)
     with pytest.raises(ServerError) as refused, TritonServer(config):
         pass

@@ -5,6 +5,7 @@ graphs in TensorRT's own support table. What only a GPU can show the builder its
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from tensorrt_operators import tensor_types, unsupported
 
-from affserve.export.contract import CLIP_ENCODER, FEATURES, FRAMES, TEMPORAL_HEAD
+from affserve.export.contract import CLIP_ENCODER, FEATURES, FRAMES, GPU_ONNX_FILE, TEMPORAL_HEAD
 from affserve.export.engine import building
 from affserve.export.engine.building import write_plan
 from affserve.export.engine.parity import compare_with_graph
@@ -98,7 +99,7 @@ def check_usage(stubs: Path, *paths: Path) -> dict[str, list[str]]:
 def test_every_use_of_tensorrt_is_in_its_bindings(stubs: Path) -> None:
     found = check_usage(stubs, *BUILDER_FILES)
     assert found["problems"] == []
-    assert {"engine_builder.py", "engine_check.py"} <= {path.name for path in BUILDER_FILES}
+    assert {"builder.py", "loaded.py"} <= {path.name for path in BUILDER_FILES}
     # Types were followed through the whole builder, not only to its first line.
     assert {use.partition(".")[0] for use in found["checked"]} >= TENSORRT_CLASSES
 
@@ -134,7 +135,7 @@ def test_a_name_that_tensorrt_does_not_have_is_found(stubs: Path, tmp_path: Path
 
 MONITOR = """
 import json, threading
-from affserve.export.engine_builder import CollectingLogger, ProgressMonitor, start_builder
+from affserve.export.engine.builder import CollectingLogger, ProgressMonitor, start_builder
 told = []
 monitor = ProgressMonitor(lambda phase, done: told.append((phase, done)))
 monitor.phase_start("Building", None, 2)
@@ -185,7 +186,7 @@ def test_progress_only_grows_and_a_build_can_be_stopped(stubs: Path) -> None:
 
 INTERRUPT = """
 import json, os, signal, threading, time
-from affserve.export.engine_builder import interruptible
+from affserve.export.engine.builder import interruptible
 cancelled, events = threading.Event(), []
 def build():
     threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
@@ -216,7 +217,7 @@ CHECKS = """
 import json
 from pathlib import Path
 from affserve.export.contract import CLIP_ENCODER, TEMPORAL_HEAD
-from affserve.export.engine_check import check_weights, expected_tensors, onnx_weights, summarise
+from affserve.export.engine.loaded import check_weights, expected_tensors, onnx_weights, summarise
 from affserve.train.errors import ExportError
 def refusal(call, *arguments):
     try:
@@ -275,7 +276,7 @@ def refusal(version, any_version):
     sys.modules["tensorrt"].__version__ = version
     options = EngineOptions(any_version=any_version)
     try:
-        build_plan(Path(sys.argv[1]), ENCODER_PROFILE, Path(sys.argv[2]), options, gpu)
+        build_plan(Path(sys.argv[1]), ENCODER_PROFILE, gpu, options)
     except ExportError as error:
         return str(error)
 pinned = sys.modules["tensorrt"].__version__
@@ -284,14 +285,14 @@ print(json.dumps([refusal("11.1.0.106", False), refusal("11.1.0.106", True), ref
 
 
 def test_only_the_containers_tensorrt_builds_unless_told(stubs: Path, graphs: dict[str, Path], tmp_path: Path) -> None:
-    onnx_path = str(graphs[CLIP_ENCODER.name])
-    other, other_allowed, pinned = json.loads(tensorrt_stubs.run_over_stubs(stubs, BUILD, onnx_path, str(tmp_path)))
+    shutil.copy(graphs[CLIP_ENCODER.name], tmp_path / GPU_ONNX_FILE)
+    other, other_allowed, pinned = json.loads(tensorrt_stubs.run_over_stubs(stubs, BUILD, str(tmp_path)))
     assert f"TensorRT 11.1.0.106 is installed, and the serving container {TRITON_CONTAINER_TAG} has" in other
     assert f"pip install {TENSORRT_REQUIREMENT}" in other
     # Let through, the build gets as far as it can without a GPU.
     assert "does not see RTX (compute capability 8.6" in other_allowed
     assert "does not see RTX (compute capability 8.6" in pinned
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == [GPU_ONNX_FILE]
 
 
 @pytest.mark.skipif(installed_tensorrt() is not None, reason="TensorRT is installed here")
@@ -362,8 +363,7 @@ def test_a_plan_never_stands_without_its_sidecar(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(building, "write_record", full_disk)
     with pytest.raises(OSError, match="No space left"):
         write_plan(plan, b"two", record(gpu="another"))
-    assert plan.read_bytes() == b"one"
-    assert sorted(path.name for path in plan.parent.iterdir()) == ["model.sm86.plan", "model.sm86.plan.json"]
+    assert not plan.exists(), "a plan beside another one's sidecar"
 
 
 # --- a plan against its graph ---
@@ -401,7 +401,7 @@ def last_frame_wrong(answer: list[NDArray[np.float32]]) -> list[NDArray[np.float
 @pytest.mark.parametrize("profile", [ENCODER_PROFILE, HEAD_PROFILE], ids=["encoder", "head"])
 def test_a_faithful_plan_passes(graphs: dict[str, Path], profile: Profile) -> None:
     path = graphs[profile.model.name]
-    checks = compare_with_graph(path, profile)(runner_of(path))
+    checks = compare_with_graph(runner_of(path), path, profile)
     assert [check for check in checks if not check.passed] == []
     assert {check.what.split(",")[1].split(":")[0].strip() for check in checks} == (
         {"batch of 1", "batch of 8", "batch of 64", "batch of 300"}
@@ -425,7 +425,7 @@ def test_a_plan_that_computes_something_else_fails(
 ) -> None:
     path = graphs[profile.model.name]
     faithful = runner_of(path)
-    checks = compare_with_graph(path, profile)(lambda values: fault(faithful(values)))
+    checks = compare_with_graph(lambda values: fault(faithful(values)), path, profile)
     assert any(not check.passed for check in checks)
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +22,13 @@ from affserve.export.artefacts.choice import Chosen, choose, wanted
 from affserve.export.artefacts.material import parity_only
 from affserve.export.artefacts.parity import Artefact, Check
 from affserve.export.contract import CPU, GPU
-from affserve.export.graphs import onnx_file
 from affserve.export.graphs.flops import count_flops
 from affserve.export.graphs.head import HeadGraph
 from affserve.export.precision.tolerances import Precision
-from affserve.export.repository.exporting import CPU_FP32, ExportSummary, export_repository
+from affserve.export.repository.exporting import CPU_FP32, ExportOptions, ExportSummary, export_repository
 from affserve.export.repository.templates import read_config
 from affserve.train.errors import CheckpointError, ExportError, ParityError
-from affserve.train.models.checkpoint import load_encoder, load_head, save_head
-from affserve.train.models.encoder import ClipEncoder
+from affserve.train.models.checkpoint import load_encoder, load_head, save_encoder, save_head
 from affserve.train.models.temporal_head import TemporalHead, demo_head_config
 from affserve.train.provenance import Provenance
 
@@ -76,23 +76,24 @@ def test_manifest_and_configs_tell_what_the_models_are(repository: Path) -> None
         assert parameters["encoder"] == version["encoder"]["fingerprint"]
 
 
-def test_wrong_normalisation_stops_the_export_and_keeps_the_old_repository(
-    checkpoints: tuple[Path, Path], repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_graph_that_fails_parity_stops_the_export_and_keeps_the_old_repository(
+    checkpoints: tuple[Path, Path], repository: Path, tmp_path: Path
 ) -> None:
+    """A weight beyond float16 becomes infinite, whatever stays float32."""
     target = tmp_path / "repository"
     shutil.copytree(repository, target)
     before = snapshot(target)
-
-    def export_with_channels_swapped(encoder: ClipEncoder, path: Path) -> None:
-        encoder.shift.copy_(encoder.shift.flip(0))
-        onnx_file.export_encoder(encoder, path)
-        encoder.shift.copy_(encoder.shift.flip(0))
-
-    monkeypatch.setattr("affserve.export.graphs.onnx_file.export_encoder", export_with_channels_swapped)
-    with pytest.raises(ParityError, match=r"FAIL +features, largest difference"):
-        export(checkpoints, target)
+    encoder, checkpoint = load_encoder(checkpoints[0])
+    with torch.no_grad():
+        next(encoder.visual.parameters()).view(-1)[0] = 1e5
+    fingerprint = save_encoder(tmp_path / "loud", encoder, checkpoint.provenance)
+    head, _ = load_head(checkpoints[1])
+    save_head(tmp_path / "head", head, Provenance(trained_on="synthetic", encoder=fingerprint))
+    options = ExportOptions(uses=(GPU,), precision=FP16)
+    with pytest.raises(ParityError, match=r"nothing was placed:\nclip_encoder in fp16:\n(.*\n)*  FAIL +features"):
+        export((tmp_path / "loud", tmp_path / "head"), target, options=options)
     assert snapshot(target) == before
-    assert [path.name for path in tmp_path.iterdir()] == ["repository"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["head", "loud", "repository"]
 
 
 def test_head_for_one_task_gives_a_repository_for_that_task(checkpoints: tuple[Path, Path], tmp_path: Path) -> None:
@@ -128,6 +129,14 @@ def test_a_folder_of_something_else_is_not_overwritten(checkpoints: tuple[Path, 
     with pytest.raises(ExportError, match="not a repository written by affserve"):
         export(checkpoints, tmp_path)
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+def test_a_fingerprint_is_that_of_the_whole_file(tmp_path: Path) -> None:
+    head = TemporalHead(demo_head_config(feature_width=512, width=256))
+    told = save_head(tmp_path / "head", head, Provenance(trained_on="synthetic"))
+    content = (tmp_path / "head" / "weights.safetensors").read_bytes()
+    assert len(content) > 1 << 20  # more than is read at once
+    assert told == hashlib.sha256(content).hexdigest()[:16]
 
 
 def test_altered_weights_are_refused(checkpoints: tuple[Path, Path], tmp_path: Path) -> None:
@@ -186,24 +195,17 @@ AUTOMATIC = [
 def test_auto_takes_the_fastest_that_passes_and_says_what_it_left(
     failing: dict[str, bool], quickest: Precision, expected: list[tuple[str, Precision]], said: list[str]
 ) -> None:
-    chosen = choose(
-        made(**{"fp32": True, "fp16": True, "int8": True, **failing}),
-        (CPU, GPU),
-        None,
-        lambda candidates: next(one for one in candidates if one.precision is quickest),
-    )
+    every = made(**{"fp32": True, "fp16": True, "int8": True, **failing})
+    chosen = choose([replace(one, run_s=float(one.precision is not quickest)) for one in every], (CPU, GPU), None)
     assert encoder_of(chosen) == expected
     notes = [note for one in chosen if one.artefact.model == "clip_encoder" for note in one.notes]
     assert notes == [f"clip_encoder {note}" for note in said]
 
 
 def test_a_precision_that_was_asked_for_is_taken_or_refused_with_the_table() -> None:
-    def never(_: Any) -> Artefact:
-        pytest.fail("nothing is to be measured where there is no choice")
-
-    assert encoder_of(choose(made(int8=True), (CPU,), INT8, never)) == [(CPU, INT8)]
+    assert encoder_of(choose(made(int8=True), (CPU,), INT8)) == [(CPU, INT8)]
     with pytest.raises(ParityError, match=r"clip_encoder in int8:\n  FAIL +cosine of the worst frame"):
-        choose(made(fp32=True, int8=False), (CPU,), INT8, never)
+        choose(made(fp32=True, int8=False), (CPU,), INT8)
 
 
 def test_only_what_may_be_served_is_made() -> None:

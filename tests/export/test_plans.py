@@ -12,14 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tritonclient.grpc import model_config_pb2
 
 from affserve.export.contract import CLIP_ENCODER, GPU_ONNX_FILE, TEMPORAL_HEAD
 from affserve.export.engine.building import write_plan
 from affserve.export.engine.plans import (
     PlanRecord,
     missing_plan,
-    name_plans,
     obstacle,
     plan_file,
     read_record,
@@ -147,20 +145,6 @@ def test_an_altered_plan_and_a_plan_of_another_graph_are_refused(tmp_path: Path)
     plan.write_bytes(b"altered")
     with pytest.raises(RepositoryError, match="not the file its sidecar describes"):
         verify_plan(plan, onnx)
-
-
-def test_two_kinds_of_gpu_get_two_plans_in_the_configuration() -> None:
-    config = model_config_pb2.ModelConfig(default_model_filename="model.plan")
-    name_plans(config, ["8.9", "8.6"])
-    assert dict(config.cc_model_filenames) == {"8.6": "model.sm86.plan", "8.9": "model.sm89.plan"}
-    assert config.default_model_filename == "model.plan"
-
-
-def test_one_kind_of_gpu_has_its_plan_as_the_default_too() -> None:
-    config = model_config_pb2.ModelConfig()
-    name_plans(config, ["8.6", "8.6"])
-    assert dict(config.cc_model_filenames) == {"8.6": "model.sm86.plan"}
-    assert config.default_model_filename == "model.sm86.plan"
 
 
 # --- the machine ---

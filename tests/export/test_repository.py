@@ -258,7 +258,7 @@ def test_something_else_at_a_url_is_not_touched(checkpoints: tuple[Path, Path]) 
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        pytest.param("s3://bucket/models", "pip install s3fs", id="missing_driver"),
+        pytest.param("s3://bucket/models", "Install s3fs", id="missing_driver"),
         pytest.param("gopher://models", "gopher", id="unknown_protocol"),
     ],
 )
@@ -329,6 +329,13 @@ def test_a_plan_that_cannot_run_is_refused_with_what_to_do(
     assert "affserve export" in str(caught.value) or "update the NVIDIA driver" in str(caught.value)
 
 
+def test_a_gpu_without_a_plan_is_not_made_up_for_by_another_with_one(tmp_path: Path) -> None:
+    write_plan(tmp_path)
+    other = dataclasses.replace(RTX_3090, index=1, name="NVIDIA GeForce RTX 4090", compute_capability="8.9")
+    with pytest.raises(RepositoryError, match=r"no model\.sm89\.plan for NVIDIA GeForce RTX 4090"):
+        check_plans("clip_encoder", tmp_path, [RTX_3090, other])
+
+
 @pytest.mark.parametrize("name", [CUDA_CONFIG_NAME, TENSORRT_CONFIG_NAME])
 def test_a_repository_for_cpus_is_not_served_from_a_gpu(repository: Path, name: str) -> None:
     assert verify_repository(repository, ONNX_CONFIG_NAME) is not None
@@ -381,7 +388,7 @@ def watching_server(root: Path, folder: Path) -> Iterator[str]:
     with (folder / "log").open("w") as log:
         process = subprocess.Popen([installation.binary, *options], env=environment, stdout=log, stderr=log)
         try:
-            wait_for(lambda: listening("127.0.0.1", ports["grpc"]) or process.poll() is not None, 60)
+            wait_for(lambda: listening("127.0.0.1", ports["grpc"]) or process.poll() is not None, 120)
             assert process.poll() is None, (folder / "log").read_text()
             yield f"127.0.0.1:{ports['grpc']}"
         finally:
@@ -455,18 +462,18 @@ def test_a_watching_server_goes_to_a_new_version_and_back_without_a_failed_reque
         watching_server(root, tmp_path / "server") as url,
         contextlib.closing(triton.InferenceServerClient(url)) as client,
     ):
-        wait_for(lambda: client.is_server_ready() and client.is_model_ready("affect"), 60)
+        wait_for(lambda: client.is_server_ready() and client.is_model_ready("affect"), 120)
         caller = Caller(url)
 
         def answers_with(truth: NDArray[np.float32]) -> bool:
             return bool(caller.answers) and bool(np.abs(caller.answers[-1] - truth).max() < 1e-4)
 
         with caller.calling():
-            wait_for(lambda: answers_with(old), 30)
+            wait_for(lambda: answers_with(old), 120)
             LocalTarget(root).place_version(new_version, 2)
-            wait_for(lambda: answers_with(new), 30)
+            wait_for(lambda: answers_with(new), 120)
             activate(LocalTarget(root), 1)
-            wait_for(lambda: answers_with(old), 30)
+            wait_for(lambda: answers_with(old), 120)
         assert not caller.errors
         # The encoder is the same in both, so every single answer is one version's or the other's.
         assert all(min(np.abs(one - old).max(), np.abs(one - new).max()) < 1e-4 for one in caller.answers)

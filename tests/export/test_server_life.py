@@ -72,6 +72,10 @@ def test_a_stopped_model_that_answers_nobody_is_restarted(tiny: Path, monkeypatc
         assert seconds_until_answer(running.grpc_url) < RECOVERY_S
 
 
+def test_a_server_is_restarted_at_once_and_then_after_growing_pauses() -> None:
+    assert [supervisor.pause_s(failures) for failures in (1, 2, 3, 4)] == [0, 0.5, 1, 2]
+
+
 def test_gives_up_on_a_server_that_cannot_live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor, "FIRST_DELAY_S", 0.01)
     root = tmp_path / "repository"
@@ -94,8 +98,10 @@ def test_command_drains_and_leaves_nothing(tmp_path: Path) -> None:
         assert leftovers(name), "the server's shared memory has another name: the check below would prove nothing"
         url = line.split("grpc://")[1].split()[0]
         with ThreadPoolExecutor(1) as client:
+            stub = next(child for child in processes if "temporal_head_0_0" in " ".join(child.cmdline()))
+            idle_s = stub.cpu_times().user
             in_flight = client.submit(ask, url, "temporal_head", {"features": features})
-            time.sleep(0.25)
+            wait_for(lambda: stub.cpu_times().user > idle_s + 0.05 or in_flight.done())
             assert not in_flight.done(), "answered before the signal: nothing would be drained"
             process.send_signal(signal.SIGTERM)
             served = in_flight.result()
@@ -122,8 +128,8 @@ def test_stubs_and_shared_memory_go_with_the_server_when_nobody_watches(tiny: Pa
         process.send_signal(signal.SIGSTOP)
         next(child for child in processes if child.name() == "tritonserver").kill()
         assert stubs
-        # On their own the stubs would linger for seconds, and the shared memory for good.
-        wait_for(lambda: all(has_ended(stub) for stub in stubs) and not leftovers(name), timeout_s=2)
+        # On its own the shared memory would stay for good.
+        wait_for(lambda: all(has_ended(stub) for stub in stubs) and not leftovers(name))
     for folder in Path(tempfile.gettempdir()).glob(f"{name}*"):  # its removal is the task of who was stopped here
         shutil.rmtree(folder)
 
@@ -145,9 +151,11 @@ def test_context_started_in_a_thread_that_ends_keeps_serving(tiny: Path) -> None
     starter = threading.Thread(target=running.start)
     starter.start()
     starter.join()
+    pid = running.pid
     try:
-        time.sleep(0.5)
-        assert seconds_until_answer(running.grpc_url) < 1
+        time.sleep(0.5)  # time to be ended with the thread, and to be started again
+        assert seconds_until_answer(running.grpc_url) < RECOVERY_S
+        assert running.pid == pid
     finally:
         running.stop()
 

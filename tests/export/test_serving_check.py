@@ -100,6 +100,8 @@ def test_altered_file_is_refused(with_manifest: Path) -> None:
 
 def test_version_that_the_manifest_does_not_know_is_refused(with_manifest: Path) -> None:
     shutil.copytree(with_manifest / "clip_encoder" / "1", with_manifest / "clip_encoder" / "2")
+    config = with_manifest / "clip_encoder" / "configs" / "onnx.pbtxt"
+    config.write_text(config.read_text().replace("versions: [ 1 ]", "versions: [ 2 ]"))
     with pytest.raises(RepositoryError, match=r"clip_encoder/2/model\.onnx would be served"):
         verify_repository(with_manifest)
 

@@ -242,8 +242,8 @@ def test_files_that_cannot_be_read_are_named_and_the_others_counted(tmp_path: Pa
     assert "wrong.txt:3: found 'happy'" in reasons
     assert "other.txt: first line is 'valence,arousal'" in reasons
     assert "other.avi: cannot be opened as a video" in reasons
-    assert "00002.jpg: cannot be decoded" in reasons
-    assert "00007.jpg: cannot be decoded" in reasons
+    assert "00002.jpg cannot be decoded" in reasons
+    assert "00007.jpg cannot be decoded" in reasons
     train = next(one for one in report["sets"] if (one["task"], one["part"]) == (EXPRESSION.key, TRAIN))
     assert (train["files"], train["labelled"]) == (1, 2)
     assert check(tmp_path)[0] == 1

@@ -158,7 +158,7 @@ import numpy as np
 from affserve.train.feature_store import StoreDescription
 from affserve.train.feature_writer import FeatureWriter
 from affserve.train import feature_writer
-feature_writer.COMMIT_S = 0.02
+feature_writer.COMMIT_S = 0
 with FeatureWriter(Path(sys.argv[1]), StoreDescription(width=512, corpus="c")) as writer:
     for number in range(1, 10**6):
         writer.append("a", np.array([number]), np.full((1, 512), number % 2048, np.float16))

@@ -13,27 +13,15 @@ from sklearn.metrics import confusion_matrix, f1_score
 from torchmetrics.functional.regression import concordance_corrcoef, pearson_corrcoef
 
 from affserve.train.evaluation.metrics import (
-    action_unit_f1,
-    binary_f1,
     ccc,
+    chosen_class,
     confusion_counts,
-    expression_classes,
-    expression_f1,
+    f1_of_classes,
+    f1_of_units,
     pearson,
 )
 from affserve.train.evaluation.scores import score
 from affserve.train.labels import ACTION_UNITS, EXPRESSION, VALENCE_AROUSAL
-
-
-def test_ccc_equals_its_textbook_form() -> None:
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=1000)
-    y = 0.5 * x + 0.2 + 0.3 * rng.normal(size=1000)
-    pearson = np.corrcoef(x, y)[0, 1]
-    expected = 2 * pearson * x.std() * y.std() / (x.var() + y.var() + (x.mean() - y.mean()) ** 2)
-    assert ccc(x, y) == pytest.approx(expected, abs=1e-12)
-    assert ccc(x, x) == pytest.approx(1)
-    assert ccc(x, -x) == pytest.approx(-1, abs=0.01)
 
 
 @pytest.mark.parametrize(
@@ -52,20 +40,10 @@ def test_ccc_of_no_information_is_zero(x: list[float], y: list[float]) -> None:
     assert ccc(x, y) == 0
 
 
-def test_f1_counts_by_hand() -> None:
-    truth = [1, 1, 1, 0, 0, 0]
-    prediction = [1, 1, 0, 1, 0, 0]
-    assert binary_f1(truth, prediction) == pytest.approx(2 * 2 / (3 + 3))
-    assert binary_f1([0, 0], [0, 0]) == 0
-    np.testing.assert_allclose(
-        expression_f1(np.array([0, 0, 4, 4]), np.array([0, 4, 4, 4])), [2 / 3, 0, 0, 0, 0.8, 0, 0, 0]
-    )
-
-
 def test_action_unit_threshold_is_one_half_inclusive() -> None:
     truth = np.ones((2, 12), np.float32)
-    np.testing.assert_allclose(action_unit_f1(truth, np.full((2, 12), 0.5, np.float32)), 1)
-    np.testing.assert_allclose(action_unit_f1(truth, np.full((2, 12), 0.499, np.float32)), 0)
+    np.testing.assert_allclose(f1_of_units(truth, np.full((2, 12), 0.5, np.float32)), 1)
+    np.testing.assert_allclose(f1_of_units(truth, np.full((2, 12), 0.499, np.float32)), 0)
 
 
 def torchmetrics_ccc(truth: NDArray[np.float64], prediction: NDArray[np.float64]) -> float:
@@ -103,16 +81,6 @@ def test_ccc_equals_torchmetrics(frames: int, likeness: float, offset: float) ->
         assert pearson(truth, prediction) == pytest.approx(float(reference), abs=1e-6)
 
 
-def test_ccc_equals_torchmetrics_as_it_comes_where_means_agree_or_frames_are_many() -> None:
-    truth, prediction = affect_series(0, 300, 0.6, 0.0)
-    centred = prediction - prediction.mean() + truth.mean()
-    plain = float(concordance_corrcoef(torch.from_numpy(centred), torch.from_numpy(truth)))
-    assert ccc(truth, centred) == pytest.approx(plain, abs=1e-12)
-    truth, prediction = affect_series(1, 1_000_000, 0.6, 0.3)
-    plain = float(concordance_corrcoef(torch.from_numpy(prediction), torch.from_numpy(truth)))
-    assert ccc(truth, prediction) == pytest.approx(plain, abs=1e-6)
-
-
 @pytest.mark.parametrize(("frames", "likeness", "offset"), CCC_CASES)
 def test_score_of_valence_and_arousal_equals_torchmetrics(frames: int, likeness: float, offset: float) -> None:
     valence, arousal = (affect_series(seed, frames, likeness, offset) for seed in (0, 1))
@@ -148,11 +116,11 @@ def class_labels(case: str, frames: int = 2000) -> tuple[NDArray[np.int64], NDAr
 @pytest.mark.parametrize(
     "case", ["skewed", "single-class", "class-never-seen", "class-never-called", "constant-answer"]
 )
-def test_expression_f1_equals_scikit_learn(case: str) -> None:
+def test_f1_of_classes_equals_scikit_learn(case: str) -> None:
     truth, probability = class_labels(case)
     called = probability.argmax(axis=1)
     expected = f1_score(truth, called, labels=range(8), average=None, zero_division=0)
-    np.testing.assert_allclose(expression_f1(truth, called), expected, atol=1e-6)
+    np.testing.assert_allclose(f1_of_classes(truth[:, None], probability), expected, atol=1e-6)
     np.testing.assert_array_equal(confusion_counts(truth, called, 8), confusion_matrix(truth, called, labels=range(8)))
     key = EXPRESSION.key
     scored = score({key: probability}, {key: truth[:, None].astype(np.float32)}, {key: np.ones(len(truth), bool)})
@@ -176,7 +144,7 @@ def test_action_unit_f1_equals_scikit_learn(active: float, called: float) -> Non
     truth = (rng.random((500, 12)) < active).astype(np.float32)
     probability = np.where(rng.random((500, 12)) < called, 0.5, 0.4999)
     expected = f1_score(truth, probability >= 0.5, average=None, zero_division=0)
-    np.testing.assert_allclose(action_unit_f1(truth, probability), expected, atol=1e-6)
+    np.testing.assert_allclose(f1_of_units(truth, probability), expected, atol=1e-6)
     key = ACTION_UNITS.key
     scored = score({key: probability}, {key: truth}, {key: np.ones(500, bool)})
     assert scored.by_task[key] == pytest.approx(
@@ -187,5 +155,5 @@ def test_action_unit_f1_equals_scikit_learn(active: float, called: float) -> Non
 def test_an_answer_that_is_not_a_number_is_no_expression() -> None:
     probability = np.eye(8)[[0, 2, 0]]
     probability[0] = np.nan
-    assert expression_classes(probability).tolist() == [-1, 2, 0]
-    assert expression_f1(np.array([0, 2, 0]), expression_classes(probability))[0] == pytest.approx(2 / 3)
+    assert chosen_class(probability).tolist() == [-1, 2, 0]
+    assert f1_of_classes(np.array([[0], [2], [0]]), probability)[0] == pytest.approx(2 / 3)

@@ -13,6 +13,8 @@ import pytest
 import torch
 from feature_corpora import three_task_corpus
 from restart_case import Training, run_command, start, train_head
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from affserve.train.corpus.affwild2 import open_corpus
 from affserve.train.errors import CheckpointError
@@ -153,6 +155,20 @@ def test_a_full_disk_is_a_clear_error_and_leaves_the_old_checkpoint(corpus: tupl
         assert (small / "head" / "precious").read_text() == "an older checkpoint"
     finally:
         subprocess.run(["umount", str(small)], check=True)
+
+
+def test_only_a_full_disk_is_told_as_one(tmp_path: Path) -> None:
+    (tmp_path / "broken").write_bytes(b"no weights")
+    run = RunFolder(tmp_path / "head")
+    with pytest.raises(SafetensorError, match="header"), run.disk_errors():
+        load_file(tmp_path / "broken")
+    with (
+        pytest.raises(CheckpointError, match=r"head\.run cannot be written: .*No space left on device"),
+        run.disk_errors(),
+    ):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+    with pytest.raises(OSError, match="No such file"), run.disk_errors():
+        (tmp_path / "nowhere").read_bytes()
 
 
 def test_the_command_stopped_in_the_middle_of_an_epoch_goes_on_bit_for_bit(tmp_path: Path) -> None:

@@ -15,17 +15,17 @@ from typer.testing import CliRunner
 
 from affserve.client.cli import app
 from affserve.train.corpus.affwild2 import VALIDATION, Corpus, open_corpus
+from affserve.train.corpus.annotations import aligned
 from affserve.train.errors import AffserveError, DataError, OutputError
-from affserve.train.evaluation.prediction import predict_video
+from affserve.train.evaluation.prediction import Segmenting, predict_video
 from affserve.train.evaluation.submission import FillOptions, fill_template, read_template, smoothed
-from affserve.train.evaluation.trained_model import open_model
+from affserve.train.evaluation.trained_model import TrainedModel
 from affserve.train.features.gaps import fill_gaps
 from affserve.train.features.store import FeatureStore
 from affserve.train.labels import ACTION_UNITS, EXPRESSION, TASKS, VALENCE_AROUSAL, Task
 from affserve.train.models.checkpoint import load_encoder, load_head, save_head
 from affserve.train.models.temporal_head import HeadEnsemble, TemporalHead, demo_head_config
 from affserve.train.provenance import Provenance
-from affserve.train.stages.fit import FitConfig
 from affserve.train.synthetic.corpus import write_corpus
 from affserve.train.synthetic.plan import SyntheticConfig
 from affserve.train.windows import Outputs
@@ -73,7 +73,7 @@ def test_evaluate_scores_with_both_validators_and_reports(
     assert scores["paper"]["scores"] == {}  # no video has a full window
     videos = corpus.part_videos([EXPRESSION], VALIDATION)
     labelled = sum(
-        int(corpus.labels(EXPRESSION, VALIDATION, video, corpus.crop_numbers(video).astype(np.int64))[1].sum())
+        int(aligned(corpus.annotation(EXPRESSION, VALIDATION, video), EXPRESSION, corpus.crop_numbers(video))[1].sum())
         for video in videos
     )
     assert scores["official"]["frames"][EXPRESSION.key] == labelled
@@ -94,9 +94,9 @@ def test_an_ensemble_is_evaluated_like_a_head(
     torch.manual_seed(5)
     other = TemporalHead(demo_head_config()).eval()
     save_head(tmp_path / "folds", HeadEnsemble([one, other]), checkpoint.provenance)
-    model = open_model(encoder, [tmp_path / "folds"], corpus, store, "cpu", lambda done, total: None)
+    model = TrainedModel(encoder, [tmp_path / "folds"], corpus, store, "cpu", lambda done, total: None)
     scores = model.evaluate(tmp_path / "report")
-    single = open_model(encoder, [head], corpus, store, "cpu", lambda done, total: None).evaluate(None)
+    single = TrainedModel(encoder, [head], corpus, store, "cpu", lambda done, total: None).evaluate(None)
     assert scores["official"].frames == single["official"].frames
     assert scores["official"].by_task != single["official"].by_task
 
@@ -106,10 +106,10 @@ def test_heads_that_do_not_belong_together_are_refused(
 ) -> None:
     encoder, head = checkpoints
     with pytest.raises(AffserveError, match="valence_arousal, and so does another head"):
-        open_model(encoder, [head, head], corpus, store, "cpu", lambda done, total: None)
+        TrainedModel(encoder, [head, head], corpus, store, "cpu", lambda done, total: None)
     save_head(tmp_path / "alien", TemporalHead(demo_head_config()), Provenance(trained_on="x", encoder="0123"))
     with pytest.raises(AffserveError, match="trained on features of encoder 0123"):
-        open_model(encoder, [tmp_path / "alien"], corpus, store, "cpu", lambda done, total: None)
+        TrainedModel(encoder, [tmp_path / "alien"], corpus, store, "cpu", lambda done, total: None)
 
 
 def expected_outputs(corpus: Corpus, checkpoints: tuple[Path, Path], store: Path, video: str, frames: int) -> Outputs:
@@ -118,7 +118,7 @@ def expected_outputs(corpus: Corpus, checkpoints: tuple[Path, Path], store: Path
     crops = FeatureStore(store / checkpoint.fingerprint).crops(video)
     head, _ = load_head(checkpoints[1])
     features = fill_gaps(crops, np.arange(1, frames + 1))
-    return predict_video(head, features, FitConfig(head=head.config))
+    return predict_video(head, features, Segmenting())
 
 
 @pytest.mark.parametrize("task", list(TASKS.values()), ids=list(TASKS))

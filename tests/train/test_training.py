@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import cv2
 import numpy as np
@@ -19,21 +20,29 @@ from numpy.typing import NDArray
 from affserve.train.corpus.affwild2 import TRAIN, VALIDATION, open_corpus
 from affserve.train.crops import read_crop, to_encoder_input
 from affserve.train.errors import CheckpointError, DataError
-from affserve.train.evaluation.prediction import predict_video, validate_videos
+from affserve.train.evaluation.metrics import METRIC_NAMES, SCORE_EACH
+from affserve.train.evaluation.prediction import Segmenting, judge, predict_all, predict_video
+from affserve.train.evaluation.submission import CELLS
 from affserve.train.features.store import FeatureStore
 from affserve.train.features.videos import LabelledVideo
-from affserve.train.labels import EXPRESSION, TASKS
+from affserve.train.labels import EXPRESSION, TASKS, Kind, Task
 from affserve.train.models.checkpoint import load_encoder, load_head
 from affserve.train.models.encoder import DEMO_ARCHITECTURE, create_encoder
-from affserve.train.models.temporal_head import TemporalHead, TemporalHeadConfig, demo_head_config
+from affserve.train.models.temporal_head import ACTIVATIONS, TemporalHead, TemporalHeadConfig, demo_head_config
 from affserve.train.stages.finetune import FinetuneConfig, finetune
 from affserve.train.stages.fit import FitConfig, fit
 from affserve.train.stages.frames import TURN_DEGREES, Augmentation, FrameDataset, labelled_frames, resampled
 from affserve.train.synthetic.corpus import write_corpus
 from affserve.train.synthetic.plan import SyntheticConfig
 from affserve.train.trainer.log import read_log
-from affserve.train.trainer.losses import BalanceConfig, balanced_order, class_weights
-from affserve.train.trainer.ranks import Ranks
+from affserve.train.trainer.losses import (
+    LOSSES,
+    SUMS_OVER_FRAMES,
+    BalanceConfig,
+    balanced_order,
+    class_weights,
+    loss_weights,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -109,7 +118,7 @@ def test_the_temporal_model_learns_what_a_single_frame_cannot_tell(tmp_path: Pat
     assert checkpoint.provenance.encoder == features.name
     assert checkpoint.provenance.metrics["valence_arousal"] == pytest.approx(scores["temporal"])
     video = FeatureStore(features).crops("v11").read().astype(np.float32)
-    outputs = predict_video(model, video, config)
+    outputs = predict_video(model, video, Segmenting())
     assert outputs["valence_arousal"].shape == (320, 2)
 
 
@@ -133,9 +142,9 @@ def test_the_official_validator_merges_and_the_papers_counts_overlaps_twice_and_
 
     torch.manual_seed(0)
     head = demo_head_config(feature_width=8, tasks=(EXPRESSION.key,), width=32, layers=1)
-    model, config = TemporalHead(head).eval(), FitConfig(head=head)
+    model, segmenting = TemporalHead(head).eval(), Segmenting()
     videos = [video("long", 650), video("short", 120)]
-    found = validate_videos(model, videos, config, "cpu", Ranks())
+    found = judge(videos, predict_all(model, videos, segmenting), segmenting, [EXPRESSION.key])
     assert found.scores["official"].frames[EXPRESSION.key] == (650 + 120) * 9 // 10
     assert found.scores["paper"].frames[EXPRESSION.key] == 2 * 300 * 9 // 10  # frames 0..299 and 200..499
     with torch.inference_mode():
@@ -143,10 +152,10 @@ def test_the_official_validator_merges_and_the_papers_counts_overlaps_twice_and_
             model.answers(torch.from_numpy(videos[0].features(slice(start, start + 300)))[None])[EXPRESSION.key][0]
             for start in (0, 200)
         ]
-    torch.testing.assert_close(torch.from_numpy(found.predicted["paper"][EXPRESSION.key]), torch.cat(windows))
-    merged = torch.from_numpy(found.predicted["official"][EXPRESSION.key]).float()
+    torch.testing.assert_close(torch.from_numpy(found.arrays["paper"][0][EXPRESSION.key]), torch.cat(windows))
+    merged = torch.from_numpy(found.arrays["official"][0][EXPRESSION.key]).float()
     torch.testing.assert_close(merged[200:300], (windows[0][200:] + windows[1][:100]) / 2)
-    served = predict_video(model, videos[1].features(), config)[EXPRESSION.key]
+    served = predict_video(model, videos[1].features(), segmenting)[EXPRESSION.key]
     np.testing.assert_allclose(merged[650:].numpy(), served, atol=1e-6)
 
 
@@ -172,6 +181,29 @@ def test_full_windows_only_refuses_a_corpus_without_any(tmp_path: Path) -> None:
     config = FitConfig(head=demo_head_config(feature_width=8), epochs=1, full_only=True)
     with pytest.raises(DataError, match="no training video has 300 frames"):
         fit(open_corpus(root), features, config, tmp_path / "head", quiet)
+
+
+def test_another_task_of_a_known_kind_needs_only_its_line_in_the_vocabulary(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("gaze_right", "gaze_down")
+    gaze = Task(key="gaze", kind="regression", title="gaze", challenge="G", names=names, invalid=-5, paper_epochs=2)
+    monkeypatch.setitem(TASKS, gaze.key, gaze)
+    root, features = three_task_corpus(tmp_path / "corpus")
+    corpus = open_corpus(root)
+    fingerprint = corpus.fingerprint()
+    head = demo_head_config(feature_width=8, tasks=tuple(TASKS), width=32, layers=1, tcn_channels=(16, 16, 16))
+    config = FitConfig(head=head, epochs=2, batch=4, window=60, stride=60)
+    # Annotations are read before the first epoch and never again.
+    scores = fit(corpus, features, config, tmp_path / "head", lambda _: shutil.rmtree(root / "annotations", True))
+    assert set(scores.summary()) == {*TASKS, "valence", "arousal", *names}
+    assert "| gaze | mean CCC |" in (tmp_path / "head.run/report/report.md").read_text()
+    assert load_head(tmp_path / "head")[1].provenance.data["fingerprint"] == fingerprint
+
+
+@pytest.mark.parametrize("by_kind", [LOSSES, SUMS_OVER_FRAMES, ACTIVATIONS, SCORE_EACH, METRIC_NAMES, CELLS])
+def test_what_depends_on_a_kind_is_said_for_every_kind(by_kind: dict[str, object]) -> None:
+    assert set(by_kind) == set(get_args(Kind)) == {task.kind for task in TASKS.values()}
 
 
 def test_augmentation_depends_on_seed_epoch_and_index_alone(corpus_root: Path) -> None:
@@ -224,9 +256,21 @@ def augmented_motion(seed: int) -> NDArray[np.float64]:
 def test_rare_classes_weigh_more_and_the_mean_weight_of_a_frame_is_one(kind: str) -> None:
     counts = np.array([1000, 10, 0, 100, 1, 1, 1, 1])
     weights = class_weights(counts, kind)
-    assert weights[1] > weights[3] > weights[0] > 0
+    assert weights[4] > weights[1] > weights[3] > weights[0] > 0
     assert weights[2] == 0
     assert (weights * counts).sum() / counts.sum() == pytest.approx(1)
+
+
+def test_losses_are_weighed_where_that_was_asked_for_and_there_are_labels() -> None:
+    truth = {"action_units": np.tile(np.array([[1], [0], [0], [1]], np.float32), 12)}
+    valid = {"action_units": np.array([True, True, True, False])}
+    weighed = loss_weights(BalanceConfig(unit_weights=True), truth, valid, "cpu")
+    assert weighed.units is not None
+    assert weighed.units.tolist() == [2.0] * 12  # two passive frames to an active one; the last is not labelled
+    assert loss_weights(BalanceConfig(), truth, valid, "cpu").units is None
+    assert (
+        loss_weights(BalanceConfig(unit_weights=True, class_weights="inverse_frequency"), {}, {}, "cpu").units is None
+    )
 
 
 def test_balanced_sampling_draws_every_expression_equally_often() -> None:

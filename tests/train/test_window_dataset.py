@@ -107,6 +107,12 @@ def test_windows_cover_every_frame_or_are_all_full(frames: int, starts: list[int
     assert seen == set(map(float, range(1, frames + 1)))
 
 
+@pytest.mark.parametrize(("frames", "starts"), [(1, [0]), (2, [0]), (3, [0]), (4, [0, 1])])
+def test_no_window_holds_only_what_another_one_holds(frames: int, starts: list[int]) -> None:
+    windows = WindowDataset([video_of(list(range(1, frames + 1)), frames)], window=3, stride=1)
+    assert [start for _, start in windows.starts] == starts
+
+
 def test_padding_is_marked_and_never_labelled() -> None:
     last = WindowDataset([video_of(list(range(1, 651)), 650)], window=300, stride=200)[2]
     assert last["present"].tolist() == [True] * 250 + [False] * 50

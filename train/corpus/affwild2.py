@@ -46,25 +46,10 @@ class Corpus:
         """Return the names of the videos labelled for a task in a set, sorted."""
         return sorted(self.annotation_files.get((task.key, part), {}))
 
-    def annotation(self, task: Task, part: str, video: str) -> Annotation:
-        """Read the labels of one video."""
-        return read_annotation(self.annotation_files[task.key, part][video], task)
-
-    def labels(
-        self, task: Task, part: str, video: str, numbers: NDArray[np.int64]
-    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        """Return labels (N, columns) and validity (N,) of frame numbers (N,), counted from 1.
-
-        Numbers past the annotation's end, and every number of a video the set does not hold, are invalid.
-        """
-        rows = np.full((len(numbers), task.columns), task.invalid, dtype=np.float32)
-        valid = np.zeros(len(numbers), dtype=np.bool_)
-        if video in self.annotation_files.get((task.key, part), {}):
-            annotation = self.annotation(task, part, video)
-            inside = numbers <= len(annotation.values)
-            rows[inside] = annotation.values[numbers[inside] - 1]
-            valid[inside] = annotation.valid[numbers[inside] - 1]
-        return rows, valid
+    def annotation(self, task: Task, part: str, video: str) -> Annotation | None:
+        """Read the labels of one video; None where the set does not hold it."""
+        path = self.annotation_files.get((task.key, part), {}).get(video)
+        return read_annotation(path, task) if path else None
 
     def crops(self, video: str) -> dict[int, Path]:
         """Return the crops of a video by frame number (from 1), in order; gaps are simply absent."""
@@ -113,10 +98,7 @@ class Corpus:
 
 def base_name(video: str) -> str:
     """Return the name of the raw video that a crop folder was cut from: without a trailing `_left` or `_right`."""
-    for side in ("_left", "_right"):
-        if video.endswith(side):
-            return video.removesuffix(side)
-    return video
+    return re.sub("_(left|right)$", "", video)
 
 
 def subject(video: str) -> str:

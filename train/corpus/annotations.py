@@ -6,15 +6,13 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from affserve.train.errors import DataError
-
-if TYPE_CHECKING:
-    from affserve.train.labels import Task
+from affserve.train.labels import Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +26,22 @@ class Annotation:
     task: Task
     values: NDArray[np.float32]
     valid: NDArray[np.bool_]
+
+
+def aligned(
+    annotation: Annotation | None, task: Task, numbers: NDArray[np.integer[Any]]
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Return labels (N, columns) and validity (N,) of frame numbers (N,), counted from 1.
+
+    Numbers past the annotation's end, and all of a video without an annotation, are invalid.
+    """
+    rows = np.full((len(numbers), task.columns), task.invalid, dtype=np.float32)
+    valid = np.zeros(len(numbers), dtype=np.bool_)
+    if annotation is not None:
+        inside = numbers <= len(annotation.values)
+        rows[inside] = annotation.values[numbers[inside] - 1]
+        valid[inside] = annotation.valid[numbers[inside] - 1]
+    return rows, valid
 
 
 def validity(task: Task, values: NDArray[np.float32]) -> NDArray[np.bool_]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import cv2
@@ -17,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from affserve.train.corpus.affwild2 import TRAIN, VALIDATION, Corpus, base_name, subject
-from affserve.train.corpus.annotations import Annotation
+from affserve.train.corpus.annotations import Annotation, read_annotation
+from affserve.train.crops import read_crop
 from affserve.train.errors import DataError
-from affserve.train.labels import ACTION_UNITS, EXPRESSION, TASKS, VALENCE_AROUSAL, Task
+from affserve.train.labels import ACTION_UNITS, EXPRESSION, TASKS, VALENCE_AROUSAL, Kind, Task
 from affserve.train.provenance import AFF_WILD2
 from affserve.train.windows import WINDOW_FRAMES
 
@@ -65,13 +65,12 @@ class SetReport:
     @property
     def published(self) -> str:
         """How files and labelled frames compare with what was published."""
-        said = PUBLISHED[self.task, self.part]
+        said = PUBLISHED.get((self.task, self.part))
+        if said is None:
+            return "nothing published"
         parts = [
             f"{name} {found - expected:+,} ({found / expected - 1:+.1%})"
-            for name, found, expected in (
-                ("files", self.files, said.files),
-                ("labelled", self.labelled, said.labelled),
-            )
+            for name, found, expected in (("files", self.files, said.files), ("labelled", self.labelled, said.labelled))
             if found != expected
         ]
         return ", ".join(parts) or "as published"
@@ -144,13 +143,13 @@ def check_corpus(
     """Look over a corpus; `images` crops of each video are decoded. progress: called with files done and to do."""
     unreadable: list[str] = []
     numbers = dict(_list_crops(corpus, unreadable))
-    sets = {key: SetReport(task=key[0], part=key[1]) for key in PUBLISHED}
+    sets = {(key, part): SetReport(task=key, part=part) for key in TASKS for part in PARTS}
     frames: dict[str, int] = dict.fromkeys(numbers, 0)
     total = sum(len(files) for files in corpus.annotation_files.values())
     for done, (task, part, video) in enumerate(_annotated(corpus)):
         progress(done, total)
         try:
-            annotation = corpus.annotation(task, part, video)
+            annotation = read_annotation(corpus.annotation_files[task.key, part][video], task)
         except DataError as error:
             unreadable.append(str(error))
             continue
@@ -198,18 +197,16 @@ def _count(report: SetReport, annotation: Annotation, crops: NDArray[np.int32]) 
     report.late += bool(len(crops) and crops[0] > 1)
     report.past_end += bool(len(crops) and crops[-1] > len(values))
     report.short += len(values) < WINDOW_FRAMES
-    for name, count in _label_counts(task, values[valid]).items():
-        report.counts[name] = report.counts.get(name, 0) + count
+    if task.kind in LABEL_COUNTS:
+        for name, count in zip(task.names, LABEL_COUNTS[task.kind](task, values[valid]).tolist(), strict=True):
+            report.counts[name] = report.counts.get(name, 0) + count
 
 
-def _label_counts(task: Task, values: NDArray[np.float32]) -> dict[str, int]:
-    if task is EXPRESSION:
-        found = np.bincount(values[:, 0].astype(np.int64), minlength=task.outputs)
-    elif task is ACTION_UNITS:
-        found = (values > 0).sum(axis=0)
-    else:
-        return {}
-    return dict(zip(task.names, found.tolist(), strict=True))
+# How labels (N, columns) are counted by class or unit; numbers are not counted.
+LABEL_COUNTS: dict[Kind, Callable[[Task, NDArray[np.float32]], NDArray[Any]]] = {
+    "one_of": lambda task, values: np.bincount(values[:, 0].astype(np.int64), minlength=task.outputs),
+    "any_of": lambda task, values: (values > 0).sum(axis=0),
+}
 
 
 def _about(video: str, crops: NDArray[np.int32], frames: int, raw: dict[str, int]) -> VideoReport:
@@ -243,18 +240,10 @@ def _broken_images(corpus: Corpus, video: str, images: int) -> Iterator[str]:
     """Decode some crops of a video, evenly spread, and tell of those that are broken."""
     paths = list(corpus.crops(video).values()) if images else []
     for index in sorted(set(np.linspace(0, len(paths) - 1, images, dtype=np.int64).tolist())) if paths else []:
-        if reason := _broken(paths[index]):
-            yield f"{paths[index]}: {reason}"
-
-
-def _broken(path: Path) -> str | None:
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        return f"cannot be read: {error.strerror}"
-    if not content or cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) is None:
-        return "cannot be decoded as an image"
-    return None
+        try:
+            read_crop(paths[index])
+        except DataError as error:
+            yield str(error)
 
 
 def _split(corpus: Corpus, task: Task) -> list[str]:

@@ -13,6 +13,7 @@ from affserve.train.labels import TASKS, task_by_key
 from affserve.train.windows import WINDOW_FRAMES
 
 MOST_NAMED = 8
+COLUMNS = ("files", "lines", "labelled", "out of range", "no crop", "late start", "past end")  # of a set
 WIDTH = 150  # columns of a table where stdout is no terminal
 
 
@@ -36,16 +37,7 @@ def print_report(report: CorpusReport) -> None:
 
 def _sets_table(report: CorpusReport) -> Table:
     table = Table("task", "set", box=None, pad_edge=False)
-    for name in (
-        "files",
-        "lines",
-        "labelled",
-        "out of range",
-        "no crop",
-        "late start",
-        "past end",
-        f"< {WINDOW_FRAMES}",
-    ):
+    for name in (*COLUMNS, f"< {WINDOW_FRAMES}"):
         table.add_column(name, justify="right")
     if report.real:
         table.add_column("against the published")

@@ -1,19 +1,22 @@
 """The challenge's metrics on NumPy arrays, over all valid frames of all videos concatenated.
 
-CCC for valence and arousal, F1 for expressions and action units; definitions as on the ABAW pages. Every function has
+CCC of numbers, F1 of classes and of units; definitions as on the ABAW pages. Every function has
 a defined value on degenerate input, so that a table never holds a NaN that nobody can explain.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from affserve.train.labels import ACTION_UNITS, EXPRESSION
+from affserve.train.labels import TASKS, Kind
 
-AU_THRESHOLD = 0.5
+ACTIVE_PROBABILITY = 0.5
+
+Floats = NDArray[Any]
 
 
 def ccc(truth: ArrayLike, prediction: ArrayLike) -> float:
@@ -41,11 +44,6 @@ def pearson(x: ArrayLike, y: ArrayLike) -> float:
     return float(np.mean((a - a.mean()) * (b - b.mean())) / scale) if scale > 0 else 0.0
 
 
-def mean_ccc(truth: NDArray[np.floating[Any]], prediction: NDArray[np.floating[Any]]) -> float:
-    """P_VA: the mean of the CCCs of valence and arousal; both arrays (N, 2)."""
-    return (ccc(truth[:, 0], prediction[:, 0]) + ccc(truth[:, 1], prediction[:, 1])) / 2
-
-
 def binary_f1(truth: ArrayLike, prediction: ArrayLike) -> float:
     """F1 of two boolean (N,) series; 0 where neither holds a positive (scikit-learn's zero_division=0)."""
     t = np.asarray(truth, dtype=bool)
@@ -55,16 +53,6 @@ def binary_f1(truth: ArrayLike, prediction: ArrayLike) -> float:
     return 2 * hits / total if total else 0.0
 
 
-def expression_classes(probability: NDArray[np.floating[Any]]) -> NDArray[np.int64]:
-    """Return the class index of each row of (N, K) outputs, (N,); -1, which no label is, where one is not a number."""
-    return np.where(np.isfinite(probability).all(axis=1), probability.argmax(axis=1), -1)
-
-
-def expression_f1(truth: NDArray[np.integer[Any]], prediction: NDArray[np.integer[Any]]) -> NDArray[np.float64]:
-    """F1 of each of the eight expressions, (8,), from class indices (N,)."""
-    return np.array([binary_f1(truth == k, prediction == k) for k in range(EXPRESSION.outputs)])
-
-
 def confusion_counts(
     truth: NDArray[np.integer[Any]], prediction: NDArray[np.integer[Any]], classes: int
 ) -> NDArray[np.int64]:
@@ -72,7 +60,46 @@ def confusion_counts(
     return np.bincount(truth * classes + prediction, minlength=classes * classes).reshape(classes, classes)
 
 
-def action_unit_f1(truth: NDArray[np.floating[Any]], probability: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-    """F1 of each of the twelve action units at threshold 0.5, (12,), from arrays (N, 12)."""
-    active = probability >= AU_THRESHOLD
-    return np.array([binary_f1(truth[:, k] > 0.5, active[:, k]) for k in range(ACTION_UNITS.outputs)])
+def chosen_class(outputs: Floats) -> NDArray[np.int64]:
+    """Return the class index of each row of (N, K) outputs, (N,); -1, which no label is, where one is not a number."""
+    return np.where(np.isfinite(outputs).all(axis=1), outputs.argmax(axis=1), -1)
+
+
+def is_active(outputs: Floats) -> NDArray[np.bool_]:
+    """Say which units (N, K) outputs call active."""
+    return outputs >= ACTIVE_PROBABILITY
+
+
+def ccc_of_each(truth: Floats, outputs: Floats) -> NDArray[np.float64]:
+    """CCC of each column of two (N, K) arrays, (K,)."""
+    return np.array([ccc(x, y) for x, y in zip(truth.T, outputs.T, strict=True)])
+
+
+def f1_of_classes(truth: Floats, outputs: Floats) -> NDArray[np.float64]:
+    """F1 of each class, (K,), from class indices (N, 1) and outputs (N, K)."""
+    called = chosen_class(outputs)
+    return np.array([binary_f1(truth[:, 0] == k, called == k) for k in range(outputs.shape[1])])
+
+
+def f1_of_units(truth: Floats, outputs: Floats) -> NDArray[np.float64]:
+    """F1 of each unit, (K,), from two (N, K) arrays."""
+    return np.array([binary_f1(x > 0.5, y) for x, y in zip(truth.T, is_active(outputs).T, strict=True)])
+
+
+SCORE_EACH: dict[Kind, Callable[[Floats, Floats], NDArray[np.float64]]] = {
+    "regression": ccc_of_each,
+    "one_of": f1_of_classes,
+    "any_of": f1_of_units,
+}
+MEASURES: dict[Kind, str] = {"regression": "CCC", "one_of": "F1", "any_of": "F1"}  # of one output
+METRIC_NAMES: dict[Kind, str] = {"regression": "mean CCC", "one_of": "macro F1", "any_of": "mean F1"}  # of a task
+
+
+def metric_titles() -> dict[str, str]:
+    """Return what to call each number of `Scores.summary` in a table, in order; numbers of one output are indented."""
+    titles: dict[str, str] = {}
+    for key, task in TASKS.items():
+        titles[key] = f"{task.title}, {METRIC_NAMES[task.kind]}"
+        if task.kind == "regression":
+            titles |= {name: f"  {name}, {MEASURES[task.kind]}" for name in task.names}
+    return titles

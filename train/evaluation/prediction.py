@@ -9,85 +9,84 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from functools import cached_property
 
 import numpy as np
 import torch  # noqa: TID253 - this file is about it
 from numpy.typing import NDArray
 
-from affserve.train.evaluation.scores import OFFICIAL, PAPER, Scores, score
+from affserve.train.evaluation.scores import OFFICIAL, PAPER, Arrays, Scores, score
+from affserve.train.features.gaps import HOLD
 from affserve.train.features.videos import LabelledVideo
 from affserve.train.models.temporal_head import HeadEnsemble, TemporalHead
-from affserve.train.trainer.ranks import Ranks
-from affserve.train.windows import Outputs, OverlapMerger, segments
+from affserve.train.windows import STRIDE_FRAMES, WINDOW_FRAMES, Outputs, OverlapMerger, segments
 
-if TYPE_CHECKING:
-    from affserve.train.stages.fit import FitConfig
+
+@dataclass(frozen=True, kw_only=True)
+class Segmenting:
+    """How a video is cut for a head to answer, and where it computes."""
+
+    window: int = WINDOW_FRAMES  # frames of a segment
+    stride: int = STRIDE_FRAMES  # frames between the starts of two segments
+    gaps: str = HOLD  # what stands where a frame has no crop: a policy of features.gaps
+    batch: int = 32  # segments that go through the head at once
+    device: str = "cpu"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Validation:
     """What a model said about the validation set, by validator: arrays by task of (N, K), (N, columns) and (N,)."""
 
-    scores: Mapping[str, Scores]
-    predicted: Mapping[str, Mapping[str, NDArray[Any]]]
-    truth: Mapping[str, Mapping[str, NDArray[Any]]]
-    valid: Mapping[str, Mapping[str, NDArray[np.bool_]]]
+    arrays: Mapping[str, tuple[Arrays, Arrays, Arrays]]  # predicted, truth, valid
 
-    def of(self, validator: str) -> list[Mapping[str, NDArray[Any]]]:
-        """Return the arrays of one validator: predicted, truth, valid."""
-        return [one[validator] for one in (self.predicted, self.truth, self.valid)]
+    @cached_property
+    def scores(self) -> dict[str, Scores]:
+        """The challenge's numbers, by validator."""
+        return {validator: score(*three) for validator, three in self.arrays.items()}
 
 
-Arrays = dict[str, NDArray[Any]]
-
-
-def validate_videos(
+def predict_all(
     model: TemporalHead | HeadEnsemble,
     videos: Sequence[LabelledVideo],
-    config: FitConfig,
-    device: str,
-    ranks: Ranks,
+    segmenting: Segmenting,
     now_and_then: Callable[[], None] = lambda: None,
-) -> Validation:
-    """Score a head on whole videos with both validators; each rank predicts some of the videos."""
-    mine: dict[int, list[Outputs]] = {}
-    for index in range(ranks.rank, len(videos), ranks.world):
+) -> list[list[Outputs]]:
+    """Predict the segments of each video; `now_and_then` is called before each."""
+    predicted = []
+    for video in videos:
         now_and_then()
-        mine[index] = predict_segments(model, videos[index].features(), config, device)
-    by_video = {index: one for part in ranks.gather_objects(mine) for index, one in part.items()}
-    protocols: dict[str, Callable[[LabelledVideo, list[Outputs]], Iterator[tuple[Outputs, slice]]]] = {
-        OFFICIAL: partial(_merged, config=config),
-        PAPER: partial(_full_windows, config=config),
-    }
-    scores: dict[str, Scores] = {}
-    joined: dict[str, tuple[Arrays, Arrays, Arrays]] = {}
-    for name, protocol in protocols.items():
+        predicted.append(predict_segments(model, video.features(), segmenting))
+    return predicted
+
+
+def judge(
+    videos: Sequence[LabelledVideo], predicted: Sequence[list[Outputs]], segmenting: Segmenting, keys: Sequence[str]
+) -> Validation:
+    """Lay what a head said of some videos, segment by segment, beside their labels, as each validator does."""
+    arrays: dict[str, tuple[Arrays, Arrays, Arrays]] = {}
+    for name, protocol in {OFFICIAL: _merged, PAPER: _full_windows}.items():
         pieces = [
             (outputs, video, span)
-            for index, video in enumerate(videos)
-            for outputs, span in protocol(video, by_video[index])
+            for video, one in zip(videos, predicted, strict=True)
+            for outputs, span in protocol(video, one, segmenting)
         ]
         if pieces:
-            joined[name] = _join(pieces, config.head.tasks)
-            scores[name] = score(*joined[name])
-    predicted, truth, valid = ({name: three[k] for name, three in joined.items()} for k in range(3))
-    return Validation(scores=scores, predicted=predicted, truth=truth, valid=valid)
+            arrays[name] = _join(pieces, keys)
+    return Validation(arrays=arrays)
 
 
-def _merged(video: LabelledVideo, predicted: list[Outputs], *, config: FitConfig) -> Iterator[tuple[Outputs, slice]]:
+def _merged(video: LabelledVideo, predicted: list[Outputs], segmenting: Segmenting) -> Iterator[tuple[Outputs, slice]]:
     """Merge the predictions of overlapping segments, as a client does."""
     if predicted:
-        yield merge_segments(predicted, video.frames, config), slice(0, video.frames)
+        yield merge_segments(predicted, video.frames, segmenting), slice(0, video.frames)
 
 
 def _full_windows(
-    video: LabelledVideo, predicted: list[Outputs], *, config: FitConfig
+    video: LabelledVideo, predicted: list[Outputs], segmenting: Segmenting
 ) -> Iterator[tuple[Outputs, slice]]:
     """Leave full windows as they are, overlaps and all."""
-    for outputs, span in zip(predicted, segments(video.frames, config.window, config.served_stride), strict=True):
-        if span.stop - span.start == config.window:
+    for outputs, span in zip(predicted, segments(video.frames, segmenting.window, segmenting.stride), strict=True):
+        if span.stop - span.start == segmenting.window:
             yield outputs, span
 
 
@@ -100,21 +99,21 @@ def _join(pieces: Sequence[tuple[Outputs, LabelledVideo, slice]], keys: Sequence
 
 
 def predict_segments(
-    model: TemporalHead | HeadEnsemble, features: NDArray[np.float32], config: FitConfig, device: str
+    model: TemporalHead | HeadEnsemble, features: NDArray[np.float32], segmenting: Segmenting
 ) -> list[Outputs]:
     """Predict each segment of a video, (N, D) -> (T, K) by task; full ones in batches, the others on their own."""
     model.eval()
 
     def predict(stack: NDArray[np.float32]) -> Outputs:
         with torch.inference_mode():
-            outputs = model.answers(torch.from_numpy(stack).to(device))
+            outputs = model.answers(torch.from_numpy(stack).to(segmenting.device))
         return {key: values.float().cpu().numpy() for key, values in outputs.items()}
 
-    spans = segments(len(features), config.window, config.served_stride)
-    full = [span for span in spans if span.stop - span.start == config.window]
+    spans = segments(len(features), segmenting.window, segmenting.stride)
+    full = [span for span in spans if span.stop - span.start == segmenting.window]
     predicted: list[Outputs] = []
-    for first in range(0, len(full), config.batch):
-        stacked = predict(np.stack([features[span] for span in full[first : first + config.batch]]))
+    for first in range(0, len(full), segmenting.batch):
+        stacked = predict(np.stack([features[span] for span in full[first : first + segmenting.batch]]))
         rows = len(next(iter(stacked.values())))
         predicted += [{key: values[row] for key, values in stacked.items()} for row in range(rows)]
     for span in spans[len(full) :]:
@@ -122,15 +121,15 @@ def predict_segments(
     return predicted
 
 
-def merge_segments(predicted: Sequence[Outputs], frames: int, config: FitConfig) -> Outputs:
+def merge_segments(predicted: Sequence[Outputs], frames: int, segmenting: Segmenting) -> Outputs:
     """Merge the predictions of a video's segments, in order, to one of every frame, (frames, K) by task."""
     left = iter(predicted)
     # The merger cuts the very segments that were predicted; it needs their lengths, not their features.
-    merger = OverlapMerger(lambda _: next(left), config.window, config.served_stride)
+    merger = OverlapMerger(lambda _: next(left), segmenting.window, segmenting.stride)
     parts = [*merger.push(np.empty((frames, 0), np.float32)), *merger.finish()]
     return {key: np.concatenate([part[key] for part in parts]) for key in predicted[0]}
 
 
-def predict_video(model: TemporalHead | HeadEnsemble, features: NDArray[np.float32], config: FitConfig) -> Outputs:
-    """Predict every frame of a video, (N, D) -> (N, K) by task, as it is served: windows of 300, 200 apart, merged."""
-    return merge_segments(predict_segments(model, features, config, config.device), len(features), config)
+def predict_video(model: TemporalHead | HeadEnsemble, features: NDArray[np.float32], segmenting: Segmenting) -> Outputs:
+    """Predict every frame of a video, (N, D) -> (N, K) by task, as it is served: overlapping segments, merged."""
+    return merge_segments(predict_segments(model, features, segmenting), len(features), segmenting)

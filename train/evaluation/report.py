@@ -8,31 +8,23 @@ everything, the other two are views of it.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from affserve.train.evaluation.metrics import AU_THRESHOLD, expression_classes, pearson
-from affserve.train.evaluation.scores import Scores, evaluate
+from affserve.train.evaluation.metrics import MEASURES, METRIC_NAMES, Floats, chosen_class, is_active, pearson
+from affserve.train.evaluation.scores import Arrays, Evaluation, Scores, evaluate
 from affserve.train.files import write_file
-from affserve.train.labels import ACTION_UNITS, EXPRESSION, TASKS, VALENCE_AROUSAL
-
-if TYPE_CHECKING:
-    from affserve.train.evaluation.scores import Arrays, Evaluation
-
+from affserve.train.labels import EXPRESSION, TASKS, Kind
 
 JSON_FILE, MARKDOWN_FILE, PICTURE_FILE = "report.json", "report.md", "report.png"
-METRIC_NAMES = {
-    VALENCE_AROUSAL.key: "mean CCC",
-    EXPRESSION.key: "macro F1",
-    ACTION_UNITS.key: "mean F1",
-}
 
 
-def write_report(folder: Path, predicted: Arrays, truth: Arrays, valid: Mapping[str, NDArray[np.bool_]]) -> Scores:
+def write_report(folder: Path, predicted: Arrays, truth: Arrays, valid: Arrays) -> Scores:
     """Score served outputs (N, K) against labels (N, columns) on the valid (N,) frames and write the report.
 
     Tasks without a labelled frame are left out. The three files in `folder` are replaced one by one, each whole.
@@ -55,8 +47,10 @@ def as_document(evaluation: Evaluation) -> dict[str, Any]:
         "constant_guess": evaluation.constant.summary(),
     }
     for key in evaluation.scores.by_task:
+        kind = TASKS[key].kind
+        details = partial(_DETAILS[kind], evaluation.truth[key], evaluation.predicted[key])
         document[key] = {
-            name: {_MEASURE[key]: value, **_details(evaluation, key, k)}
+            name: {MEASURES[kind].lower(): value, **details(k)}
             for k, (name, value) in enumerate(evaluation.scores.parts[key].items())
         }
     if EXPRESSION.key in evaluation.scores.by_task:
@@ -67,18 +61,6 @@ def as_document(evaluation: Evaluation) -> dict[str, Any]:
             "frames": evaluation.confusion().tolist(),
         }
     return document
-
-
-_MEASURE = {VALENCE_AROUSAL.key: "ccc", EXPRESSION.key: "f1", ACTION_UNITS.key: "f1"}
-
-
-def _details(evaluation: Evaluation, key: str, k: int) -> Mapping[str, float | None]:
-    predicted, truth = evaluation.predicted[key], evaluation.truth[key]
-    if key == VALENCE_AROUSAL.key:
-        return _agreement(truth[:, k], predicted[:, k])
-    if key == EXPRESSION.key:
-        return _detection(truth[:, 0] == k, expression_classes(predicted) == k)
-    return _detection(truth[:, k] > 0.5, predicted[:, k] >= AU_THRESHOLD)
 
 
 def _agreement(truth: ArrayLike, predicted: ArrayLike) -> dict[str, float | None]:
@@ -108,6 +90,13 @@ def _detection(truth: NDArray[np.bool_], predicted: NDArray[np.bool_]) -> dict[s
     }
 
 
+_DETAILS: dict[Kind, Callable[[Floats, Floats, int], Mapping[str, float | None]]] = {
+    "regression": lambda truth, predicted, k: _agreement(truth[:, k], predicted[:, k]),
+    "one_of": lambda truth, predicted, k: _detection(truth[:, 0] == k, chosen_class(predicted) == k),
+    "any_of": lambda truth, predicted, k: _detection(truth[:, k] > 0.5, is_active(predicted[:, k])),
+}
+
+
 def as_markdown(evaluation: Evaluation) -> str:
     """Render the report for people."""
     document = as_document(evaluation)
@@ -119,7 +108,8 @@ def as_markdown(evaluation: Evaluation) -> str:
     ]
     for key, value in evaluation.scores.by_task.items():
         constant, frames = evaluation.constant.by_task[key], evaluation.scores.frames[key]
-        lines.append(f"| {TASKS[key].title} | {METRIC_NAMES[key]} | {value:.4f} | {constant:.4f} | {frames:,} |")
+        metric = METRIC_NAMES[TASKS[key].kind]
+        lines.append(f"| {TASKS[key].title} | {metric} | {value:.4f} | {constant:.4f} | {frames:,} |")
     for key in evaluation.scores.by_task:
         lines += ["", f"## {TASKS[key].title.capitalize()}", "", *_detail_table(document[key])]
     if "confusion" in document:

@@ -6,6 +6,7 @@ In comes an `Evaluation`, out come the bytes of a PNG; tasks that were not score
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,13 +16,11 @@ from matplotlib.figure import Figure  # noqa: TID253
 from matplotlib.layout_engine import ConstrainedLayoutEngine  # noqa: TID253
 from matplotlib.ticker import FuncFormatter, PercentFormatter  # noqa: TID253
 
-from affserve.train.labels import ACTION_UNITS, EXPRESSION, VALENCE_AROUSAL
+from affserve.train.evaluation.scores import Evaluation
+from affserve.train.labels import EXPRESSION, TASKS, Kind, Task
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-    from affserve.train.evaluation.scores import Evaluation
-
 
 WIDTH_IN, DPI, PAD_IN = 13.0, 120, 0.12
 EXPRESSION_HEIGHT_IN, LOWER_HEIGHT_IN = 6.6, 4.6
@@ -33,7 +32,7 @@ def draw_evaluation(evaluation: Evaluation) -> bytes:
     """Draw the panels of all scored tasks."""
     scored = evaluation.scores.by_task
     upper = EXPRESSION.key in scored
-    lower = [key for key in (VALENCE_AROUSAL.key, ACTION_UNITS.key) if key in scored]
+    lower = [TASKS[key] for key in scored if TASKS[key].kind != "one_of"]
     heights = [EXPRESSION_HEIGHT_IN] * upper + [LOWER_HEIGHT_IN] * bool(lower)
     layout = ConstrainedLayoutEngine(w_pad=PAD_IN, h_pad=PAD_IN)
     figure = Figure(figsize=(WIDTH_IN, sum(heights) or 1), dpi=DPI, layout=layout)
@@ -55,16 +54,10 @@ def _draw_expressions(figure: Any, evaluation: Evaluation) -> None:
     bars.tick_params(axis="y", labelleft=False)
 
 
-def _draw_lower(figure: Any, evaluation: Evaluation, keys: list[str]) -> None:
-    widths = {VALENCE_AROUSAL.key: (1.0, 1.0), ACTION_UNITS.key: (1.0,)}
-    ratios = [width for key in keys for width in widths[key]]
-    panels = list(figure.subplots(1, len(ratios), width_ratios=ratios, squeeze=False)[0])
-    if VALENCE_AROUSAL.key in keys:
-        for k in range(VALENCE_AROUSAL.outputs):
-            _draw_density(panels.pop(0), evaluation, k)
-    if ACTION_UNITS.key in keys:
-        title = f"action units: mean F1 {evaluation.scores.by_task[ACTION_UNITS.key]:.3f}"
-        _draw_bars(panels.pop(0), evaluation, ACTION_UNITS.key, title)
+def _draw_lower(figure: Any, evaluation: Evaluation, tasks: list[Task]) -> None:
+    panels = [(task, k) for task in tasks for k in range(task.outputs if task.kind == "regression" else 1)]
+    for axes, (task, k) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        LOWER_PANELS[task.kind](axes, evaluation, task, k)
 
 
 def _draw_confusion(axes: Axes, evaluation: Evaluation) -> None:
@@ -73,16 +66,10 @@ def _draw_confusion(axes: Axes, evaluation: Evaluation) -> None:
     mesh = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     for (row, column), count in np.ndenumerate(counts):
         share = shares[row, column]
-        axes.text(
-            column,
-            row,
-            f"{count:,}\n{share:.0%}" if count else "0",
-            ha="center",
-            va="center",
-            fontsize=8.5,
-            in_layout=False,  # the layout need not measure what lies inside
-            color="white" if share > 0.5 else "#222222" if count else "#AAAAAA",
-        )
+        text = f"{count:,}\n{share:.0%}" if count else "0"
+        colour = "white" if share > 0.5 else "#222222" if count else "#AAAAAA"
+        # The layout need not measure what lies inside.
+        axes.text(column, row, text, ha="center", va="center", fontsize=8.5, in_layout=False, color=colour)
     positions = range(EXPRESSION.outputs)
     axes.set_xticks(positions, EXPRESSION.names, fontsize=9.5)
     axes.set_yticks(positions, EXPRESSION.names, fontsize=9.5)
@@ -112,9 +99,13 @@ def _draw_bars(axes: Axes, evaluation: Evaluation, key: str, title: str) -> None
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _draw_density(axes: Axes, evaluation: Evaluation, k: int) -> None:
-    name = VALENCE_AROUSAL.names[k]
-    truth, predicted = (values[VALENCE_AROUSAL.key][:, k] for values in (evaluation.truth, evaluation.predicted))
+def _draw_units(axes: Axes, evaluation: Evaluation, task: Task, _: int) -> None:
+    _draw_bars(axes, evaluation, task.key, f"{task.title}: mean F1 {evaluation.scores.by_task[task.key]:.3f}")
+
+
+def _draw_density(axes: Axes, evaluation: Evaluation, task: Task, k: int) -> None:
+    name = task.names[k]
+    truth, predicted = (values[task.key][:, k] for values in (evaluation.truth, evaluation.predicted))
     frames, _, _ = np.histogram2d(truth, predicted, bins=DENSITY_BINS, range=[[-1, 1], [-1, 1]])
     mesh = axes.imshow(
         np.where(frames.T > 0, frames.T, np.nan),
@@ -132,8 +123,14 @@ def _draw_density(axes: Axes, evaluation: Evaluation, k: int) -> None:
     axes.tick_params(labelsize=8.5)
     axes.set_xlabel(f"true {name}", fontsize=10)
     axes.set_ylabel(f"predicted {name}", fontsize=10)
-    axes.set_title(f"{name}: CCC {evaluation.scores.parts[VALENCE_AROUSAL.key][name]:.3f}", fontsize=11)
+    axes.set_title(f"{name}: CCC {evaluation.scores.parts[task.key][name]:.3f}", fontsize=11)
     bar = axes.figure.colorbar(mesh, ax=axes, fraction=0.045, pad=0.02, format=FuncFormatter(lambda x, _: f"{x:,.0f}"))
     bar.set_label("frames", fontsize=8.5)
     bar.ax.tick_params(labelsize=8)
     bar.outline.set_visible(False)
+
+
+LOWER_PANELS: dict[Kind, Callable[[Axes, Evaluation, Task, int], None]] = {
+    "regression": _draw_density,  # one panel an output
+    "any_of": _draw_units,  # one for all
+}

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from affserve.train.evaluation.metrics import action_unit_f1, ccc, confusion_counts, expression_classes, expression_f1
-from affserve.train.labels import ACTION_UNITS, EXPRESSION, TASKS, VALENCE_AROUSAL
+from affserve.train.evaluation.metrics import SCORE_EACH, chosen_class, confusion_counts
+from affserve.train.labels import EXPRESSION, TASKS, Kind, Task
 
 OFFICIAL = "official"  # each labelled frame once, after overlapping segments are averaged: the challenge's way
 PAPER = "paper"  # full windows only, a frame as often as it lies in one: the way of the paper's authors
@@ -27,37 +27,35 @@ class Scores:
 
     def summary(self) -> dict[str, float]:
         """Return the numbers of the tables: one per task, and valence and arousal apart."""
-        apart = self.parts.get(VALENCE_AROUSAL.key, {})
-        return {**self.by_task, **apart}
+        apart = (part for key, part in self.parts.items() if TASKS[key].kind == "regression")
+        return {**self.by_task, **{name: value for part in apart for name, value in part.items()}}
 
 
-def score(
-    predicted: Mapping[str, NDArray[Any]], truth: Mapping[str, NDArray[Any]], valid: Mapping[str, NDArray[np.bool_]]
-) -> Scores:
+Arrays = Mapping[str, NDArray[Any]]
+
+
+def score(predicted: Arrays, truth: Arrays, valid: Arrays) -> Scores:
     """Score served outputs (N, K) against file labels (N, columns) on the valid frames, task by task."""
     by_task: dict[str, float] = {}
     parts: dict[str, dict[str, float]] = {}
     frames: dict[str, int] = {}
     for key in (key for key in TASKS if key in predicted and valid[key].any()):
         chosen = valid[key]
-        values = _parts(key, predicted[key][chosen], truth[key][chosen])
+        values = SCORE_EACH[TASKS[key].kind](truth[key][chosen], predicted[key][chosen])
         parts[key] = dict(zip(TASKS[key].names, map(float, values), strict=True))
         by_task[key] = float(np.mean(values))
         frames[key] = int(chosen.sum())
     return Scores(by_task=by_task, parts=parts, frames=frames)
 
 
-def _parts(key: str, predicted: NDArray[Any], truth: NDArray[Any]) -> NDArray[np.float64]:
-    if key == VALENCE_AROUSAL.key:
-        return np.array([ccc(truth[:, k], predicted[:, k]) for k in range(VALENCE_AROUSAL.outputs)])
-    if key == EXPRESSION.key:
-        return expression_f1(truth[:, 0].astype(np.int64), expression_classes(predicted))
-    return action_unit_f1(truth, predicted)
+BEST_CONSTANT: dict[Kind, Callable[[NDArray[Any], Task], NDArray[Any]]] = {
+    "regression": lambda labels, task: labels.mean(axis=0),
+    "one_of": lambda labels, task: np.eye(task.outputs)[np.bincount(labels[:, 0].astype(np.int64)).argmax()],
+    "any_of": lambda labels, task: np.ones(task.outputs),
+}
 
 
-def constant_guess(
-    truth: Mapping[str, NDArray[Any]], valid: Mapping[str, NDArray[np.bool_]]
-) -> dict[str, NDArray[np.float32]]:
+def constant_guess(truth: Arrays, valid: Arrays) -> dict[str, NDArray[np.float32]]:
     """Return the best outputs that never look at a frame, (N, K) by task.
 
     The mean valence and arousal, the expression and the set of action units that a constant answer scores highest with:
@@ -65,18 +63,9 @@ def constant_guess(
     """
     guesses: dict[str, NDArray[np.float32]] = {}
     for key, values in truth.items():
-        labelled = values[valid[key]]
-        if key == VALENCE_AROUSAL.key:
-            row = labelled.mean(axis=0)
-        elif key == EXPRESSION.key:
-            row = np.eye(EXPRESSION.outputs)[np.bincount(labelled[:, 0].astype(np.int64)).argmax()]
-        else:
-            row = np.ones(ACTION_UNITS.outputs)
+        row = BEST_CONSTANT[TASKS[key].kind](values[valid[key]], TASKS[key])
         guesses[key] = np.tile(row.astype(np.float32), (len(values), 1))
     return guesses
-
-
-Arrays = Mapping[str, NDArray[Any]]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -94,12 +83,12 @@ class Evaluation:
     def confusion(self) -> NDArray[np.int64]:
         """Return frames by true (rows) and predicted (columns) expression, (8, 8)."""
         truth = self.truth[EXPRESSION.key][:, 0].astype(np.int64)
-        predicted = expression_classes(self.predicted[EXPRESSION.key])
+        predicted = chosen_class(self.predicted[EXPRESSION.key])
         answered = predicted >= 0
         return confusion_counts(truth[answered], predicted[answered], EXPRESSION.outputs)
 
 
-def evaluate(predicted: Arrays, truth: Arrays, valid: Mapping[str, NDArray[np.bool_]]) -> Evaluation:
+def evaluate(predicted: Arrays, truth: Arrays, valid: Arrays) -> Evaluation:
     """Score, and keep the labelled frames of every scored task for a closer look."""
     scores = score(predicted, truth, valid)
     keys = list(scores.by_task)

@@ -8,7 +8,7 @@ last row is refused before anything is predicted, and its rows are named.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from affserve.train.errors import DataError, OutputError
-from affserve.train.evaluation.metrics import AU_THRESHOLD, expression_classes
+from affserve.train.evaluation.metrics import chosen_class, is_active
 from affserve.train.files import write_file
-from affserve.train.labels import EXPRESSION, TASKS, VALENCE_AROUSAL, Task
+from affserve.train.labels import TASKS, Kind, Task
 from affserve.train.windows import WINDOW_FRAMES, Outputs
 
 LOCATION_COLUMN = "image_location"
@@ -119,9 +119,7 @@ def _named(lines: Sequence[str], what: str, numbers: Sequence[int]) -> str:
 
 
 def check_fillable(
-    template: Template,
-    last_crop: Callable[[str], int | None],
-    options: FillOptions = FillOptions(),
+    template: Template, last_crop: Callable[[str], int | None], options: FillOptions = FillOptions()
 ) -> None:
     """Raise a DataError that names the rows no prediction can be made for.
 
@@ -145,10 +143,7 @@ def check_fillable(
 
 
 def fill_template(
-    template: Template,
-    predict: Callable[[str, int], Outputs],
-    out: Path,
-    options: FillOptions = FillOptions(),
+    template: Template, predict: Callable[[str, int], Outputs], out: Path, options: FillOptions = FillOptions()
 ) -> int:
     """Fill a template and write it to `out`, whole or not at all; return how many rows were filled.
 
@@ -160,7 +155,7 @@ def fill_template(
         answer = predict(video, int(frames.max()))[template.task.key]
         if not np.isfinite(answer).all():
             raise DataError(f"{video}: the model's answer is not a number; its training has diverged")
-        cells = list(_cells(template.task, answer, options))
+        cells = CELLS[template.task.kind](answer, options)
         for row, frame in zip(rows.tolist(), frames.tolist(), strict=True):
             values[row] = cells[frame - 1]
     lines = [template.header, *(f"{place},{cell}" for place, cell in zip(template.locations, values, strict=True))]
@@ -172,14 +167,25 @@ def fill_template(
     return len(values)
 
 
-def _cells(task: Task, answer: NDArray[np.float32], options: FillOptions) -> Iterator[str]:
-    """Render outputs (N, K) as the challenge wants a row of each frame."""
-    if task is VALENCE_AROUSAL:
-        rounded = np.clip(answer, -1, 1).round(6) + 0.0  # adding 0 turns -0 into 0
-        return (f"{valence:.6f},{arousal:.6f}" for valence, arousal in rounded.tolist())
-    if task is EXPRESSION:
-        return map(str, smoothed(expression_classes(answer), options.smooth_frames).tolist())
-    return (",".join(map(str, row)) for row in (answer >= AU_THRESHOLD).astype(int).tolist())
+def _numbers(answer: NDArray[np.float32], options: FillOptions) -> list[str]:
+    rounded = np.clip(answer, -1, 1).round(6) + 0.0  # adding 0 turns -0 into 0
+    return [",".join(f"{value:.6f}" for value in row) for row in rounded.tolist()]
+
+
+def _classes(answer: NDArray[np.float32], options: FillOptions) -> list[str]:
+    return list(map(str, smoothed(chosen_class(answer), options.smooth_frames).tolist()))
+
+
+def _units(answer: NDArray[np.float32], options: FillOptions) -> list[str]:
+    return [",".join(map(str, row)) for row in is_active(answer).astype(int).tolist()]
+
+
+# How outputs (N, K) become what the challenge wants in a row of each frame.
+CELLS: dict[Kind, Callable[[NDArray[np.float32], FillOptions], list[str]]] = {
+    "regression": _numbers,
+    "one_of": _classes,
+    "any_of": _units,
+}
 
 
 def smoothed(classes: NDArray[np.int64], frames: int) -> NDArray[np.int64]:
@@ -189,11 +195,12 @@ def smoothed(classes: NDArray[np.int64], frames: int) -> NDArray[np.int64]:
     """
     if frames == 1 or not len(classes):
         return classes
-    counts = np.zeros((len(classes) + 1, EXPRESSION.outputs), np.int64)
-    np.cumsum(np.eye(EXPRESSION.outputs, dtype=np.int64)[classes], axis=0, out=counts[1:])
+    there = int(classes.max()) + 1
+    counts = np.zeros((len(classes) + 1, there), np.int64)
+    np.cumsum(np.eye(there, dtype=np.int64)[classes], axis=0, out=counts[1:])
     middle = np.arange(len(classes))
     first = np.maximum(middle - frames // 2, 0)
     end = np.minimum(middle - frames // 2 + frames, len(classes))
-    votes = (counts[end] - counts[first]).astype(np.float64)  # (N, 8)
+    votes = (counts[end] - counts[first]).astype(np.float64)  # (N, classes)
     votes[middle, classes] += 0.5
     return np.asarray(votes.argmax(axis=1))

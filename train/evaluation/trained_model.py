@@ -1,7 +1,7 @@
 """Finished checkpoints on the videos of a corpus: what they say of every frame, and both validators' scores of it.
 
 In come an encoder and one to three heads (ensembles included), out go the predictions that a client would get, the
-scores of the `official` and the `paper` validator (train.fit) with a report, and filled templates of the challenge.
+scores of the `official` and the `paper` validator with a report, and filled templates of the challenge.
 """
 
 from __future__ import annotations
@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from affserve.train.corpus.affwild2 import VALIDATION, Corpus
 from affserve.train.errors import CheckpointError, DataError
-from affserve.train.evaluation.prediction import predict_video, validate_videos
+from affserve.train.evaluation.prediction import Segmenting, judge, predict_all, predict_video
 from affserve.train.evaluation.report import write_report
-from affserve.train.evaluation.scores import OFFICIAL, PROTOCOLS, Scores
+from affserve.train.evaluation.scores import OFFICIAL, PROTOCOLS, Scores, score
 from affserve.train.evaluation.submission import FillOptions, Template, check_fillable, fill_template
 from affserve.train.features.extraction import Progress, extract_features
 from affserve.train.features.gaps import HOLD, CropFeatures, fill_gaps
@@ -28,13 +27,10 @@ from affserve.train.features.store import FeatureStore
 from affserve.train.features.videos import load_videos
 from affserve.train.files import write_file
 from affserve.train.labels import task_by_key
-from affserve.train.models.checkpoint import load_encoder, load_head
+from affserve.train.models.checkpoint import check_fits, load_encoder, load_head
 from affserve.train.models.device import check_device
-from affserve.train.models.encoder import ClipEncoder
 from affserve.train.models.temporal_head import HeadEnsemble, TemporalHead
-from affserve.train.stages.fit import FitConfig
-from affserve.train.trainer.ranks import Ranks
-from affserve.train.windows import WINDOW_FRAMES, Outputs
+from affserve.train.windows import STRIDE_FRAMES, WINDOW_FRAMES, Outputs
 
 SCORES_FILE = "scores.json"
 
@@ -44,18 +40,18 @@ class ServedHead:
     """A head or an ensemble of heads, ready to answer in the windows it was trained for."""
 
     model: TemporalHead | HeadEnsemble
-    config: FitConfig  # what inference needs of it: tasks, window, device
+    segmenting: Segmenting  # as in its training
     trained_on: str  # corpus name
 
     @property
     def tasks(self) -> tuple[str, ...]:
         """Keys of what it answers."""
-        return self.config.head.tasks
+        return self.model.config.tasks
 
     def predict(self, crops: CropFeatures, frames: int) -> Outputs:
         """Answer the frames 1..N of a video, crop or not, as they are served: (N, K) by task."""
-        features = fill_gaps(crops, np.arange(1, frames + 1), self.config.gaps)
-        return predict_video(self.model, features, self.config)
+        features = fill_gaps(crops, np.arange(1, frames + 1), self.segmenting.gaps)
+        return predict_video(self.model, features, self.segmenting)
 
 
 def load_served_heads(paths: Sequence[Path], encoder: str, device: str = "cpu") -> list[ServedHead]:
@@ -67,23 +63,16 @@ def load_served_heads(paths: Sequence[Path], encoder: str, device: str = "cpu") 
     for path in paths:
         model, checkpoint = load_head(path)
         provenance = checkpoint.provenance
-        if provenance.encoder != encoder:
-            raise CheckpointError(
-                f"{path} was trained on features of encoder {provenance.encoder}, but these are of encoder {encoder}; "
-                "name the encoder that the head was trained with"
-            )
+        check_fits(checkpoint, encoder)
         taken = {key for head in heads for key in head.tasks}
         for key in model.config.tasks:
             if key in taken:
                 raise CheckpointError(f"{path} answers {key}, and so does another head; name one head a task")
-        config = FitConfig(
-            head=model.config,
-            window=provenance.window_frames or WINDOW_FRAMES,
-            stride=1,  # of training; inference has its own
-            gaps=provenance.training.get("gaps") or HOLD,
-            device=device,
-        )
-        heads.append(ServedHead(model=model.to(device), config=config, trained_on=provenance.trained_on))
+        window = provenance.window_frames or WINDOW_FRAMES
+        stride = provenance.stride_frames or min(STRIDE_FRAMES, window)
+        gaps = provenance.training.get("gaps") or HOLD
+        segmenting = Segmenting(window=window, stride=stride, gaps=gaps, device=device)
+        heads.append(ServedHead(model=model.to(device), segmenting=segmenting, trained_on=provenance.trained_on))
     return heads
 
 
@@ -95,28 +84,19 @@ def evaluate_heads(
     features: the folder that extract_features returned. report: folder for the report on the official protocol's
     frames, and for `scores.json` with both protocols. A protocol that finds no frame to score has empty scores.
     """
-    scores = {name: Scores(by_task={}, parts={}, frames={}) for name in PROTOCOLS}
-    arrays: list[dict[str, NDArray[Any]]] = [{}, {}, {}]  # predicted, truth, valid of the official protocol
+    arrays: dict[str, list[dict[str, Any]]] = {name: [{}, {}, {}] for name in PROTOCOLS}  # predicted, truth, valid
     for head in heads:
         tasks = [task_by_key(key) for key in head.tasks]
-        videos = load_videos(corpus, features, tasks, VALIDATION, gaps=head.config.gaps)
-        found = validate_videos(head.model, videos, head.config, head.config.device, Ranks())
-        for protocol, one in found.scores.items():
-            scores[protocol] = _joined(scores[protocol], one)
-        for joined, part in zip(arrays, found.of(OFFICIAL), strict=True):
-            joined.update(part)
+        videos = load_videos(corpus, features, tasks, VALIDATION, gaps=head.segmenting.gaps)
+        found = judge(videos, predict_all(head.model, videos, head.segmenting), head.segmenting, head.tasks)
+        for protocol, three in found.arrays.items():
+            for joined, part in zip(arrays[protocol], three, strict=True):
+                joined.update(part)
+    scores = {protocol: score(*three) for protocol, three in arrays.items()}
     if report:
-        write_report(report, *arrays)
+        write_report(report, *arrays[OFFICIAL])
         write_file(report / SCORES_FILE, (json.dumps(as_document(scores), indent=2) + "\n").encode())
     return scores
-
-
-def _joined(scores: Scores, others: Scores) -> Scores:
-    return Scores(
-        by_task={**scores.by_task, **others.by_task},
-        parts={**scores.parts, **others.parts},
-        frames={**scores.frames, **others.frames},
-    )
 
 
 def as_document(scores: Mapping[str, Scores]) -> dict[str, Any]:
@@ -127,45 +107,38 @@ def as_document(scores: Mapping[str, Scores]) -> dict[str, Any]:
     }
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
 class TrainedModel:
     """An encoder, its heads, and a corpus whose features are computed as far as they are asked for."""
 
-    corpus: Corpus
-    encoder: ClipEncoder
-    fingerprint: str  # of the encoder
-    heads: tuple[ServedHead, ...]
-    store: Path  # of features
-    device: str
-    progress: Progress
-
-    @property
-    def tasks(self) -> tuple[str, ...]:
-        """Keys of all that is answered."""
-        return tuple(key for head in self.heads for key in head.tasks)
-
-    @property
-    def trained_on(self) -> tuple[str, ...]:
-        """Names of the corpora that the heads were trained on."""
-        return tuple(sorted({head.trained_on for head in self.heads}))
+    def __init__(
+        self, encoder: Path, heads: Sequence[Path], corpus: Corpus, store: Path, device: str, progress: Progress
+    ) -> None:
+        """Load checkpoints that belong together; progress: called with frames done and to do as features come."""
+        check_device(device)
+        self._encoder, checkpoint = load_encoder(encoder)
+        self._fingerprint = checkpoint.fingerprint
+        self._heads = load_served_heads(heads, checkpoint.fingerprint, device)
+        self._corpus, self._store, self._device, self._progress = corpus, store, device, progress
+        self.tasks = tuple(key for head in self._heads for key in head.tasks)  # keys of all that is answered
+        self.trained_on = tuple(sorted({head.trained_on for head in self._heads}))  # names of corpora
 
     def features(self, videos: Sequence[str]) -> Path:
         """Compute what is missing of some videos' features, labelled or not, and return the folder."""
         return extract_features(
-            self.encoder,
-            self.fingerprint,
-            self.corpus,
-            self.store,
-            device=self.device,
-            progress=self.progress,
+            self._encoder,
+            self._fingerprint,
+            self._corpus,
+            self._store,
+            device=self._device,
+            progress=self._progress,
             videos=videos,
         )
 
     def evaluate(self, report: Path | None) -> dict[str, Scores]:
         """Return both validators' scores on the validation set; see evaluate_heads."""
         tasks = [task_by_key(key) for key in self.tasks]
-        features = self.features(self.corpus.part_videos(tasks, VALIDATION))
-        return evaluate_heads(self.heads, self.corpus, features, report)
+        features = self.features(self._corpus.part_videos(tasks, VALIDATION))
+        return evaluate_heads(self._heads, self._corpus, features, report)
 
     def fill(self, templates: Sequence[tuple[Template, Path]], options: FillOptions) -> Iterator[str]:
         """Fill templates, each to its target; yield a line about each that is done.
@@ -179,12 +152,12 @@ class TrainedModel:
             check_fillable(template, self._last_crop, options)
         store = FeatureStore(self.features([video for template, _ in templates for video in template.rows_of()]))
         for template, target in templates:
-            head = next(head for head in self.heads if template.task.key in head.tasks)
+            head = next(head for head in self._heads if template.task.key in head.tasks)
             rows = fill_template(template, partial(_predict, head, store), target, options)
             yield f"{target}: {template.task.title}, {rows} rows of {len(template.rows_of())} videos"
 
     def _last_crop(self, video: str) -> int | None:
-        return int(self.corpus.crop_numbers(video).max(initial=0)) or None
+        return int(self._corpus.crop_numbers(video).max(initial=0)) or None
 
 
 def _predict(head: ServedHead, store: FeatureStore, video: str, frames: int) -> Outputs:
@@ -193,23 +166,3 @@ def _predict(head: ServedHead, store: FeatureStore, video: str, frames: int) -> 
         raise DataError(f"{video}: none of its crops can be decoded; replace them")
     # A video is answered as a whole, however few of its frames a template asks for.
     return head.predict(crops, max(frames, int(crops.numbers[-1])))
-
-
-def open_model(
-    encoder: Path, heads: Sequence[Path], corpus: Corpus, store: Path, device: str, progress: Progress
-) -> TrainedModel:
-    """Load checkpoints that belong together.
-
-    progress: called with the numbers of frames done and to do while features are computed.
-    """
-    check_device(device)
-    model, checkpoint = load_encoder(encoder)
-    return TrainedModel(
-        corpus=corpus,
-        encoder=model,
-        fingerprint=checkpoint.fingerprint,
-        heads=tuple(load_served_heads(heads, checkpoint.fingerprint, device)),
-        store=store,
-        device=device,
-        progress=progress,
-    )

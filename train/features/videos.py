@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from affserve.train.corpus.affwild2 import Corpus
-from affserve.train.corpus.annotations import Annotation
+from affserve.train.corpus.annotations import aligned
 from affserve.train.errors import DataError
 from affserve.train.features.gaps import HOLD, CropFeatures, check_policy, fill_gaps, have_crop
 from affserve.train.features.store import FeatureStore
@@ -51,29 +52,37 @@ def load_videos(
     store.check_complete(names)
     if store.description.corpus != (source := corpus.image_source()):
         raise DataError(f"{features} holds features of {store.description.corpus}, not of {source}: {corpus.root}")
-    videos = []
-    for name in names:
-        held = {
-            task.key: corpus.annotation(task, part, name)
-            for task in tasks
-            if name in corpus.annotation_files.get((task.key, part), {})
-        }
-        videos.append(_lay_out(name, tasks, held, store.crops(name), gaps))
+    videos = [_lay_out(corpus, tasks, part, name, store.crops(name), gaps) for name in names]
     if not videos:
         raise DataError(f"{corpus.root}: no videos in {part} for {', '.join(task.key for task in tasks)}")
     return videos
 
 
 def _lay_out(
-    name: str, tasks: Sequence[Task], held: dict[str, Annotation], crops: CropFeatures, gaps: str
+    corpus: Corpus, tasks: Sequence[Task], part: str, name: str, crops: CropFeatures, gaps: str
 ) -> LabelledVideo:
     """Bring the annotations of a video to the length of the longest; what is missing is not valid."""
-    frames = max(len(annotation.values) for annotation in held.values())
-    present = have_crop(crops, np.arange(1, frames + 1))
-    truth = {task.key: np.full((frames, task.columns), task.invalid, np.float32) for task in tasks}
-    valid = {task.key: np.zeros(frames, np.bool_) for task in tasks}
-    for key, annotation in held.items():
-        rows = len(annotation.values)
-        truth[key][:rows] = annotation.values
-        valid[key][:rows] = annotation.valid & present[:rows]
-    return LabelledVideo(name=name, frames=frames, truth=truth, valid=valid, crops=crops, gaps=gaps)
+    held = {task: corpus.annotation(task, part, name) for task in tasks}
+    frames = max(len(one.values) for one in held.values() if one)
+    numbers = np.arange(1, frames + 1)
+    labels = {task.key: aligned(one, task, numbers) for task, one in held.items()}
+    present = have_crop(crops, numbers)
+    return LabelledVideo(
+        name=name,
+        frames=frames,
+        truth={key: rows for key, (rows, _) in labels.items()},
+        valid={key: valid & present for key, (_, valid) in labels.items()},
+        crops=crops,
+        gaps=gaps,
+    )
+
+
+Arrays = dict[str, NDArray[Any]]
+
+
+def labels_of(videos: Sequence[LabelledVideo], keys: Sequence[str]) -> tuple[Arrays, Arrays]:
+    """Return the labels (N, columns) of all frames of some videos and their validity (N,), by task."""
+    return (
+        {key: np.concatenate([video.truth[key] for video in videos]) for key in keys},
+        {key: np.concatenate([video.valid[key] for video in videos]) for key in keys},
+    )

@@ -5,7 +5,6 @@ It is written beside its place and renamed into it, so that a folder under its f
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn  # noqa: TID253 - this file is about it
 
 from affserve.train.errors import CheckpointError
-from affserve.train.files import staged_folder
+from affserve.train.files import file_sha256, staged_folder
 from affserve.train.labels import TASKS
 from affserve.train.models.encoder import ClipEncoder, EncoderConfig
 from affserve.train.models.temporal_head import HeadEnsemble, TemporalHead, TemporalHeadConfig
@@ -90,11 +89,21 @@ def _save(path: Path, kind: str, model: nn.Module, architecture: dict[str, Any],
 
 
 def _fingerprint(weights: Path) -> str:
-    digest = hashlib.sha256()
-    with weights.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()[:16]
+    return file_sha256(weights)[:16]
+
+
+def fingerprint_of(path: Path) -> str:
+    """Return the fingerprint that a checkpoint's description carries, without reading its weights."""
+    return str(_read_config(path, (ENCODER_KIND, HEAD_KIND, ENSEMBLE_KIND))["fingerprint"])
+
+
+def check_fits(head: Checkpoint, encoder: str) -> None:
+    """Raise a CheckpointError unless a head was trained on the features of the encoder with this fingerprint."""
+    if head.provenance.encoder != encoder:
+        raise CheckpointError(
+            f"{head.path} was trained on features of encoder {head.provenance.encoder}, but these are of encoder "
+            f"{encoder}; name the encoder that the head was trained with, or train it on the features of this one"
+        )
 
 
 def _read_config(path: Path, kinds: tuple[str, ...]) -> dict[str, Any]:

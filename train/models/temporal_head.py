@@ -17,7 +17,7 @@ import torch.nn.functional as F  # noqa: TID253
 from torch import Tensor, nn  # noqa: TID253
 from torch.nn.utils.parametrizations import weight_norm  # noqa: TID253
 
-from affserve.train.labels import ACTION_UNITS, EXPRESSION, TASKS, VALENCE_AROUSAL, task_by_key
+from affserve.train.labels import TASKS, Kind, task_by_key
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,26 +182,22 @@ class TemporalHead(nn.Module):
         return activate(self(features, present))
 
 
+ACTIVATIONS: dict[Kind, Callable[[Tensor], Tensor]] = {
+    "regression": lambda x: x.clamp(-1, 1),
+    "one_of": lambda x: x.softmax(dim=-1),
+    "any_of": torch.sigmoid,
+}
+
+
 def activate(raw: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Turn raw outputs (..., K) into what is served: values in [-1, 1], a distribution, and probabilities."""
-    activations: dict[str, Callable[[Tensor], Tensor]] = {
-        VALENCE_AROUSAL.key: lambda x: x.clamp(-1, 1),
-        EXPRESSION.key: lambda x: x.softmax(dim=-1),
-        ACTION_UNITS.key: torch.sigmoid,
-    }
-    return {key: activations[key](value) for key, value in raw.items()}
+    """Turn raw outputs (..., K) into what is served: values in [-1, 1], a distribution, or probabilities."""
+    return {key: ACTIVATIONS[TASKS[key].kind](value) for key, value in raw.items()}
 
 
 def demo_head_config(**changes: Any) -> TemporalHeadConfig:
     """Return the configuration of a head that a CPU trains in a minute, with `changes` to its fields."""
-    sizes: dict[str, Any] = {
-        "tcn_channels": (128, 128, 128),
-        "width": 128,
-        "layers": 2,
-        "feedforward": 256,
-        "mlp_width": 128,
-    }
-    return TemporalHeadConfig(**{**sizes, **changes})
+    sizes: dict[str, Any] = {"width": 128, "layers": 2, "feedforward": 256, "mlp_width": 128}
+    return TemporalHeadConfig(**{"tcn_channels": (128, 128, 128), **sizes, **changes})
 
 
 class HeadEnsemble(nn.Module):

@@ -8,7 +8,7 @@ starts from random weights has no features to fall back on and may be trained on
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Subset  # noqa: TID253
 
 from affserve.train.corpus.affwild2 import TRAIN, VALIDATION, Corpus
 from affserve.train.evaluation.prediction import Validation
-from affserve.train.evaluation.scores import OFFICIAL, Scores, score
+from affserve.train.evaluation.scores import OFFICIAL, Scores
 from affserve.train.labels import EXPRESSION, task_by_key
 from affserve.train.models.checkpoint import save_encoder
 from affserve.train.models.device import autocast, chosen_amp
@@ -31,7 +31,7 @@ from affserve.train.stages.frames import FrameDataset, labelled_frames
 from affserve.train.stages.memory import plan_memory
 from affserve.train.trainer.gradient import Batch
 from affserve.train.trainer.log import Log
-from affserve.train.trainer.loop import run_training, shuffled
+from affserve.train.trainer.loop import run_training
 from affserve.train.trainer.losses import balanced_order, loss_weights
 from affserve.train.trainer.ranks import Ranks
 from affserve.train.trainer.run_folder import Fresh
@@ -68,49 +68,70 @@ def finetune(corpus: Corpus, config: FinetuneConfig, target: Path, log: Log = pr
     """Train an encoder on a corpus, write its best checkpoint to `target` and return its scores on validation videos.
 
     Run again after it was stopped or killed, it goes on; its state, log and last checkpoint are in `<target>.run/`
-    (train.training_state). CheckpointError when another training is there.
+    (trainer.run_folder). CheckpointError when another training is there.
     """
-    description = {"stage": "encoder", "config": config.description(), "corpus": corpus.fingerprint()}
-    return run_training(target, config, description, partial(_stage, corpus, config), log, fresh)
+    fingerprint = corpus.fingerprint()
+    description = {"stage": "encoder", "config": config.description(), "corpus": fingerprint}
+    return run_training(target, config, description, partial(_Frames, corpus, config, fingerprint), log, fresh)
 
 
-def _stage(corpus: Corpus, config: FinetuneConfig, ranks: Ranks, device: str) -> Stage:
-    tasks = [task_by_key(key) for key in config.tasks]
-    frames = labelled_frames(corpus, tasks, TRAIN, config.frame_step, hold_out=config.hold_out)
-    dataset = FrameDataset(frames, config.augment, config.seed)
-    held_out = FrameDataset(labelled_frames(corpus, tasks, VALIDATION, config.frame_step), augment=False)
-    model = FrameClassifier(create_encoder(config.architecture, config.pretrained), config.tasks).to(device)
-    amp = chosen_amp(config.amp, device)
+class _Frames(Stage):
+    """Single frames, shuffled or balanced."""
 
-    def order(epoch: int) -> NDArray[np.int64]:
-        if config.balance.sampling == "balanced":
-            return balanced_order(frames.truth, frames.valid, np.random.default_rng([config.seed, epoch]))
-        return shuffled(config.seed, epoch, len(dataset))
+    name = "encoder"
+    frames_per_sample = 1
 
-    def save(path: Path, scores: Scores) -> str:
-        provenance = Provenance(
-            trained_on=corpus.name,
-            data={"fingerprint": corpus.fingerprint(), "frames": len(dataset)},
-            metrics=scores.summary(),
-            training=asdict(config),
+    def __init__(self, corpus: Corpus, config: FinetuneConfig, fingerprint: str, ranks: Ranks, device: str) -> None:
+        """fingerprint: of the corpus."""
+        tasks = [task_by_key(key) for key in config.tasks]
+        frames = labelled_frames(corpus, tasks, TRAIN, config.frame_step, hold_out=config.hold_out)
+        self.dataset: FrameDataset = FrameDataset(frames, config.augment, config.seed)
+        self.held_out = FrameDataset(labelled_frames(corpus, tasks, VALIDATION, config.frame_step), augment=False)
+        encoder = create_encoder(config.architecture, config.pretrained)
+        self.model: FrameClassifier = FrameClassifier(encoder, config.tasks).to(device)
+        self.config, self.device, self.seed = config, device, config.seed
+        self.amp = chosen_amp(config.amp, device)
+        self.samples = len(self.dataset)
+        self.warmup_steps = config.warmup * config.passes * -(-self.samples // config.batch)
+        self.weights = loss_weights(config.balance, frames.truth, frames.valid, device)
+        self.micro_batch = plan_memory(self.model, self.amp, device, ranks=ranks.world).frames()
+        data = {"fingerprint": fingerprint, "frames": self.samples}
+        self.provenance = Provenance(trained_on=corpus.name, data=data, training=asdict(config))
+
+    def order(self, epoch: int) -> NDArray[np.int64]:
+        self.dataset.epoch = epoch
+        if self.config.balance.sampling != "balanced":
+            return super().order(epoch)
+        frames = self.dataset.frames
+        return balanced_order(frames.truth, frames.valid, np.random.default_rng([self.seed, epoch]))
+
+    def forward(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        return frame_outputs(model, batch, self.device)
+
+    def validate(self, ranks: Ranks, now_and_then: Callable[[], None]) -> Validation:
+        span = ranks.share(len(self.held_out))
+        loader = DataLoader(
+            Subset(self.held_out, range(span.start, span.stop)),
+            batch_size=self.config.batch,
+            num_workers=self.config.workers,
+            worker_init_fn=ignore_signals,
+            generator=torch.Generator(),
+            pin_memory=self.device.startswith("cuda"),
         )
-        return save_encoder(path, model.encoder, provenance)
+        keys = self.config.tasks
+        mine: dict[str, list[NDArray[np.float32]]] = {key: [] for key in keys}
+        for batch in loader:
+            now_and_then()
+            with autocast(self.amp, self.device):
+                raw = self.forward(self.model, batch)
+            for key, values in activate({key: value.float() for key, value in raw.items()}).items():
+                mine[key].append(values.cpu().numpy())
+        parts = ranks.gather_objects(mine)
+        predicted = {key: np.concatenate([piece for part in parts for piece in part[key]]) for key in keys}
+        return Validation(arrays={OFFICIAL: (predicted, self.held_out.frames.truth, self.held_out.frames.valid)})
 
-    return Stage(
-        name="encoder",
-        model=model,
-        dataset=dataset,
-        order=order,
-        samples=len(dataset),
-        frames_per_sample=1,
-        forward=partial(frame_outputs, device=device),
-        validate=partial(validate_frames, model, held_out, config, device),
-        save=save,
-        begin_epoch=partial(setattr, dataset, "epoch"),
-        warmup_steps=config.warmup * config.passes * -(-len(dataset) // config.batch),
-        weights=loss_weights(config.balance, frames.truth, frames.valid, device),
-        micro_batch=plan_memory(model, amp, device, ranks=ranks.world).frames(),
-    )
+    def save(self, path: Path, scores: Scores) -> str:
+        return save_encoder(path, self.model.encoder, replace(self.provenance, metrics=scores.summary()))
 
 
 def frame_outputs(model: nn.Module, batch: Batch, device: str) -> dict[str, Tensor]:
@@ -122,40 +143,3 @@ def frame_outputs(model: nn.Module, batch: Batch, device: str) -> dict[str, Tens
     # A Vision Transformer cannot take no frames, and a rank without any still has to take part.
     outputs = model(frames.new_zeros((1, *frames.shape[1:])))
     return {key: values[:0] for key, values in outputs.items()}
-
-
-def validate_frames(
-    model: FrameClassifier,
-    dataset: FrameDataset,
-    config: FinetuneConfig,
-    device: str,
-    ranks: Ranks,
-    now_and_then: Callable[[], None] = lambda: None,
-) -> Validation:
-    """Score single-frame predictions on a whole dataset; each rank predicts its share."""
-    span = ranks.share(len(dataset))
-    loader = DataLoader(
-        Subset(dataset, range(span.start, span.stop)),
-        batch_size=config.batch,
-        num_workers=config.workers,
-        worker_init_fn=ignore_signals,
-        generator=torch.Generator(),
-        pin_memory=device.startswith("cuda"),
-    )
-    outputs: dict[str, list[NDArray[np.float32]]] = {key: [] for key in config.tasks}
-    for batch in loader:
-        now_and_then()
-        with autocast(chosen_amp(config.amp, device), device):
-            raw = frame_outputs(model, batch, device)
-        for key, values in activate({key: value.float() for key, value in raw.items()}).items():
-            outputs[key].append(values.cpu().numpy())
-    mine = {key: np.concatenate(values) if values else None for key, values in outputs.items()}
-    parts = ranks.gather_objects(mine)
-    predicted = {key: np.concatenate([p for part in parts if (p := part[key]) is not None]) for key in config.tasks}
-    truth, valid = dataset.frames.truth, dataset.frames.valid
-    return Validation(
-        scores={OFFICIAL: score(predicted, truth, valid)},
-        predicted={OFFICIAL: predicted},
-        truth={OFFICIAL: truth},
-        valid={OFFICIAL: valid},
-    )

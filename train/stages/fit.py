@@ -6,11 +6,11 @@ does best on videos never trained on, judged by the validator that was chosen (`
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,28 +19,23 @@ from torch.utils.data import Dataset  # noqa: TID253 - this file is about it
 
 from affserve.train.corpus.affwild2 import TRAIN, VALIDATION, Corpus
 from affserve.train.errors import DataError
-from affserve.train.evaluation.prediction import validate_videos
+from affserve.train.evaluation.prediction import Segmenting, Validation, judge, predict_all
 from affserve.train.evaluation.scores import OFFICIAL, PAPER, Scores
 from affserve.train.features.gaps import HOLD, check_policy
-from affserve.train.features.videos import LabelledVideo, load_videos
-from affserve.train.labels import ACTION_UNITS, EXPRESSION, VALENCE_AROUSAL, task_by_key
+from affserve.train.features.videos import LabelledVideo, labels_of, load_videos
+from affserve.train.labels import task_by_key
 from affserve.train.models.checkpoint import save_head
 from affserve.train.models.temporal_head import TemporalHead, TemporalHeadConfig
 from affserve.train.provenance import Provenance
 from affserve.train.trainer.gradient import Batch
 from affserve.train.trainer.log import Log
-from affserve.train.trainer.loop import run_training, shuffled
+from affserve.train.trainer.loop import run_training
 from affserve.train.trainer.losses import loss_weights
 from affserve.train.trainer.ranks import Ranks
 from affserve.train.trainer.run_folder import Fresh
 from affserve.train.trainer.stage import Stage, TrainingConfig
-from affserve.train.windows import STRIDE_FRAMES, WINDOW_FRAMES
+from affserve.train.windows import STRIDE_FRAMES, WINDOW_FRAMES, Outputs
 
-if TYPE_CHECKING:
-    from affserve.train.evaluation.prediction import Arrays
-
-
-PAPER_EPOCHS = {VALENCE_AROUSAL.key: 40, EXPRESSION.key: 10, ACTION_UNITS.key: 30}
 MULTI_TASK_EPOCHS = 40
 
 
@@ -57,7 +52,7 @@ class FitConfig(TrainingConfig):
     window: int = WINDOW_FRAMES  # frames
     stride: int = STRIDE_FRAMES  # frames between training windows
     full_only: bool = False  # train on full windows only, as the paper; otherwise tails and short videos are padded
-    gaps: str = HOLD  # what stands where a frame has no crop: a policy of train.gaps
+    gaps: str = HOLD  # what stands where a frame has no crop: a policy of features.gaps
     validator: str = OFFICIAL  # whose scores choose the best epoch: official or paper
 
     def __post_init__(self) -> None:
@@ -77,12 +72,13 @@ class FitConfig(TrainingConfig):
         """Epochs to train."""
         if self.epochs is not None:
             return self.epochs
-        return PAPER_EPOCHS[self.head.tasks[0]] if len(self.head.tasks) == 1 else MULTI_TASK_EPOCHS
+        tasks = self.head.tasks
+        return task_by_key(tasks[0]).paper_epochs if len(tasks) == 1 else MULTI_TASK_EPOCHS
 
-    @property
-    def served_stride(self) -> int:
-        """Frames between the segments of inference."""
-        return min(STRIDE_FRAMES, self.window)
+    def segmenting(self, device: str) -> Segmenting:
+        """Return how the head answers whole videos."""
+        stride = min(STRIDE_FRAMES, self.window)
+        return Segmenting(window=self.window, stride=stride, gaps=self.gaps, batch=self.batch, device=device)
 
 
 def fit(
@@ -94,42 +90,56 @@ def fit(
     stopped or killed, it goes on; its state, log and last checkpoint are in `<target>.run/` (trainer.run_folder).
     CheckpointError when another training is there.
     """
-    description = {
-        "stage": "head",
-        "config": config.description(),
-        "corpus": corpus.fingerprint(),
-        "features": features.name,
-    }
-    return run_training(target, config, description, partial(_stage, corpus, features, config), log, fresh)
+    fingerprint = corpus.fingerprint()
+    description = {"stage": "head", "config": config.description(), "corpus": fingerprint, "features": features.name}
+    prepare = partial(_Windows, corpus, features, config, fingerprint)
+    return run_training(target, config, description, prepare, log, fresh)
 
 
-def _stage(corpus: Corpus, features: Path, config: FitConfig, ranks: Ranks, device: str) -> Stage:
-    tasks = [task_by_key(key) for key in config.head.tasks]
-    load = partial(load_videos, corpus, features, tasks, gaps=config.gaps)
-    training, held_out = load(TRAIN, hold_out=config.hold_out), load(VALIDATION)
-    windows = WindowDataset(training, config.window, config.stride, full_only=config.full_only)
-    if not len(windows):
-        raise DataError(f"no training video has {config.window} frames, which full windows need; allow shorter ones")
-    model = TemporalHead(config.head)
+class _Windows(Stage):
+    """Windows over whole videos, shuffled."""
 
-    def save(path: Path, scores: Scores) -> str:
-        return save_head(path, model, _provenance(corpus, features, config, scores, len(windows)))
+    name = "head"
 
-    return Stage(
-        name="head",
-        model=model,
-        dataset=windows,
-        order=lambda epoch: shuffled(config.seed, epoch, len(windows)),
-        samples=len(windows),
-        frames_per_sample=config.window,
-        forward=partial(window_outputs, device=device),
-        validate=partial(validate_videos, model, held_out, config, device),
-        save=save,
-        # The paper warms up over the first epoch.
-        warmup_steps=-(-len(windows) // config.batch),
-        weights=loss_weights(config.balance, *_all_labels(training, config.head.tasks), device),
-        validator=config.validator,
-    )
+    def __init__(
+        self, corpus: Corpus, features: Path, config: FitConfig, fingerprint: str, ranks: Ranks, device: str
+    ) -> None:
+        """fingerprint: of the corpus."""
+        load = partial(load_videos, corpus, features, [task_by_key(key) for key in config.head.tasks], gaps=config.gaps)
+        videos, self.held_out = load(TRAIN, hold_out=config.hold_out), load(VALIDATION)
+        self.dataset = windows = WindowDataset(videos, config.window, config.stride, full_only=config.full_only)
+        self.samples = len(windows)
+        if not self.samples:
+            raise DataError(
+                f"no training video has {config.window} frames, which full windows need; allow shorter ones"
+            )
+        self.model: TemporalHead = TemporalHead(config.head)
+        self.config, self.device, self.seed, self.validator = config, device, config.seed, config.validator
+        self.segmenting = config.segmenting(device)
+        self.frames_per_sample = config.window
+        self.warmup_steps = -(-self.samples // config.batch)  # as the paper, over the first epoch
+        self.weights = loss_weights(config.balance, *labels_of(videos, config.head.tasks), device)
+        self.provenance = Provenance(
+            trained_on=corpus.name,
+            data={"fingerprint": fingerprint, "windows": self.samples},
+            training={**asdict(config), "epochs": config.passes},
+            encoder=features.name,
+            window_frames=config.window,
+            stride_frames=self.segmenting.stride,
+        )
+
+    def forward(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        return window_outputs(model, batch, self.device)
+
+    def validate(self, ranks: Ranks, now_and_then: Callable[[], None]) -> Validation:
+        mine = predict_all(self.model, self.held_out[ranks.rank :: ranks.world], self.segmenting, now_and_then)
+        predicted: list[list[Outputs]] = [[] for _ in self.held_out]
+        for rank, part in enumerate(ranks.gather_objects(mine)):
+            predicted[rank :: ranks.world] = part
+        return judge(self.held_out, predicted, self.segmenting, self.config.head.tasks)
+
+    def save(self, path: Path, scores: Scores) -> str:
+        return save_head(path, self.model, replace(self.provenance, metrics=scores.summary()))
 
 
 def window_outputs(model: nn.Module, batch: Batch, device: str) -> dict[str, Tensor]:
@@ -138,25 +148,6 @@ def window_outputs(model: nn.Module, batch: Batch, device: str) -> dict[str, Ten
     mask = None if bool(present.all()) else present.to(device, non_blocking=True)
     outputs: dict[str, Tensor] = model(batch["features"].to(device, non_blocking=True), mask)
     return outputs
-
-
-def _all_labels(videos: Sequence[LabelledVideo], keys: Sequence[str]) -> tuple[Arrays, Arrays]:
-    return (
-        {key: np.concatenate([video.truth[key] for video in videos]) for key in keys},
-        {key: np.concatenate([video.valid[key] for video in videos]) for key in keys},
-    )
-
-
-def _provenance(corpus: Corpus, features: Path, config: FitConfig, scores: Scores, windows: int) -> Provenance:
-    return Provenance(
-        trained_on=corpus.name,
-        data={"fingerprint": corpus.fingerprint(), "windows": windows},
-        metrics=scores.summary(),
-        training={**asdict(config), "epochs": config.passes},
-        encoder=features.name,
-        window_frames=config.window,
-        stride_frames=config.served_stride,
-    )
 
 
 class WindowDataset(Dataset[dict[str, Any]]):

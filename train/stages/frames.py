@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset  # noqa: TID253 - this file is about it
 
 from affserve.train.corpus.affwild2 import Corpus
+from affserve.train.corpus.annotations import aligned
 from affserve.train.crops import ENCODER_SIZE_PX, read_crop, to_encoder_input
 from affserve.train.errors import DataError
 from affserve.train.labels import Task
@@ -64,7 +65,7 @@ def labelled_frames(
     for video in corpus.part_videos(tasks, part, hold_out):
         crops = corpus.crops(video)
         numbers = np.fromiter(crops, dtype=np.int64, count=len(crops))[::frame_step]
-        labels = {task.key: corpus.labels(task, part, video, numbers) for task in tasks}
+        labels = {task.key: aligned(corpus.annotation(task, part, video), task, numbers) for task in tasks}
         keep = np.any([ok for _, ok in labels.values()], axis=0)
         paths += [crops[number] for number in numbers[keep].tolist()]
         for key, (rows, ok) in labels.items():

@@ -34,9 +34,6 @@ WITHOUT_FINE_TUNING = Variant(key="without-fine-tuning", title="without fine-tun
 WITHOUT_TCN = Variant(key="without-tcn", title="without TCN", use_tcn=False)
 WITHOUT_ENCODER = Variant(key="without-encoder", title="without temporal encoder", use_encoder=False)
 ABLATIONS = (WITHOUT_FINE_TUNING, WITHOUT_TCN, WITHOUT_ENCODER)
-VARIANTS = {variant.key: variant for variant in (*ABLATIONS, FULL)}
-
-
 INITIAL = "initial"  # name of the encoder that fine-tuning starts from
 
 

@@ -10,9 +10,8 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 import torch  # noqa: TID253 - this file is about it
 
 from affserve.train.corpus.affwild2 import VALIDATION, Corpus
@@ -21,20 +20,16 @@ from affserve.train.errors import CheckpointError
 from affserve.train.evaluation.scores import Scores, constant_guess, score
 from affserve.train.evaluation.trained_model import evaluate_heads, load_served_heads
 from affserve.train.features.extraction import ExtractConfig, extract_features
-from affserve.train.features.videos import LabelledVideo, load_videos
+from affserve.train.features.videos import labels_of, load_videos
 from affserve.train.labels import task_by_key
-from affserve.train.models.checkpoint import CONFIG_FILE, load_encoder, load_head, save_encoder, save_head
+from affserve.train.models.checkpoint import fingerprint_of, load_encoder, load_head, save_encoder, save_head
 from affserve.train.models.encoder import create_encoder
 from affserve.train.models.temporal_head import HeadEnsemble, TemporalHead
 from affserve.train.provenance import Provenance
 from affserve.train.stages.finetune import finetune
 from affserve.train.stages.fit import fit
-from affserve.train.study.config import FULL, INITIAL, Variant
+from affserve.train.study.config import FULL, INITIAL, StudyConfig, Variant
 from affserve.train.trainer.run_folder import RunFolder
-
-if TYPE_CHECKING:
-    from affserve.train.study.config import StudyConfig
-
 
 LOG_FILE = "study.log"  # what the stages say while they train
 
@@ -111,8 +106,8 @@ class Runs:
         features = self._features_of(self.config.encoder_of(FULL, OFFICIAL_FOLD))
         summary: dict[str, float] = {}
         for key in (key for config in self.config.heads.values() for key in config.head.tasks):
-            videos = load_videos(self.corpus, features, [task_by_key(key)], VALIDATION)
-            summary |= _constant(key, videos)
+            truth, valid = labels_of(load_videos(self.corpus, features, [task_by_key(key)], VALIDATION), [key])
+            summary |= score(constant_guess(truth, valid), truth, valid).summary()
         return summary
 
     def head_path(self, variant: Variant, fold: int, name: str, seed: int) -> Path:
@@ -135,14 +130,6 @@ class Runs:
             file.write(text + "\n")
 
 
-def fingerprint_of(checkpoint: Path) -> str:
-    """Return the fingerprint that a checkpoint's description carries, without reading its weights."""
-    try:
-        return str(json.loads((checkpoint / CONFIG_FILE).read_text())["fingerprint"])
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{checkpoint} is not a checkpoint folder: {error}") from error
-
-
 def scores_of_best_epoch(target: Path) -> Summaries:
     """Return what a finished head's log says of the epoch that became its checkpoint, by protocol."""
     log = RunFolder(target).log
@@ -154,12 +141,6 @@ def scores_of_best_epoch(target: Path) -> Summaries:
     if best is None:
         raise CheckpointError(f"{log} tells of no finished epoch; remove {target} and its run to train it again")
     return {protocol: Scores(**one).summary() for protocol, one in best["scores"].items()}
-
-
-def _constant(key: str, videos: list[LabelledVideo]) -> dict[str, float]:
-    truth = {key: np.concatenate([video.truth[key] for video in videos])}
-    valid = {key: np.concatenate([video.valid[key] for video in videos])}
-    return score(constant_guess(truth, valid), truth, valid).summary()
 
 
 def readable(summary: Mapping[str, float]) -> str:

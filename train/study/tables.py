@@ -45,7 +45,7 @@ PAPER_BASELINE_2 = {VALENCE_AROUSAL.key: 0.220, EXPRESSION.key: 0.230, ACTION_UN
 class RunScores:
     """What one finished head achieved: the challenge's numbers by protocol."""
 
-    variant: str  # key of crossval.VARIANTS
+    variant: str  # key of a Variant
     fold: int
     seed: int
     scores: Mapping[str, Mapping[str, float]]  # protocol -> Scores.summary()

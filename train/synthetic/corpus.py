@@ -26,14 +26,12 @@ from affserve.train.corpus.annotations import format_annotation, validity
 from affserve.train.crops import CROP_SIZE_PX, REFERENCE_LANDMARKS_PX, align_face
 from affserve.train.errors import DataError, OutputError
 from affserve.train.files import staged_folder
-from affserve.train.labels import TASKS, Task, task_by_key
+from affserve.train.labels import Task, task_by_key
 from affserve.train.provenance import SYNTHETIC
 from affserve.train.synthetic.anatomy import Placement
-from affserve.train.synthetic.plan import SyntheticConfig, VideoPlan, plan_videos
+from affserve.train.synthetic.plan import DRAWN_TASKS, SyntheticConfig, VideoPlan, plan_videos
 from affserve.train.synthetic.scene import Performance, draw_performance, draw_person
 from affserve.train.synthetic.video import WholeFramePlan, plan_whole_frames, write_whole_frames
-
-__all__ = ["CorpusSummary", "SyntheticConfig", "read_description", "write_corpus"]
 
 SCHEMA_VERSION = 1
 GENERATOR_VERSION = 2  # rises whenever the same config would give other bytes
@@ -134,7 +132,7 @@ def _write_all(
     workers: int,
     progress: Progress | None,
 ) -> list[_Written]:
-    for task in TASKS.values():
+    for task in map(task_by_key, DRAWN_TASKS):
         for subset in {plan.subset for plan in videos}:
             _annotation_folder(root, task, subset).mkdir(parents=True)
     (root / "videos").mkdir()
@@ -235,11 +233,7 @@ def _spoil(values: NDArray[np.float32], plan: VideoPlan, task: Task) -> NDArray[
 
 
 def _write_description(
-    root: Path,
-    config: SyntheticConfig,
-    videos: list[VideoPlan],
-    whole: list[WholeFramePlan],
-    written: list[_Written],
+    root: Path, config: SyntheticConfig, videos: list[VideoPlan], whole: list[WholeFramePlan], written: list[_Written]
 ) -> None:
     description = {
         "schema_version": SCHEMA_VERSION,
@@ -250,7 +244,7 @@ def _write_description(
         "counts": {
             "videos": len(videos),
             "crops": sum(part.crops for part in written),
-            "labelled_frames": {key: sum(part.labelled_frames.get(key, 0) for part in written) for key in TASKS},
+            "labelled_frames": {key: sum(part.labelled_frames.get(key, 0) for part in written) for key in DRAWN_TASKS},
             "whole_frame_videos": len(whole),
         },
         "videos": [_describe(plan) for plan in videos],
@@ -261,26 +255,13 @@ def _write_description(
 
 def _describe(plan: VideoPlan) -> dict[str, Any]:
     defects = ("extra_lines", "first_crop", "missing", "invalid", "partly_invalid")
-    return {
-        "name": plan.name,
-        "set": plan.subset,
-        "root": plan.root,
-        "tasks": plan.tasks,
-        "fps": plan.fps,
-        "frames": plan.frames,
-        "identity": plan.identity,
-        "defects": {name: getattr(plan, name) for name in defects},
-    }
+    same = {name: getattr(plan, name) for name in ("root", "tasks", "fps", "frames", "identity")}
+    return {"name": plan.name, "set": plan.subset, **same, "defects": {name: getattr(plan, name) for name in defects}}
 
 
 def _describe_whole(plan: WholeFramePlan) -> dict[str, Any]:
-    return {
-        "name": plan.name,
-        "frames": len(plan.ticks),
-        "identity": plan.identity,
-        "ticks_per_second": plan.ticks_per_second,
-        "variable_frame_rate": plan.variable_frame_rate,
-    }
+    same = {name: getattr(plan, name) for name in ("identity", "ticks_per_second", "variable_frame_rate")}
+    return {"name": plan.name, "frames": len(plan.ticks), **same}
 
 
 def _as_json(value: object) -> Any:

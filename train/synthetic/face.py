@@ -33,7 +33,7 @@ _LID_BOW = np.sqrt(1 - np.linspace(-1, 1, LID_POINTS) ** 2)
 def draw_face(
     image: NDArray[np.uint8], identity: Identity, state: FaceState, placement: Placement, lighting: Lighting
 ) -> NDArray[np.float64]:
-    """Draw a head into `image` (H, W, 3) RGB and return its landmarks (5, 2) px in the order of `train.alignment`.
+    """Draw a head into `image` (H, W, 3) RGB and return its landmarks (5, 2) px in the order of `train.crops`.
 
     Of the lighting only the direction is used here; its gain is for the whole scene (`Lighting.apply`).
     """

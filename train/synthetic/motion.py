@@ -88,11 +88,12 @@ class Motion:
 
     def labels(self, task: Task) -> NDArray[np.float32]:
         """Return the annotation values of `task`, (N, task.columns)."""
-        if task.key == VALENCE_AROUSAL.key:
-            return self.valence_arousal
-        if task.key == EXPRESSION.key:
-            return self.expression[:, None].astype(np.float32)
-        return (self.action_units > ACTIVE_INTENSITY).astype(np.float32)
+        labels = {
+            VALENCE_AROUSAL.key: self.valence_arousal,
+            EXPRESSION.key: self.expression[:, None].astype(np.float32),
+            ACTION_UNITS.key: (self.action_units > ACTIVE_INTENSITY).astype(np.float32),
+        }
+        return labels[task.key]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ import numpy as np
 
 from affserve.train.corpus.affwild2 import IMAGE_ROOT_PREFIX, TRAIN, VALIDATION
 from affserve.train.errors import DataError
-from affserve.train.labels import ACTION_UNITS, EXPRESSION, TASKS, VALENCE_AROUSAL
+from affserve.train.labels import ACTION_UNITS, EXPRESSION, VALENCE_AROUSAL
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +38,7 @@ class Difficulty:
                 raise DataError(f"difficulty {name} is {getattr(self, name)}, expected a share of at most 0.9")
 
 
+DRAWN_TASKS = (VALENCE_AROUSAL.key, EXPRESSION.key, ACTION_UNITS.key)  # what a generated face has labels for
 IMAGE_ROOTS = (IMAGE_ROOT_PREFIX, f"{IMAGE_ROOT_PREFIX}_new_50_vids")
 
 _COMPLETE = 4  # videos at the start of a set that carry every task
@@ -67,25 +68,20 @@ class SyntheticConfig:
     difficulty: Difficulty = field(default_factory=Difficulty)
 
     def __post_init__(self) -> None:
-        checks = (
-            ("seed", self.seed, self.seed >= 0, "0 or more"),
-            ("videos", self.videos, self.videos >= 2, "at least 2: one for each set"),
-            ("frames_min", self.frames_min, self.frames_min >= 30, "at least 30"),
-            (
-                "frames_max",
-                self.frames_max,
-                self.frames_max >= self.frames_min,
-                f"at least frames_min, {self.frames_min}",
-            ),
-            ("fps", self.fps, bool(self.fps) and all(1 <= f <= 120 for f in self.fps), "rates from 1 to 120"),
-            ("validation_share", self.validation_share, 0 < self.validation_share < 1, "between 0 and 1"),
-            ("whole_frame_videos", self.whole_frame_videos, self.whole_frame_videos >= 0, "0 or more"),
-            ("whole_frame_frames", self.whole_frame_frames, self.whole_frame_frames >= 30, "at least 30"),
-            ("whole_frame_nuisance", self.whole_frame_nuisance, 0 <= self.whole_frame_nuisance <= 1, "from 0 to 1"),
-        )
-        for name, value, good, expected in checks:
+        checks = {
+            "seed": (self.seed >= 0, "0 or more"),
+            "videos": (self.videos >= 2, "at least 2: one for each set"),
+            "frames_min": (self.frames_min >= 30, "at least 30"),
+            "frames_max": (self.frames_max >= self.frames_min, f"at least frames_min, {self.frames_min}"),
+            "fps": (bool(self.fps) and all(1 <= f <= 120 for f in self.fps), "rates from 1 to 120"),
+            "validation_share": (0 < self.validation_share < 1, "between 0 and 1"),
+            "whole_frame_videos": (self.whole_frame_videos >= 0, "0 or more"),
+            "whole_frame_frames": (self.whole_frame_frames >= 30, "at least 30"),
+            "whole_frame_nuisance": (0 <= self.whole_frame_nuisance <= 1, "from 0 to 1"),
+        }
+        for name, (good, expected) in checks.items():
             if not good:
-                raise DataError(f"synthetic corpus: {name} is {value}, expected {expected}")
+                raise DataError(f"synthetic corpus: {name} is {getattr(self, name)}, expected {expected}")
 
     @property
     def validation_videos(self) -> int:
@@ -156,7 +152,7 @@ def _plan_video(
         name=twin.name.removesuffix("_left") + "_right" if twin else _name(number) + ("_left" if left else ""),
         subset=subset,
         root=IMAGE_ROOTS[place % 5 == 3],
-        tasks=_TASK_PATTERN.get(place % 8, tuple(TASKS)) if place >= _COMPLETE else tuple(TASKS),
+        tasks=_TASK_PATTERN.get(place % 8, DRAWN_TASKS) if place >= _COMPLETE else DRAWN_TASKS,
         # Now and then a person comes back, but never in the other set.
         identity=number - 3 if subset == TRAIN and place % 9 == 8 else number,
         frames=frames,

@@ -7,7 +7,6 @@ frame may say nothing where its neighbours still do. Labels are never touched by
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -17,10 +16,7 @@ from affserve.train.synthetic.anatomy import FaceState, Identity, Placement, dra
 from affserve.train.synthetic.face import draw_face
 from affserve.train.synthetic.light import Lighting, draw_lighting
 from affserve.train.synthetic.motion import Motion, draw_motion
-
-if TYPE_CHECKING:
-    from affserve.train.synthetic.plan import Difficulty
-
+from affserve.train.synthetic.plan import Difficulty
 
 CLEAR = ""
 OCCLUDERS = ("mask", "hand", "bar")  # over the mouth, over the mouth, over the eyes

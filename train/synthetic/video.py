@@ -60,12 +60,8 @@ def plan_whole_frames(config: SyntheticConfig) -> list[WholeFramePlan]:
         steps = np.ones(config.whole_frame_frames - 1, dtype=np.int64)
         if variable:
             # Phone cameras stretch exposures in the dark: frames last from 1/60 to 4/60 s.
-            rate, steps = (
-                60,
-                np.random.default_rng([config.seed, 3, k]).choice(
-                    [1, 2, 3, 4], size=len(steps), p=[0.1, 0.6, 0.2, 0.1]
-                ),
-            )
+            rng = np.random.default_rng([config.seed, 3, k])
+            rate, steps = 60, rng.choice([1, 2, 3, 4], size=len(steps), p=[0.1, 0.6, 0.2, 0.1])
         ticks = tuple(int(v) for v in np.concatenate([[0], np.cumsum(steps)]))
         plans.append(
             WholeFramePlan(

@@ -3,13 +3,14 @@
 The loss of a batch is not the mean over its parts. Cross-entropy divides by the labelled frames of the whole batch, so
 each part weighs with its own; 1 - CCC is no sum over frames at all, so its derivative by the outputs is taken where all
 outputs are together, and carried back through each part. Batch norms see a micro batch at a time, as with any
-accumulation; across ranks they see all (train.distributed).
+accumulation; across ranks they see all (trainer.ranks).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,9 @@ from torch import Tensor, nn  # noqa: TID253
 from torch.nn.parallel import DistributedDataParallel  # noqa: TID253
 
 from affserve.train.errors import DataError
-from affserve.train.labels import VALENCE_AROUSAL
+from affserve.train.labels import TASKS
 from affserve.train.models.device import autocast
-from affserve.train.trainer.losses import UNWEIGHTED, LossWeights, loss_denominators, task_losses
+from affserve.train.trainer.losses import SUMS_OVER_FRAMES, UNWEIGHTED, LossWeights, loss_denominators, task_losses
 from affserve.train.trainer.ranks import Ranks, share_of
 
 TINY = 1e-12  # in place of a denominator of 0: its numerator is 0 too
@@ -46,40 +47,28 @@ def parts_of(batch: Batch, spans: list[slice]) -> list[Batch]:
     return [cut(batch, span) for span in spans]
 
 
+@dataclass(eq=False)
 class BatchGradient:
-    """Adds the gradient of a global batch to the parameters of a model.
+    """Adds the gradient of a global batch to the parameters of a model."""
 
-    model: as `forward` takes it, wrapped in DistributedDataParallel when there are several ranks.
-    micro_batch: how many of a rank's samples go through the model at once; None: all.
-    """
+    model: nn.Module  # as `forward` takes it, wrapped in DistributedDataParallel when there are several ranks
+    forward: Forward
+    _: KW_ONLY
+    device: str = "cpu"
+    micro_batch: int | None = None  # how many of a rank's samples go through the model at once; None: all
+    amp: str = "none"
+    weights: LossWeights = UNWEIGHTED
+    ranks: Ranks = Ranks()  # noqa: RUF009 - frozen
+    seed: int = 0
 
-    def __init__(
-        self,
-        model: nn.Module,
-        forward: Forward,
-        *,
-        device: str = "cpu",
-        micro_batch: int | None = None,
-        amp: str = "none",
-        weights: LossWeights = UNWEIGHTED,
-        ranks: Ranks = Ranks(),  # noqa: B008 - frozen
-        seed: int = 0,
-    ) -> None:
-        self.model = model
-        self.forward = forward
-        self.device = device
-        self.micro_batch = micro_batch
-        self.amp = amp
-        self.weights = weights
-        self.ranks = ranks
-        self.seed = seed
-        self.scaler = torch.amp.GradScaler(device.partition(":")[0], enabled=amp == "fp16")
+    def __post_init__(self) -> None:
+        self.scaler = torch.amp.GradScaler(self.device.partition(":")[0], enabled=self.amp == "fp16")
 
     def __call__(self, batch: Batch, count: int, step: int) -> float:
         """Add the gradient of this rank's share of a batch of `count` samples; return the loss of the whole batch."""
         parts = parts_of(batch, self._spans(count))
-        whole = VALENCE_AROUSAL.key in batch["truth"]
-        loss = self._by_outputs(parts, count, step) if whole else self._by_parts(parts, step)
+        sums = all(SUMS_OVER_FRAMES[TASKS[key].kind] for key in batch["truth"])
+        loss = self._by_parts(parts, step) if sums else self._by_outputs(parts, count, step)
         if not np.isfinite(loss):
             raise DataError(
                 f"the loss of step {step} is {loss}; expected a finite number: lower the learning rate, choose amp "

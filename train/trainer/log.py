@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 LINE_EVERY_S = 30.0  # between lines about steps where there is no terminal
 
 Log = Callable[[str], None]
+Line = dict[str, Any]  # of log.jsonl
 
 
 class TrainingLog:
@@ -52,7 +53,7 @@ class TrainingLog:
         if self._file.tell() > size_bytes:
             os.truncate(run.log, size_bytes)
         self._board: SummaryWriter = SummaryWriter(str(run.tensorboard), purge_step=done + 1)
-        self._eta = Eta(steps - done)
+        self._done, self._started = done, time.monotonic()  # of this process
         self._bar = _bar(name, steps, done)
         self._last_line = time.monotonic()
 
@@ -66,46 +67,23 @@ class TrainingLog:
         self._write(kind="step", step=step, epoch=epoch, loss=loss, lr=lr, frames_per_s=round(frames_per_s, 2))
         for tag, value in (("loss", loss), ("lr", lr), ("frames_per_s", frames_per_s)):
             self._board.add_scalar(f"train/{tag}", value, step)
-        left_s = self._eta.left_s(self._steps - step)
         text = f"loss {loss:.3f}, {frames_per_s:.0f} frames/s"
         if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=step, told=f"{text}, {readable_s(left_s)} left")
+            self._bar.update(self._bar.task_ids[0], completed=step, told=f"{text}, {self._left(step)} left")
         elif time.monotonic() - self._last_line >= LINE_EVERY_S:
             self._last_line = time.monotonic()
-            self._log(f"{self._name} step {step}/{self._steps}: {text}, {readable_s(left_s)} left")
+            self._log(f"{self._name} step {step}/{self._steps}: {text}, {self._left(step)} left")
 
-    def epoch(
-        self,
-        step: int,
-        epoch: int,
-        epochs: int,
-        *,
-        loss: float,
-        seconds: float,
-        frames: int,
-        scores: Mapping[str, Scores],
-        selected: float,
-        best: bool,
-    ) -> None:
-        """Note a finished epoch with the scores of each validator."""
-        self._write(
-            kind="epoch",
-            step=step,
-            epoch=epoch,
-            loss=loss,
-            seconds=round(seconds, 3),
-            selected=selected,
-            best=best,
-            scores={validator: asdict(one) for validator, one in scores.items()},
-        )
+    def epoch(self, line: Line, scores: Mapping[str, Scores], *, epochs: int, speed: float) -> None:
+        """Note a finished epoch, of `epochs`, with the scores of each validator; speed: frames/s of its steps."""
+        step = line["step"]
+        self._write(kind="epoch", **line, scores={validator: asdict(one) for validator, one in scores.items()})
         for tag, value in _scalars(scores):
             self._board.add_scalar(tag, value, step)
         self._board.flush()
-        left_s = self._eta.left_s(self._steps - step)
-        left = f", {readable_s(left_s)} left" if step < self._steps else ""
-        told = _told(scores)
-        speed = frames / seconds if seconds else 0.0
-        self._log(f"{self._name} epoch {epoch}/{epochs}: loss {loss:.3f}, {told}, {speed:.0f} frames/s{left}")
+        left = f", {self._left(step)} left" if step < self._steps else ""
+        told = f"loss {line['loss']:.3f}, {_told(scores)}, {speed:.0f} frames/s{left}"
+        self._log(f"{self._name} epoch {line['epoch']}/{epochs}: {told}")
 
     def close(self) -> None:
         """End the bar and the files."""
@@ -114,23 +92,15 @@ class TrainingLog:
         self._board.close()
         self._file.close()
 
+    def _left(self, step: int) -> str:
+        """Say how long the rest takes at the pace since this process started; validations are in it."""
+        each_s = (time.monotonic() - self._started) / (step - self._done) if step > self._done else 0.0
+        return readable_s(each_s * (self._steps - step))
+
     def _write(self, **line: Any) -> None:
         now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
         self._file.write((json.dumps({**line, "time": now}) + "\n").encode())
         self._file.flush()
-
-
-class Eta:
-    """How long the rest takes, at the pace since this process started; validations are in it."""
-
-    def __init__(self, steps: int) -> None:
-        self._steps = steps
-        self._started = time.monotonic()
-
-    def left_s(self, steps: int) -> float:
-        """Return the seconds that `steps` more steps take; at least one has been done."""
-        done = self._steps - steps
-        return (time.monotonic() - self._started) / done * steps if done > 0 else 0.0
 
 
 def readable_s(seconds: float) -> str:
@@ -176,8 +146,6 @@ def _bar(name: str, steps: int, done: int) -> Progress | None:
 
 
 SMOOTHING_STEPS = 50  # the loss is drawn as it is and as a mean over so many steps at most
-
-Line = dict[str, Any]
 
 
 def read_log(path: Path) -> list[Line]:

@@ -35,6 +35,8 @@ from affserve.train.trainer.run_folder import Fresh, RunFolder
 from affserve.train.trainer.stage import Stage, TrainingConfig
 from affserve.train.trainer.stop import StopRequest, ignore_signals
 
+PLACE = ("epoch", "step_in_epoch", "loss_sum", "seconds", "best")  # where a training stands, besides its tensors
+
 
 def run_training(
     target: Path,
@@ -53,7 +55,7 @@ def run_training(
     check_device(device)
     run = RunFolder(target)
     with joined_ranks(device) as ranks, run.disk_errors(), StopRequest().listening() as stop:
-        told = log if ranks.first else _silent
+        told: Log = log if ranks.first else lambda _: None  # the first rank tells
         scores = run.open(description, fresh, ranks)
         if scores is not None:
             told(f"{target}: this training is finished; --fresh starts over")
@@ -129,7 +131,6 @@ class Trainer:
                 self.log.close()
 
     def _train_epoch(self) -> None:
-        self.stage.begin_epoch(self.epoch)
         self.gradient.model.train()
         order = self.stage.order(self.epoch)
         starts = range(self.step_in_epoch * self.config.batch, len(order), self.config.batch)
@@ -205,19 +206,13 @@ class Trainer:
         if self.log is not None:
             if improved and self.best is not None:
                 self.best["fingerprint"] = self.stage.save(self.run.best, scores)
-                self.run.save_predictions(validation.of(self.stage.validator))
+                self.run.save_predictions(validation.arrays[self.stage.validator])
             self.stage.save(self.run.last, scores)
-            self.log.epoch(
-                self.step,
-                self.epoch + 1,
-                self.config.passes,
-                loss=self.loss_sum / self.stage.samples,
-                seconds=self.seconds,
-                frames=self.stage.samples * self.stage.frames_per_sample,
-                scores=validation.scores,
-                selected=selected,
-                best=improved,
-            )
+            line = {"step": self.step, "epoch": self.epoch + 1, "loss": self.loss_sum / self.stage.samples}
+            line |= {"seconds": round(self.seconds, 3), "selected": selected, "best": improved}
+            frames = self.stage.samples * self.stage.frames_per_sample
+            speed = frames / self.seconds if self.seconds else 0.0
+            self.log.epoch(line, validation.scores, epochs=self.config.passes, speed=speed)
         return improved
 
     def _run_validation(self) -> Validation:
@@ -253,11 +248,7 @@ class Trainer:
                 "model": self.stage.model.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "scaler": self.gradient.scaler.state_dict(),
-                "epoch": self.epoch,
-                "step_in_epoch": self.step_in_epoch,
-                "loss_sum": self.loss_sum,
-                "seconds": self.seconds,
-                "best": self.best,
+                **{name: getattr(self, name) for name in PLACE},
                 "log_bytes": self.log.size_bytes(),
             }
         )
@@ -270,14 +261,9 @@ class Trainer:
         self.stage.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.gradient.scaler.load_state_dict(state["scaler"])
-        for name in ("epoch", "step_in_epoch", "loss_sum", "seconds", "best"):
+        for name in PLACE:
             setattr(self, name, state[name])
         return int(state["log_bytes"])
-
-
-def shuffled(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
-    """Return the order of `count` samples in an epoch."""
-    return np.random.default_rng([seed, epoch]).permutation(count)
 
 
 def warmup_cosine(step: int, steps: int, warmup: float) -> float:
@@ -285,7 +271,3 @@ def warmup_cosine(step: int, steps: int, warmup: float) -> float:
     if step < warmup:
         return (step + 1) / (warmup + 1)
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1.0, steps - warmup)))
-
-
-def _silent(_: str) -> None:
-    """Tell nothing: the first rank tells."""

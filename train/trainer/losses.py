@@ -8,7 +8,7 @@ of a training set, and are off by default.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,18 +17,17 @@ import torch.nn.functional as F  # noqa: TID253
 from numpy.typing import NDArray
 from torch import Tensor  # noqa: TID253 - this file is about it
 
-from affserve.train.labels import ACTION_UNITS, EXPRESSION, VALENCE_AROUSAL
+from affserve.train.labels import EXPRESSION, TASKS, Kind, Task
 
 LEAST_DISTANCE = 1e-8  # keeps the gradient finite where prediction and truth are both constant; no effect elsewhere
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LossWeights:
-    """What the losses do about skewed labels; train.balance makes it from a training set."""
+    """What the losses do about skewed labels; `loss_weights` makes it from a training set."""
 
-    classes: Tensor | None = None  # (8,) weight of each expression
-    units: Tensor | None = None  # (12,) weight of each action unit where it is active
-    label_smoothing: float = 0.0  # share of a label that is spread over all expressions
+    by_task: Mapping[str, Tensor] = field(default_factory=dict)  # (K,) weight of each class, or of each active unit
+    label_smoothing: float = 0.0  # share of a class label that is spread over all classes
 
 
 UNWEIGHTED = LossWeights()
@@ -42,22 +41,28 @@ def ccc_loss(raw: Tensor, truth: Tensor) -> Tensor:
     return 1 - (2 * covariance / distance.clamp_min(LEAST_DISTANCE)).mean()
 
 
-def expression_loss(raw: Tensor, truth: Tensor, weights: LossWeights = UNWEIGHTED) -> Tensor:
-    """raw: (N, 8), truth: (N, 1) class indices -> cross-entropy."""
-    target = truth[:, 0].long()
-    return F.cross_entropy(raw, target, weight=weights.classes, label_smoothing=weights.label_smoothing)
+def class_loss(raw: Tensor, truth: Tensor, weight: Tensor | None = None, smoothing: float = 0.0) -> Tensor:
+    """raw: (N, K), truth: (N, 1) class indices, weight: (K,) -> cross-entropy."""
+    return F.cross_entropy(raw, truth[:, 0].long(), weight=weight, label_smoothing=smoothing)
 
 
-def action_unit_loss(raw: Tensor, truth: Tensor, weights: LossWeights = UNWEIGHTED) -> Tensor:
-    """raw: (N, 12), truth: (N, 12) of 0 and 1 -> binary cross-entropy."""
-    return F.binary_cross_entropy_with_logits(raw, truth, pos_weight=weights.units)
+def unit_loss(raw: Tensor, truth: Tensor, weight: Tensor | None = None) -> Tensor:
+    """raw: (N, K), truth: (N, K) of 0 and 1, weight: (K,) of the ones -> binary cross-entropy."""
+    return F.binary_cross_entropy_with_logits(raw, truth, pos_weight=weight)
 
 
-LOSSES: dict[str, Callable[[Tensor, Tensor, LossWeights], Tensor]] = {
-    VALENCE_AROUSAL.key: lambda raw, truth, _: ccc_loss(raw, truth),
-    EXPRESSION.key: expression_loss,
-    ACTION_UNITS.key: action_unit_loss,
+LOSSES: dict[Kind, Callable[[Tensor, Tensor, Tensor | None, float], Tensor]] = {
+    "regression": lambda raw, truth, weight, smoothing: ccc_loss(raw, truth),
+    "one_of": class_loss,
+    "any_of": lambda raw, truth, weight, smoothing: unit_loss(raw, truth, weight),
 }
+# Whether a loss is a sum over frames, which adds up over the parts of a batch.
+SUMS_OVER_FRAMES: dict[Kind, bool] = {"regression": False, "one_of": True, "any_of": True}
+
+
+def task_loss(key: str, raw: Tensor, truth: Tensor, weights: LossWeights = UNWEIGHTED) -> Tensor:
+    """raw: (N, K), truth: (N, columns), N > 0 -> the loss of one task over labelled frames."""
+    return LOSSES[TASKS[key].kind](raw, truth, weights.by_task.get(key), weights.label_smoothing)
 
 
 def task_losses(
@@ -74,7 +79,7 @@ def task_losses(
     for key, outputs in raw.items():
         chosen = valid[key]
         picked = outputs[chosen].float()  # (N, K): sums over thousands of frames do not fit half precision
-        losses[key] = LOSSES[key](picked, truth[key][chosen], weights) if len(picked) else picked.sum()
+        losses[key] = task_loss(key, picked, truth[key][chosen], weights) if len(picked) else picked.sum()
     return losses
 
 
@@ -87,9 +92,9 @@ def loss_denominators(
     for the cross-entropies; CCC is not a sum over frames.
     """
     counts = {key: chosen.sum().float() for key, chosen in valid.items()}
-    if weights.classes is not None and EXPRESSION.key in truth:
-        target = truth[EXPRESSION.key][valid[EXPRESSION.key]][:, 0].long()
-        counts[EXPRESSION.key] = weights.classes[target].sum()
+    for key, weight in weights.by_task.items():
+        if TASKS[key].kind == "one_of":
+            counts[key] = weight[truth[key][valid[key]][:, 0].long()].sum()
     return counts
 
 
@@ -119,15 +124,17 @@ def loss_weights(
     config: BalanceConfig, truth: Mapping[str, NDArray[Any]], valid: Mapping[str, NDArray[np.bool_]], device: str
 ) -> LossWeights:
     """Return what the losses weigh with, from the training labels (N, columns) and their validity (N,) by task."""
-    classes = units = None
-    if config.class_weights != "none" and EXPRESSION.key in truth:
-        counts = _class_counts(truth[EXPRESSION.key], valid[EXPRESSION.key])
-        classes = torch.tensor(class_weights(counts, config.class_weights), dtype=torch.float32, device=device)
-    if config.unit_weights and ACTION_UNITS.key in truth:
-        active = truth[ACTION_UNITS.key][valid[ACTION_UNITS.key]].sum(axis=0)  # (12,)
-        passive = valid[ACTION_UNITS.key].sum() - active
-        units = torch.tensor(passive / np.maximum(active, 1), dtype=torch.float32, device=device)
-    return LossWeights(classes=classes, units=units, label_smoothing=config.label_smoothing)
+    by_task = {}
+    for key, labels in truth.items():
+        found: NDArray[Any] | None = None
+        if TASKS[key].kind == "one_of" and config.class_weights != "none":
+            found = class_weights(_class_counts(TASKS[key], labels, valid[key]), config.class_weights)
+        elif TASKS[key].kind == "any_of" and config.unit_weights:
+            active = labels[valid[key]].sum(axis=0)  # (K,)
+            found = (valid[key].sum() - active) / np.maximum(active, 1)
+        if found is not None:
+            by_task[key] = torch.tensor(found, dtype=torch.float32, device=device)
+    return LossWeights(by_task=by_task, label_smoothing=config.label_smoothing)
 
 
 def class_weights(counts: NDArray[np.int64], kind: str) -> NDArray[np.float64]:
@@ -148,11 +155,11 @@ def balanced_order(
 ) -> NDArray[np.int64]:
     """Draw N of N frames with replacement, each expression equally often; frames without one as often as one with."""
     labels, labelled = truth[EXPRESSION.key], valid[EXPRESSION.key]
-    counts = _class_counts(labels, labelled)
+    counts = _class_counts(EXPRESSION, labels, labelled)
     chances = np.ones(len(labels))
     chances[labelled] = class_weights(counts, "inverse_frequency")[labels[labelled, 0].astype(np.int64)]
     return np.asarray(rng.choice(len(labels), size=len(labels), p=chances / chances.sum()), dtype=np.int64)
 
 
-def _class_counts(labels: NDArray[Any], valid: NDArray[np.bool_]) -> NDArray[np.int64]:
-    return np.bincount(labels[valid, 0].astype(np.int64), minlength=EXPRESSION.outputs).astype(np.int64)
+def _class_counts(task: Task, labels: NDArray[Any], valid: NDArray[np.bool_]) -> NDArray[np.int64]:
+    return np.bincount(labels[valid, 0].astype(np.int64), minlength=task.outputs).astype(np.int64)

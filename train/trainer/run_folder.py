@@ -16,9 +16,7 @@ renamed into it: what stands there is always whole.
 from __future__ import annotations
 
 import errno
-import io
 import json
-import os
 import pickle
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,7 +32,7 @@ from safetensors import SafetensorError
 
 from affserve.train.errors import CheckpointError
 from affserve.train.evaluation.scores import Scores
-from affserve.train.files import replace_folder, write_file
+from affserve.train.files import replace_folder, staged_file, write_file
 from affserve.train.models.checkpoint import CONFIG_FILE
 from affserve.train.trainer.ranks import Ranks
 
@@ -113,16 +111,8 @@ class RunFolder:
     def save_state(self, state: Mapping[str, Any]) -> None:
         """Replace the state in one step, after it has reached the disk."""
         self._state.parent.mkdir(exist_ok=True)
-        staging = self._state.with_name(f".{STATE_FILE}")
-        try:
-            with staging.open("wb") as file:
-                torch.save(dict(state), file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(staging, self._state)
-        except BaseException:
-            staging.unlink(missing_ok=True)
-            raise
+        with staged_file(self._state, durable=True) as file:
+            torch.save(dict(state), file)
 
     def load_state(self, device: str) -> dict[str, Any] | None:
         """Return the state that was saved last, or None at the very start."""
@@ -137,9 +127,8 @@ class RunFolder:
     def save_predictions(self, arrays: Sequence[Mapping[str, NDArray[Any]]]) -> None:
         """Keep what the best epoch said about the validation set: predicted, truth and valid, arrays by task."""
         named = {f"{index}.{key}": values for index, one in enumerate(arrays) for key, values in one.items()}
-        content = io.BytesIO()
-        np.savez(content, **named)
-        write_file(self._predictions, content.getvalue())
+        with staged_file(self._predictions) as file:
+            np.savez(file, **named)
 
     def load_predictions(self) -> list[dict[str, NDArray[Any]]]:
         """Return what `save_predictions` was given."""

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn  # noqa: TID253 - a stage holds its model
+from torch import Tensor, nn  # noqa: TID253 - a stage holds its model
 from torch.utils.data import Dataset  # noqa: TID253
 
+from affserve.train.evaluation.prediction import Validation
 from affserve.train.evaluation.scores import OFFICIAL, Scores
 from affserve.train.models.device import AMP
-from affserve.train.trainer.gradient import Forward
+from affserve.train.trainer.gradient import Batch
 from affserve.train.trainer.losses import UNWEIGHTED, BalanceConfig, LossWeights
 from affserve.train.trainer.ranks import Ranks
-
-if TYPE_CHECKING:
-    from affserve.train.evaluation.prediction import Validation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,21 +61,32 @@ class TrainingConfig:
         return {**{key: value for key, value in asdict(self).items() if key not in run_only}, "epochs": self.passes}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Stage:
-    """What is special about one of the two stages."""
+class Stage(ABC):
+    """What is special about one of the two stages: its model, its samples, and what the loop asks of them."""
 
     name: str  # for people
     model: nn.Module
     dataset: Dataset[dict[str, Any]]
-    order: Callable[[int], NDArray[np.int64]]  # epoch -> indices of its samples, in order
     samples: int  # in an epoch
     frames_per_sample: int
-    forward: Forward
-    validate: Callable[[Ranks, Callable[[], None]], Validation]  # the function it gets is called now and then
-    save: Callable[[Path, Scores], str]  # write a checkpoint, return its fingerprint
-    begin_epoch: Callable[[int], None] = lambda epoch: None
     warmup_steps: float
     weights: LossWeights = UNWEIGHTED
     validator: str = OFFICIAL  # whose scores choose the best epoch
     micro_batch: int | None = None  # samples of a forward pass; None: all of a rank
+    seed: int
+
+    def order(self, epoch: int) -> NDArray[np.int64]:
+        """Begin an epoch and return the indices of its samples, in order."""
+        return np.random.default_rng([self.seed, epoch]).permutation(self.samples)
+
+    @abstractmethod
+    def forward(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Return the raw outputs (B, ..., K) by task; model: this stage's, perhaps wrapped. B may be 0."""
+
+    @abstractmethod
+    def validate(self, ranks: Ranks, now_and_then: Callable[[], None]) -> Validation:
+        """Judge the model on the validation set, in evaluation mode; each rank predicts its share."""
+
+    @abstractmethod
+    def save(self, path: Path, scores: Scores) -> str:
+        """Write a checkpoint and return its fingerprint."""

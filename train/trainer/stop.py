@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
 from affserve.train.errors import TrainingStopped
+from affserve.train.signals import handled
 
 
 class StopRequest:
@@ -26,15 +26,8 @@ class StopRequest:
     @contextmanager
     def listening(self) -> Iterator[StopRequest]:
         """Take the signals while the block runs; only a process's main thread can."""
-        if threading.current_thread() is not threading.main_thread():
+        with handled(signal.SIGTERM, signal.SIGINT, by=self._note):
             yield self
-            return
-        previous = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            yield self
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.asked and number == signal.SIGINT:

@@ -166,11 +166,14 @@ def load(name: str, path: Path, threads: int, providers: list[Any]) -> ort.Infer
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     # Patterns are kept per input shape, there are 300 lengths of a window, and they gain no time here.
     options.enable_mem_pattern = False
+    wanted = providers[0] if isinstance(providers[0], str) else providers[0][0]
+    if wanted == "CUDAExecutionProvider":
+        # CUDA's libraries in the nvidia-... wheels, which come with PyTorch, are on no library path.
+        ort.preload_dlls()
     try:
         session = ort.InferenceSession(str(path), options, providers=providers)
     except ORT_ERRORS as error:
         raise LoadError(f"{name}: ONNX Runtime cannot load {path.name}: {error}") from error
-    wanted = providers[0] if isinstance(providers[0], str) else providers[0][0]
     if session.get_providers()[0] != wanted:
         raise LoadError(f"{name}: ONNX Runtime could not use {wanted}; its own message is above")
     return session

@@ -1,0 +1,26 @@
+"""Signals that are to end a process, handled by somebody else for as long as a block runs."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+@contextmanager
+def handled(*numbers: signal.Signals, by: Callable[[int, FrameType | None], object]) -> Iterator[None]:
+    """Have `by` handle the signals while the block runs, and whoever did so before afterwards.
+
+    Only a process's main thread can: in another one everything stays as it is.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, by) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
