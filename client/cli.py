@@ -20,7 +20,7 @@ from affserve.export.export_cli import export
 from affserve.export.serve_cli import serve
 from affserve.export.server.events import write_to_stderr
 from affserve.train.cli import data_app, evaluate, train_app
-from affserve.train.errors import AffserveError, MissingExtraError
+from affserve.train.errors import AffserveError, MissingExtraError, UsageError
 
 EXTRA_OF = {
     **dict.fromkeys(("torch", "torchvision", "open_clip", "timm", "safetensors"), "train"),
@@ -67,7 +67,7 @@ def demo(
 
 
 def main() -> None:
-    """Run the command line; an error that is the user's to act on is one line on stderr and exit code 1."""
+    """Run the command line; an error that is the user's to act on is one line on stderr and exit code 1 or 2."""
     try:
         app()
     except AffserveError as error:
@@ -80,4 +80,4 @@ def main() -> None:
 
 def _fail(error: AffserveError) -> NoReturn:
     write_to_stderr(f"error: {error}")
-    sys.exit(1)
+    sys.exit(2 if isinstance(error, UsageError) else 1)

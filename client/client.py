@@ -1,58 +1,91 @@
-"""The affect service as Python calls: frames to features, features to predictions, a whole video to its rows.
+"""The affect service as Python calls: frames to features, features to predictions, a person's whole video to both.
 
 `AffectClient` speaks gRPC to a Triton server. It sends chunks, keeps a few in flight and their order, and repeats what
-a restarting server dropped: every call is a pure function of its inputs, so repeating one never changes a result.
+a restarting server dropped.
 """
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
+from contextlib import ExitStack
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tritonclient.grpc as triton
 from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException
 
-from affserve.client.wire.calls import Pause, Step, Steps, Work
-from affserve.client.wire.exchange import no_features
-from affserve.client.wire.messages import Joiner, Message, messages
-from affserve.client.wire.settings import ClientKeywords, ClientSettings, ClientState
-from affserve.export.contract import HeadDescription
-from affserve.train.errors import InferenceError
-from affserve.train.windows import Outputs
+from affserve.client.wire.answers import check_finite, checked_input, engine_of, head_of, output
+from affserve.client.wire.calls import Calls, RetryPolicy
+from affserve.client.wire.endpoint import parse_endpoint
+from affserve.client.wire.frame_carrier import FrameCarrier
+from affserve.client.wire.messages import raw_tensor
+from affserve.client.wire.transport import JPEG_QUALITY, Transport
+from affserve.export.contract import (
+    AFFECT,
+    CHUNK_FRAMES,
+    CLIP_ENCODER,
+    FEATURE_WIDTH,
+    FEATURES,
+    TEMPORAL_HEAD,
+    HeadDescription,
+    ModelSpec,
+)
+from affserve.export.server.security import CallerTls
+from affserve.train.errors import ServerError
+from affserve.train.windows import Outputs, OverlapMerger
 
 if TYPE_CHECKING:
-    from typing_extensions import Self, Unpack
-
-    from affserve.client.faces.face import Cropper
-    from affserve.client.results.rows import Rows
-    from affserve.client.video.source import FrameSource
+    from typing_extensions import Self
 
 
-T = TypeVar("T")
-UnderWay = deque[tuple[Message, Future[NDArray[np.float32]]]]
+CONNECT_TIMEOUT_S = 5.0
+MOST_SENDERS = 32  # threads that send messages, started when needed
 
 
-class AffectClient(ClientState):
-    """A connection to one or several servers of an affserve model repository; a context manager, used by one thread.
+class AffectClient:
+    """A connection to one or several servers of an affserve model repository: a context manager, for several threads.
 
     url: HOST:PORT of the gRPC endpoint (8001 by default); several with commas between are asked in turn, and when one
-    is away the others go on. Keywords: see ClientSettings.
+    is away the others go on.
     """
 
-    def __init__(self, url: str, **settings: Unpack[ClientKeywords]) -> None:
-        super().__init__(url, ClientSettings(**settings))
+    def __init__(
+        self,
+        url: str,
+        *,
+        transport: Transport | str = Transport.AUTO,  # how frames travel: auto, raw, shm or jpeg
+        tls: CallerTls | None = None,  # None: plain text
+        timeout_s: float = RetryPolicy.timeout_s,  # of one attempt
+        retry_for_s: float = RetryPolicy.retry_for_s,  # how long a call is repeated that may succeed later
+        chunks_in_flight: int = 2,  # messages of one `encode` that are under way at the same time
+        jpeg_quality: int = JPEG_QUALITY,  # 1 to 100, for transport jpeg
+    ) -> None:
+        known = [one.value for one in Transport]
+        if transport not in known:
+            raise ServerError(f"transport is {transport!r}; expected one of {', '.join(known)}")
+        if chunks_in_flight < 1 or not 1 <= jpeg_quality <= 100:
+            raise ServerError(
+                f"chunks_in_flight is {chunks_in_flight}, jpeg_quality is {jpeg_quality}; expected at least 1, and 1 "
+                "to 100"
+            )
+        endpoint, policy = parse_endpoint(url, tls), RetryPolicy(timeout_s=timeout_s, retry_for_s=retry_for_s)
+        self.url = url
+        self.chunks_in_flight = chunks_in_flight
+        self._description: HeadDescription | None = None
+        self._calls = Calls(url, triton.InferenceServerClient(**endpoint.client_options()), policy)
+        self._carrier = FrameCarrier(
+            self._calls,
+            wanted=Transport(transport),
+            jpeg_quality=jpeg_quality,
+            is_one_server=endpoint.is_one_server,
+        )
         # Chunks are sent by blocking calls in threads. gRPC's own asynchronous calls break when a signal's exception
         # (Ctrl-C) arrives while the main thread is starting one: the channel can then never be closed.
-        self._senders = ThreadPoolExecutor(self._settings.chunks_in_flight, thread_name_prefix="affserve-encode")
-        self._closing = threading.Event()
-        self._triton = triton.InferenceServerClient(**self._endpoint.client_options())
+        self._senders = ThreadPoolExecutor(max(chunks_in_flight, MOST_SENDERS), thread_name_prefix="affserve-encode")
 
     def __enter__(self) -> Self:
         """Connect; ServerError at once when nobody listens."""
@@ -67,42 +100,54 @@ class AffectClient(ClientState):
 
     def connect(self) -> None:
         """Check that a server answers and choose how frames travel; who was never there is not waited for."""
-        connected = False
+        with ExitStack() as unless_connected:
+            unless_connected.callback(self.close)
+            self._check_live()
+            self._carrier.choose()
+            unless_connected.pop_all()
+
+    def _check_live(self) -> None:
         try:
-            self._run(self._exchange.connect())
-            connected = True
-        finally:
-            if not connected:
-                self.close()
+            live = self._calls.triton.is_server_live(client_timeout=CONNECT_TIMEOUT_S)
+        except InferenceServerException as error:
+            raise ServerError(
+                f"no server at {self.url} ({error.message()}): start one with: affserve serve REPOSITORY"
+            ) from error
+        if not live:
+            raise ServerError(f"the server at {self.url} says that it is not live: look at its log, then restart it")
 
     def close(self) -> None:
         """Close the connection; calls that are under way are given up."""
         self._senders.shutdown(wait=False, cancel_futures=True)
-        if not self._closing.is_set():
-            self._run(self._exchange.disconnect())
-        self._closing.set()
-        self._triton.close()
+        if not self._calls.closing.is_set():
+            self._calls.closing.set()
+            self._carrier.release()
+            self._calls.triton.close()
         self._senders.shutdown(wait=True)
+
+    @property
+    def transport(self) -> str:
+        """How frames travel now: raw, shm or jpeg."""
+        return self._carrier.transport.value
+
+    def fidelity(self) -> str:
+        """Say what travelling does to frames: `as they are`, or `JPEG of quality 95`."""
+        return self._carrier.fidelity
 
     def describe(self) -> HeadDescription:
         """Return what the served head says about itself: tasks, labels, window, training data (asked once)."""
-        return self._run(self._exchange.describe())
-
-    def fidelity(self) -> str:
-        """Say what travelling has done to frames: `as they are`, or `JPEG of quality 95`."""
-        return self._exchange.carrier.fidelity
-
-    def demanded_fidelity(self) -> str | None:
-        """Return the fidelity that was asked for; None with `transport="auto"`, which goes by the link."""
-        return self._exchange.carrier.demanded_fidelity
+        if self._description is None:
+            self._description = head_of(self._config(TEMPORAL_HEAD), self.url)
+        return self._description
 
     def engine(self) -> str:
         """Say what computes: `Triton 2.51.0, onnxruntime on CPU`."""
-        return self._run(self._exchange.engine())
+        server = self._calls.repeated(f"the server at {self.url}", self._calls.triton.get_server_metadata)
+        return f"Triton {server.version}, {engine_of(self._config(CLIP_ENCODER))}"
 
     def encode(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Turn face crops (N, 224, 224, 3) uint8 RGB into features (N, 512) float32, any N, in chunks."""
-        return np.concatenate([no_features(), *self.encode_stream([frames])])
+        return next(self.encode_stream([frames]))
 
     def encode_stream(self, chunks: Iterable[NDArray[np.uint8]]) -> Iterator[NDArray[np.float32]]:
         """Turn a stream of chunks (n, 224, 224, 3) uint8 into their features (n, 512), one array per chunk, in order.
@@ -110,74 +155,62 @@ class AffectClient(ClientState):
         Chunks of more than 32 frames travel in several messages; at most `chunks_in_flight` messages are under way, and
         no more chunks are held than they come from. A chunk of no frames asks nothing of the server.
         """
-        under_way: UnderWay = deque()
-        joiner = Joiner()
+        under_way: deque[tuple[Future[NDArray[np.float32]], bool]] = deque()  # with: whether it ends its chunk
+        parts: list[NDArray[np.float32]] = []
+
+        def answered() -> Iterator[NDArray[np.float32]]:
+            features, ends_chunk = under_way.popleft()
+            parts.append(features.result())
+            if ends_chunk:
+                yield np.concatenate(parts)
+                parts.clear()
+
         for chunk in chunks:
-            for message in messages(chunk):
-                under_way.append((message, self._senders.submit(self._encode, message.frames)))
-                if len(under_way) >= self._allowed_in_flight:
-                    yield from self._next(under_way, joiner)
+            for end in range(CHUNK_FRAMES, max(len(chunk), 1) + CHUNK_FRAMES, CHUNK_FRAMES):
+                message = chunk[end - CHUNK_FRAMES : end]
+                under_way.append((self._senders.submit(self._encode_message, message), end >= len(chunk)))
+                if len(under_way) >= self.chunks_in_flight:
+                    yield from answered()
         while under_way:
-            yield from self._next(under_way, joiner)
+            yield from answered()
 
     def predict(self, features: NDArray[np.float32]) -> Outputs:
         """Turn the features of one window (T, 512) float32 into (T, K) float32 per task, 1 <= T <= 300."""
-        return self._run(self._exchange.predict(features))
+        asked = checked_input(TEMPORAL_HEAD, self.url, features)
+        check_finite(features, asked)
+        result = self._calls.infer(TEMPORAL_HEAD, raw_tensor(FEATURES, features), asked)
+        return self._outputs(result, len(features), asked)
 
     def affect(self, frames: NDArray[np.uint8]) -> Outputs:
         """Turn the face crops of one window (T, 224, 224, 3) uint8 into (T, K) float32 per task, in one request."""
-        return self._run(self._exchange.affect(frames))
+        asked = checked_input(AFFECT, self.url, frames)
+        return self._outputs(self._carrier.carry(AFFECT, frames, asked), len(frames), asked)
 
-    @overload
-    def analyze(self, source: NDArray[np.uint8], cropper: None = None) -> Outputs: ...
+    def analyze(self, frames: NDArray[np.uint8]) -> Outputs:
+        """Turn all face crops of one person's video into predictions, averaged where the head's windows overlap.
 
-    @overload
-    def analyze(self, source: str | Path | FrameSource, cropper: Cropper | None = None) -> Iterator[Rows]: ...
-
-    def analyze(
-        self, source: NDArray[np.uint8] | str | Path | FrameSource, cropper: Cropper | None = None
-    ) -> Outputs | Iterator[Rows]:
-        """Turn a whole video into predictions for every frame, averaged where the head's windows overlap.
-
-        source: face crops (N, 224, 224, 3) uint8 RGB of one person, any N; returns (N, K) float32 per task. Or a video,
-        an image, a folder of images: yields rows as soon as no later frame can change them; cropper: how faces are
-        found and cut out, the default detector's largest face unless given.
+        frames: (N, 224, 224, 3) uint8 RGB, any N; returns (N, K) float32 per task. Video files, and videos in which
+        faces are still to be found, are for `affserve.client.infer.analyze`.
         """
-        if isinstance(source, np.ndarray):
-            return self._run(self._exchange.merge(self.encode(source)))
-        from affserve.client.infer.analyze import analyze_source
+        features, described = self.encode(frames), self.describe()
+        merger = OverlapMerger(self.predict, described.window_frames, described.stride_frames)
+        parts = [*merger.push(features), *merger.finish()]
+        return {
+            task: np.concatenate([np.empty((0, len(names)), np.float32), *(part[task] for part in parts)])
+            for task, names in described.labels.items()
+        }
 
-        return analyze_source(source, self, cropper)
+    def _encode_message(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
+        asked = checked_input(CLIP_ENCODER, self.url, frames)
+        if len(frames) == 0:
+            return np.empty((0, FEATURE_WIDTH), dtype=np.float32)
+        result = self._carrier.carry(CLIP_ENCODER, frames, asked)
+        return output(result, asked, FEATURES.name, (len(frames), FEATURE_WIDTH))
 
-    def _encode(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
-        return self._run(self._exchange.encode(frames))
+    def _outputs(self, result: triton.InferResult, length: int, asked: str) -> Outputs:
+        labels = self.describe().labels
+        return {task: output(result, asked, task, (length, len(names))) for task, names in labels.items()}
 
-    def _next(self, under_way: UnderWay, joiner: Joiner) -> list[NDArray[np.float32]]:
-        message, features = under_way.popleft()
-        return joiner.join(message, features.result())
-
-    def _run(self, steps: Steps[T]) -> T:
-        """Carry out the steps of a call."""
-        try:
-            step = next(steps)
-            while True:
-                try:
-                    answer = self._carry_out(step)
-                except InferenceServerException as error:
-                    step = steps.throw(error)
-                else:
-                    step = steps.send(answer)
-        except StopIteration as done:
-            result: T = done.value
-            return result
-        finally:
-            steps.close()
-
-    def _carry_out(self, step: Step) -> Any:
-        if isinstance(step, Work):
-            return step.run()
-        if isinstance(step, Pause):
-            if self._closing.wait(step.seconds):
-                raise InferenceError(f"the connection to {self.url} was closed while a call was being repeated")
-            return None
-        return getattr(self._triton, step.method)(**step.arguments, client_timeout=step.timeout_s)
+    def _config(self, model: ModelSpec) -> Any:
+        asked = f"{model.name} on {self.url}, asked for its configuration"
+        return self._calls.repeated(asked, self._calls.triton.get_model_config, model_name=model.name).config

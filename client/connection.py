@@ -12,21 +12,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import typer
+from rich.console import Console
 
 from affserve.client.client import AffectClient
-from affserve.client.infer.summary import Terminal
 from affserve.client.wire.calls import RetryPolicy
-from affserve.client.wire.settings import DEFAULT_POLICY
 from affserve.client.wire.transport import Transport
 from affserve.export.server.security import CallerTls
+from affserve.train.errors import UsageError
 
 URL_ENVIRONMENT = "AFFSERVE_URL"
+DEFAULT_POLICY = RetryPolicy()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Connection:
-    """Where the model is: a repository or a running server."""
+    """Where the model is: a repository or a running server; UsageError where that is not clear."""
 
     repository: Path | None = None  # start a server for this model repository
     url: str | None = None  # HOST:PORT of a running server, or several with commas between
@@ -42,15 +42,13 @@ class Connection:
 
     def __post_init__(self) -> None:
         if self.repository is not None and self.url is not None:
-            raise typer.BadParameter("give --repository or --url, not both")
+            raise UsageError("give --repository or --url, not both")
         if self.repository is None and self.server_url is None:
-            raise typer.BadParameter(
+            raise UsageError(
                 f"give --repository DIR (starts a server) or --url HOST:PORT (uses one; also ${URL_ENVIRONMENT})"
             )
         if self.repository is not None and self.caller_tls is not None:
-            raise typer.BadParameter("--tls... is for --url: a server that is started here talks to this machine only")
-        if (self.tls_cert is None) != (self.tls_key is None):
-            raise typer.BadParameter("give --tls-cert and --tls-key together")
+            raise UsageError("--tls... is for --url: a server that is started here talks to this machine only")
 
     @property
     def server_url(self) -> str | None:
@@ -93,7 +91,7 @@ def _server(connection: Connection) -> Iterator[str]:
     server = SupervisedServer(
         ServerConfig(repository=connection.repository, threads=connection.threads), on_event=_tell_server_event
     )
-    with Terminal(quiet=connection.quiet).status("starting a server"):
+    with Console(stderr=True, quiet=connection.quiet).status("starting a server"):  # shows only in a terminal
         server.start()
     try:
         yield server.grpc_url

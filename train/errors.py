@@ -1,6 +1,7 @@
 """Every error affserve raises on purpose; the command line prints its message and exits with code 1.
 
 AffserveError
+├── UsageError         options that do not fit together; exit code 2
 ├── DataError          a corpus, an annotation file or an index is not what it should be
 ├── CheckpointError    a checkpoint folder cannot be read, written or does not fit
 ├── TrainingStopped    somebody asked a training to stop; its state is saved
@@ -21,6 +22,10 @@ from __future__ import annotations
 
 class AffserveError(Exception):
     """The base of all errors that are the user's to act on."""
+
+
+class UsageError(AffserveError):
+    """Options that do not fit together; the command line exits with code 2."""
 
 
 class DataError(AffserveError):

@@ -29,8 +29,7 @@ TransportOption = Annotated[
     typer.Option(
         "--transport",
         help="How frames travel: as they are (raw), through shared memory with a server on this machine (shm), or as "
-        "JPEG, a tenth of the bytes, answers change visibly (jpeg). auto: shm where it works, else raw, and jpeg "
-        "once the link has shown to be slower than the server and than 150 MB/s.",
+        "JPEG, a tenth of the bytes, answers change visibly (jpeg). auto: shm where it works, else raw.",
     ),
 ]
 TlsOption = Annotated[bool, typer.Option("--tls", help="Encrypt; the server's certificate is checked.")]

@@ -13,6 +13,7 @@ from typing import Any
 
 from tritonclient.utils import InferenceServerException
 
+from affserve.client.wire.answers import engine_of, head_of
 from affserve.client.wire.endpoint import Address, parse_endpoint
 from affserve.export.contract import CLIP_ENCODER, JPEG_MODELS, MODELS, TEMPORAL_HEAD, HeadDescription, ModelSpec
 from affserve.export.server.probe import ModelStatistics, Prober, pending_requests
@@ -143,21 +144,13 @@ def _described(
     engine, head = "", None
     try:
         if CLIP_ENCODER.name in ready:
-            engine = engine_of(prober.config(CLIP_ENCODER, timeout_s))
+            config = prober.config(CLIP_ENCODER, timeout_s)
+            instances = sum(group.count for group in config.instance_group)
+            engine = engine_of(config) + (f", {instances} instances" if instances > 1 else "")
         if TEMPORAL_HEAD.name in ready:
-            told = prober.config(TEMPORAL_HEAD, timeout_s).parameters
-            parameters = {key: value.string_value for key, value in told.items()}
-            head = HeadDescription.from_parameters(parameters, f"{TEMPORAL_HEAD.name} on {url}")
+            head = head_of(prober.config(TEMPORAL_HEAD, timeout_s), url)
     except InferenceServerException as error:
         return engine, None, [f"the server does not tell its configuration: {error.message()}; {RESTART}"]
     except RepositoryError as error:
         return engine, None, [str(error)]
     return engine, head, []
-
-
-def engine_of(config: Any) -> str:
-    """Say what computes a model: "onnxruntime on CPU, 2 instances"."""
-    devices = sorted({group.Kind.Name(group.kind).removeprefix("KIND_") for group in config.instance_group})
-    instances = sum(group.count for group in config.instance_group)
-    several = f", {instances} instances" if instances > 1 else ""
-    return f"{config.backend or config.platform} on {'+'.join(devices)}{several}"

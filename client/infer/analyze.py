@@ -32,21 +32,25 @@ if TYPE_CHECKING:
     from affserve.client.video.source import Progress
 
 
-"""Called with the number of frames encoded so far and the number that the container announces, if it does."""
-
-
 def analyze(
-    source: FrameSource,
+    source: str | Path | FrameSource,
     client: AffectClient,
-    cropper: Cropper,
+    cropper: Cropper | None = None,
     *,
     seconds: StageSeconds | None = None,
     progress: Progress | None = None,
 ) -> Iterator[Rows]:
     """Yield the rows of every frame of a source, in order, in blocks, as soon as no later frame can change them.
 
-    A VideoError at the end says that the source broke off; the rows of what could be read have been yielded by then.
+    source: a video, an image, a folder of images, or one that is open. cropper: unless given, the largest face of each
+    frame, found by the default detector, or the frames themselves where they are crops already. A VideoError at the
+    start says that the source cannot be read, at the end that it broke off, after the rows of what could be read.
     """
+    if isinstance(source, (str, Path)):
+        source = open_source(source)
+    if cropper is None:
+        whole = source.already_cropped
+        cropper = WholeImageCropper() if whole else make_cropper(FaceSettings(), find_detector())
     seconds = seconds if seconds is not None else StageSeconds()
     rows = RowMerger(_timed(client.predict, seconds), client.describe(), cropper.patience_frames)
     with ReadAhead(source, cropper, seconds) as chunks:
@@ -95,16 +99,3 @@ def _timed_encoding(
         if features is None:
             return
         yield features
-
-
-def analyze_source(source: str | Path | FrameSource, client: AffectClient, cropper: Cropper | None) -> Iterator[Rows]:
-    """Yield the rows of a video, an image or a folder of images.
-
-    cropper: unless given, the largest face of each frame, found by the default detector; or the frames themselves where
-    they are crops already. VideoError where the source cannot be read, at its end where it breaks off.
-    """
-    opened = open_source(source) if isinstance(source, (str, Path)) else source
-    if cropper is None:
-        whole = opened.already_cropped
-        cropper = WholeImageCropper() if whole else make_cropper(FaceSettings(), find_detector())
-    return analyze(opened, client, cropper)

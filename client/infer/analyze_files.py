@@ -21,16 +21,7 @@ from affserve.client.faces.settings import FaceSettings
 from affserve.client.infer.analyze import analyze
 from affserve.client.infer.output_paths import OutputPaths
 from affserve.client.infer.read_ahead import StageSeconds
-from affserve.client.infer.run_record import (
-    BYTES,
-    ERROR,
-    FRAMES_SENT,
-    OPTIONS,
-    SOURCE,
-    ModelRecord,
-    source_state,
-    written_options,
-)
+from affserve.client.infer.run_record import BYTES, ERROR, OPTIONS, SOURCE, ModelRecord, source_state, written_options
 from affserve.client.results.formats import RowWriter
 from affserve.client.results.metadata import ResultTable, metadata_path, metadata_text
 from affserve.client.results.output_file import OutputFile, write_whole
@@ -104,7 +95,7 @@ def analyze_to_files(
     with OutputFile(None if outputs.to_stdout else outputs.rows) as file:
         writer = outputs.row_format.open(file, table)
         _write_rows(writer, source, client, cropper, tally, progress)
-        closing = {**tally.closing(), FRAMES_SENT: client.fidelity()}
+        closing = tally.closing()
         writer.finish(closing)
     metadata = _write_metadata(outputs, table, closing)
     _draw_plot(path, outputs, client)

@@ -1,4 +1,4 @@
 """Arrays in, Triton's answers out: messages, transports, and what is repeated.
 
-Read transport, messages, frame_carrier, exchange, calls.
+Read transport, messages, frame_carrier, calls, answers.
 """

@@ -1,53 +1,24 @@
-"""What a call to the service consists of, and which errors are worth another attempt.
+"""Requests to a server, and which errors are worth another attempt.
 
-A call is a generator: it yields what is to be done next (a request, a pause, work for the processor), is sent the
-answer or thrown the server's error, and returns its result; client.py carries steps out in threads, async_client.py in
-an event loop. Every request is a pure function of its inputs, so repeating one never changes a result. Repeated is
-exactly what another attempt can cure: a server that is away or does not answer in time, a model that is being
-replaced, a dead Python process that the supervisor is about to notice. Everything else is an answer.
+Every request is a pure function of its inputs, so repeating one never changes a result. Repeated is exactly what
+another attempt can cure: a server that is away or does not answer in time, a model that is being replaced, a dead
+Python process that the supervisor is about to notice. Everything else is an answer.
 """
 
 from __future__ import annotations
 
 import random
+import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
 
+import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
+from affserve.export.contract import ModelSpec
 from affserve.train.errors import InferenceError
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rpc:
-    """One attempt at one request; answered with tritonclient's result or its InferenceServerException."""
-
-    method: str  # of tritonclient's InferenceServerClient, blocking or asyncio: they have the same
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-    timeout_s: float
-
-
-@dataclass(frozen=True)
-class Pause:
-    """Nothing for a while; the client may be closed meanwhile."""
-
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Work:
-    """Milliseconds of processor time that an event loop should not spend itself."""
-
-    run: Callable[[], Any]
-
-
-Step = Rpc | Pause | Work
-Steps = Generator[Step, Any, T]
-
 
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 2.0
@@ -72,6 +43,36 @@ class RetryPolicy:
             )
 
 
+class Calls:
+    """One channel to a server, for several threads; `triton` asks once, `repeated` and `infer` as the policy says."""
+
+    def __init__(self, url: str, channel: triton.InferenceServerClient, policy: RetryPolicy) -> None:
+        self.url = url
+        self.triton = channel
+        self.closing = threading.Event()  # once set, nothing is repeated any more
+        self._policy = policy
+
+    def infer(self, model: ModelSpec, tensor: triton.InferInput, asked: str) -> triton.InferResult:
+        """Have a model with one input answer."""
+        return self.repeated(asked, self.triton.infer, model_name=model.name, inputs=[tensor])
+
+    def repeated(self, asked: str, request: Callable[..., Any], **arguments: Any) -> Any:
+        """Request until it succeeds; InferenceError for an error that lasts. asked: who is asked what, for messages."""
+        last_start_s = time.monotonic() + self._policy.retry_for_s
+        pauses = pauses_s()
+        while True:
+            try:
+                return request(**arguments, client_timeout=self._policy.timeout_s)
+            except InferenceServerException as error:
+                if not is_transient(error):
+                    raise InferenceError(f"{asked}: {told(error)}") from error
+                pause_s = next(pauses)
+                if time.monotonic() + pause_s > last_start_s:
+                    raise InferenceError(f"{asked}: {told(error)}; tried for {self._policy.retry_for_s:g} s") from error
+            if self.closing.wait(pause_s):
+                raise InferenceError(f"the connection to {self.url} was closed while a call was being repeated")
+
+
 def pauses_s() -> Iterator[float]:
     """Yield pauses between attempts: exponential, and anywhere below, so that many clients do not return at once."""
     longest_s = FIRST_PAUSE_S
@@ -88,22 +89,6 @@ def is_transient(error: InferenceServerException) -> bool:
         or (status == "StatusCode.NOT_FOUND" and MODEL_AWAY in message)
         or all(sign in message for sign in DEAD_PROCESS)
     )
-
-
-def repeated(policy: RetryPolicy, asked: str, method: str, **arguments: Any) -> Steps[Any]:
-    """Request until it succeeds; InferenceError for an error that lasts. asked: who is asked what, for messages."""
-    last_start_s = time.monotonic() + policy.retry_for_s
-    pauses = pauses_s()
-    while True:
-        try:
-            return (yield Rpc(method=method, arguments=arguments, timeout_s=policy.timeout_s))
-        except InferenceServerException as error:
-            if not is_transient(error):
-                raise InferenceError(f"{asked}: {told(error)}") from error
-            pause_s = next(pauses)
-            if time.monotonic() + pause_s > last_start_s:
-                raise InferenceError(f"{asked}: {told(error)}; tried for {policy.retry_for_s:g} s") from error
-        yield Pause(pause_s)
 
 
 def told(error: InferenceServerException) -> str:

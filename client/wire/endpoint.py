@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from affserve.export.server.security import CallerTls
-from affserve.train.errors import ServerError
+from affserve.export.server.security import CallerTls, is_loopback
+from affserve.train.errors import ServerError, UsageError
 
 UNLIMITED_BYTES = 2**31 - 1
-LOOPBACK_HOSTS = ("localhost", "[::1]")
 LONGEST_RECONNECT_PAUSE_MS = 2000
 # Triton counts pings that come more often than every 5 minutes without data between them and hangs up on the third
 # (--grpc-http2-min-recv-ping-interval-without-data, -max-ping-strikes). Rarer ones are always welcome.
@@ -39,11 +38,6 @@ class Address:
     host: str  # name, IPv4 address, or IPv6 address in brackets
     port: int
 
-    @property
-    def is_loopback(self) -> bool:
-        """Whether the address says that the server is on this machine."""
-        return self.host in LOOPBACK_HOSTS or self.host.startswith("127.")
-
 
 @dataclass(frozen=True, kw_only=True)
 class Endpoint:
@@ -57,7 +51,7 @@ class Endpoint:
             if path is not None and not Path(path).is_file():
                 raise ServerError(f"{path} is not a file; expected certificates or a key in PEM form")
         if self.tls is not None and (self.tls.certificate is None) != (self.tls.key is None):
-            raise ServerError("a client certificate and its key are given together, or neither")
+            raise UsageError("a certificate of ours (--tls-cert) and its key (--tls-key) are given together")
 
     @property
     def is_one_server(self) -> bool:
@@ -65,7 +59,7 @@ class Endpoint:
         return len(self.addresses) == 1
 
     def client_options(self) -> dict[str, Any]:
-        """Return the arguments of tritonclient's clients, blocking or not; names are looked up here."""
+        """Return the arguments of tritonclient's client; names are looked up here."""
         return {
             "url": self._target(),
             "channel_args": [*CHANNEL_ARGUMENTS, *self._arguments()],
@@ -81,7 +75,7 @@ class Endpoint:
 
     def _arguments(self) -> ChannelArguments:
         arguments: ChannelArguments = []
-        if all(address.is_loopback for address in self.addresses):
+        if all(is_loopback(address.host.strip("[]")) for address in self.addresses):
             # Unlike browsers, gRPC asks the environment's proxy for this machine, too.
             arguments.append(("grpc.enable_http_proxy", 0))
         if not self.is_one_server:

@@ -1,9 +1,7 @@
-"""Frames and features as Triton's inputs: chunks of any size in, messages of a good size out, answers joined again."""
+"""Arrays and JPEG files as Triton's inputs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import cv2
@@ -11,12 +9,12 @@ import numpy as np
 import tritonclient.grpc as triton
 from numpy.typing import NDArray
 
-from affserve.export.contract import CHUNK_FRAMES, JPEG
+from affserve.export.contract import JPEG, TensorSpec
 
 
-def raw_tensor(name: str, datatype: str, array: NDArray[Any]) -> triton.InferInput:
+def raw_tensor(spec: TensorSpec, array: NDArray[Any]) -> triton.InferInput:
     """Return an input that carries an array."""
-    tensor = triton.InferInput(name, list(array.shape), datatype)
+    tensor = triton.InferInput(spec.name, list(array.shape), spec.datatype)
     tensor.set_data_from_numpy(np.ascontiguousarray(array))
     return tensor
 
@@ -24,7 +22,7 @@ def raw_tensor(name: str, datatype: str, array: NDArray[Any]) -> triton.InferInp
 def jpeg_tensor(frames: NDArray[np.uint8], quality: int) -> triton.InferInput:
     """Return an input that carries each of the frames (N, 224, 224, 3) RGB as a JPEG file."""
     files = np.array([[encode_jpeg(frame, quality)] for frame in frames], dtype=np.object_)  # (N, 1)
-    return raw_tensor(JPEG.name, JPEG.datatype, files)
+    return raw_tensor(JPEG, files)
 
 
 def encode_jpeg(frame: NDArray[np.uint8], quality: int) -> bytes:
@@ -37,33 +35,3 @@ def encode_jpeg(frame: NDArray[np.uint8], quality: int) -> bytes:
     ]
     _, file = cv2.imencode(".jpg", cv2.cvtColor(frame, cv2.COLOR_RGB2BGR), options)
     return file.tobytes()
-
-
-@dataclass(frozen=True, eq=False)
-class Message:
-    """A part of a chunk that travels by itself."""
-
-    frames: NDArray[np.uint8]  # (n, 224, 224, 3), n <= CHUNK_FRAMES
-    ends_chunk: bool
-
-
-def messages(chunk: NDArray[np.uint8]) -> Iterator[Message]:
-    """Cut a chunk (N, 224, 224, 3); one of no frames is one message of none."""
-    for start in range(0, max(len(chunk), 1), CHUNK_FRAMES):
-        yield Message(chunk[start : start + CHUNK_FRAMES], ends_chunk=start + CHUNK_FRAMES >= len(chunk))
-
-
-class Joiner:
-    """Collects the answers to messages until a chunk is complete."""
-
-    def __init__(self) -> None:
-        self._parts: list[NDArray[np.float32]] = []
-
-    def join(self, message: Message, features: NDArray[np.float32]) -> list[NDArray[np.float32]]:
-        """Take the features (n, 512) of the next message; return those of its chunk (N, 512) if it ends one."""
-        self._parts.append(features)
-        if not message.ends_chunk:
-            return []
-        whole = self._parts[0] if len(self._parts) == 1 else np.concatenate(self._parts)
-        self._parts = []
-        return [whole]

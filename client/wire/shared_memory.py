@@ -71,13 +71,7 @@ class RegionPool:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._free: list[Region] = []
-        self._known: set[str] = set()  # names that the server knows
-
-    @property
-    def known(self) -> tuple[str, ...]:
-        """Names of all regions that the server has open, in use or not."""
-        with self._lock:
-            return tuple(self._known)
+        self.known: set[str] = set()  # names of all that the server has open, in use or not; changes are atomic
 
     def take(self, size_bytes: int) -> Region | None:
         """Return a free region of at least this size; None when there is none."""
@@ -89,20 +83,10 @@ class RegionPool:
             self._free.remove(region)
             return region
 
-    def add(self, region: Region) -> None:
-        """Note that the server knows a region."""
-        with self._lock:
-            self._known.add(region.name)
-
     def put_back(self, region: Region) -> None:
         """Make a region free again; nobody may write to it any more."""
         with self._lock:
             self._free.append(region)
-
-    def forget(self, name: str) -> None:
-        """Note that the server does not know a region any more."""
-        with self._lock:
-            self._known.discard(name)
 
 
 def abandon(name: str) -> None:

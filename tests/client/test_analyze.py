@@ -178,7 +178,7 @@ def test_video_without_a_face_asks_for_no_inference(client: AffectClient, tmp_pa
 
 
 def inferences(client: AffectClient) -> int:
-    statistics = client._triton.get_inference_statistics(CLIP_ENCODER.name)
+    statistics = client._calls.triton.get_inference_statistics(CLIP_ENCODER.name)
     return sum(int(model.inference_count) for model in statistics.model_stats)
 
 
@@ -189,7 +189,7 @@ def test_folder_with_gaps_holds_the_last_feature(client: AffectClient, tmp_path:
     held = np.repeat(features, np.diff([*numbers, 342]), axis=0)
     expected = whole_video(client, held)
 
-    rows = joined(analyze(open_source(folder), client, WholeImageCropper()))
+    rows = joined(analyze(folder, client))
 
     assert rows.frame.tolist() == numbers
     for task, values in rows.predictions.items():

@@ -1,15 +1,12 @@
-"""The asyncio client says what the blocking one says, without holding up its event loop."""
+"""The asyncio client says what the blocking one says, in threads."""
 
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
+import socket
 from collections.abc import AsyncIterator, Coroutine
-from pathlib import Path
 from typing import Any, TypeVar
 
-import cv2
 import numpy as np
 import pytest
 from conftest import blurred_noise
@@ -17,13 +14,11 @@ from numpy.typing import NDArray
 
 from affserve.client.async_client import AsyncAffectClient
 from affserve.client.client import AffectClient
-from affserve.client.faces.cropper import WholeImageCropper
 from affserve.client.wire.shared_memory import SHARED_MEMORY
-from affserve.export.server.config import ServerConfig
-from affserve.export.server.supervisor import SupervisedServer
 from affserve.train.errors import InferenceError, ServerError
 
 T = TypeVar("T")
+TOLERANCE = 2e-5  # float32 sums in another order: batches differ
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +36,9 @@ def test_answers_are_those_of_the_blocking_client(server_url: str, frames: NDArr
         async with AsyncAffectClient(server_url, transport=transport) as client:
             assert client.transport == transport
             features = await client.encode(frames)
+            parts = await asyncio.gather(*(client.encode(frames[k : k + 7]) for k in range(0, 70, 7)))
             return (
+                np.concatenate(parts),
                 features,
                 await client.predict(features),
                 await client.affect(frames[:32]),
@@ -50,7 +47,8 @@ def test_answers_are_those_of_the_blocking_client(server_url: str, frames: NDArr
                 await client.engine(),
             )
 
-    features, predicted, affected, analyzed, described, engine = run(ask())
+    together, features, predicted, affected, analyzed, described, engine = run(ask())
+    assert np.abs(together - features).max() < TOLERANCE * np.abs(features).max()
 
     with AffectClient(server_url, transport=transport) as client:
         np.testing.assert_array_equal(features, client.encode(frames))
@@ -83,28 +81,23 @@ def test_a_stream_holds_two_chunks_and_keeps_order(server_url: str, frames: NDAr
     assert run(ask()) == [3, 0, 40, 4, 2]
 
 
-def test_the_loop_goes_on_while_many_wait(server_url: str, frames: NDArray[np.uint8]) -> None:
-    async def ask() -> tuple[list[NDArray[np.float32]], int]:
-        turns = 0
+def test_cancelling_waits_for_the_call_under_way() -> None:
+    async def ask() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            client = AsyncAffectClient(f"127.0.0.1:{silent.getsockname()[1]}")
+            task = asyncio.create_task(client.__aenter__())
+            caller, _ = await asyncio.to_thread(silent.accept)
+            task.cancel()
+            await asyncio.sleep(0.05)
+            assert not task.done()
+        caller.close()
+        with pytest.raises(asyncio.CancelledError):
+            await task
 
-        async def turn() -> None:
-            nonlocal turns
-            while True:
-                await asyncio.sleep(0)
-                turns += 1
-
-        async with AsyncAffectClient(server_url, transport="jpeg") as client:
-            turning = asyncio.create_task(turn())
-            found = await asyncio.gather(*(client.encode(frames[k : k + 32]) for k in range(4)))
-            turning.cancel()
-        return found, turns
-
-    found, turns = run(ask())
-    assert [len(features) for features in found] == [32] * 4
-    assert turns > 200  # calls that held up the loop would leave it a few turns between them
+    run(ask())
 
 
-def test_cancelling_gives_up_the_call_and_leaves_nothing(server_url: str, frames: NDArray[np.uint8]) -> None:
+def test_cancelling_leaves_nothing(server_url: str, frames: NDArray[np.uint8]) -> None:
     async def ask() -> None:
         async with AsyncAffectClient(server_url) as client:
             assert client.transport == "shm"
@@ -131,33 +124,3 @@ def test_errors_are_the_same(server_url: str) -> None:
                 await client.predict(np.full((32, 512), np.nan, np.float32))
 
     run(ask())
-
-
-def test_a_path_is_analysed_into_rows(server_url: str, frames: NDArray[np.uint8], tmp_path: Path) -> None:
-    for number, frame in enumerate(frames[:5]):
-        cv2.imwrite(str(tmp_path / f"{number:05}.png"), cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
-
-    async def ask() -> list[int]:
-        async with AsyncAffectClient(server_url) as client:
-            return [int(k) async for rows in client.analyze(tmp_path, WholeImageCropper()) for k in rows.frame]
-
-    assert run(ask()) == [0, 1, 2, 3, 4]
-
-
-def test_a_killed_server_costs_time_and_no_frame(repository: Path) -> None:
-    frames = blurred_noise(96)
-    config = ServerConfig(repository=repository, drain_timeout_s=0)
-
-    async def ask(server: SupervisedServer) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        async with AsyncAffectClient(server.grpc_url) as client:
-            expected = await client.encode(frames)
-            found = []
-            async for features in client.encode_stream(frames[k : k + 32] for k in range(0, 96, 32)):
-                if not found:
-                    os.kill(server.pid, signal.SIGKILL)
-                found.append(features)
-        return expected, np.concatenate(found)
-
-    with SupervisedServer(config, on_event=lambda _: None) as server:
-        expected, found = run(ask(server))
-    np.testing.assert_array_equal(found, expected)

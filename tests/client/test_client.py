@@ -13,7 +13,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 import tritonclient.grpc as triton
@@ -24,7 +23,6 @@ from tiny_server import wait_for
 from tritonclient.utils import InferenceServerException
 
 from affserve.client.client import AffectClient
-from affserve.client.faces.cropper import WholeImageCropper
 from affserve.client.wire.calls import LONGEST_PAUSE_S, is_transient, pauses_s
 from affserve.client.wire.messages import Joiner, messages
 from affserve.export.contract import CHUNK_FRAMES
@@ -142,18 +140,6 @@ def test_crops_of_a_whole_video_are_merged_over_its_windows(client: AffectClient
     for task, values in client.analyze(crops).items():
         np.testing.assert_array_equal(values, np.concatenate([part[task] for part in parts]))
     assert client.analyze(crops[:0])["expression"].shape == (0, 8)
-
-
-def test_a_path_is_analysed_into_rows(client: AffectClient, frames: NDArray[np.uint8], tmp_path: Path) -> None:
-    for number, frame in enumerate(frames[:5]):
-        cv2.imwrite(str(tmp_path / f"{number:05}.png"), cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
-
-    rows = list(client.analyze(tmp_path, WholeImageCropper()))
-
-    outputs = client.analyze(frames[:5])
-    assert sum(len(block.frame) for block in rows) == 5
-    found = np.concatenate([block.predictions["valence_arousal"] for block in rows])
-    assert np.abs(found - outputs["valence_arousal"]).max() < 1e-4
 
 
 def test_wrong_frames_are_refused_here(client: AffectClient) -> None:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +22,7 @@ from tritonclient.utils import InferenceServerException
 from affserve.client.client import AffectClient
 from affserve.client.wire.messages import encode_jpeg, jpeg_tensor, raw_tensor
 from affserve.client.wire.shared_memory import SHARED_MEMORY, Region, left_by_dead, remove_stale_files
-from affserve.client.wire.transport import JPEG_BELOW_MB_PER_S, Link
+from affserve.export.contract import JPEG
 from affserve.export.repository.check import served_models
 from affserve.export.server.config import ServerConfig
 from affserve.export.server.server import TritonServer
@@ -98,59 +95,6 @@ def test_a_server_that_shares_no_memory_gets_raw_frames(closed_server: str, fram
     with pytest.raises(ServerError, match="by shared memory"), AffectClient(closed_server, transport="shm"):
         pass
     assert client_files() == []
-
-
-def test_a_slow_link_is_noticed_and_frames_become_jpeg(
-    closed_server: str, frames: Frames, caplog: pytest.LogCaptureFixture
-) -> None:
-    with throttled(closed_server, megabytes_per_s=3) as relayed, AffectClient(relayed) as client:
-        for _ in range(3):
-            assert client.transport == "raw"
-            slow = client.encode(frames[:8])
-        assert client.transport == "jpeg"
-        by_jpeg = client.encode(frames[:8])
-
-    assert 0 < np.abs(slow - by_jpeg).max() < 0.05 * np.abs(slow).max()
-    assert "slow link" in caplog.text
-
-
-@contextlib.contextmanager
-def throttled(url: str, megabytes_per_s: float) -> Iterator[str]:
-    """A relay to a server that passes on no more than so much of what callers send."""
-    host, _, port = url.rpartition(":")
-
-    def pass_on(source: socket.socket, target: socket.socket, pause_s_per_byte: float) -> None:
-        with contextlib.suppress(OSError):
-            while data := source.recv(1 << 16):
-                target.sendall(data)
-                time.sleep(len(data) * pause_s_per_byte)
-            target.shutdown(socket.SHUT_WR)
-
-    def relay() -> None:
-        """Pass on one connection."""
-        caller, _ = listener.accept()
-        with caller, socket.create_connection((host, int(port))) as called:
-            back = threading.Thread(target=pass_on, args=(called, caller, 0))
-            back.start()
-            pass_on(caller, called, 1e-6 / megabytes_per_s)
-            back.join()
-
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        relaying = threading.Thread(target=relay)
-        relaying.start()
-        yield f"127.0.0.1:{listener.getsockname()[1]}"
-        relaying.join()
-
-
-@pytest.mark.parametrize(
-    ("call_s", "server_s", "slow"),
-    [(1.0, 0.1, True), (0.11, 0.1, False), (0.012, 0.001, False)],
-    ids=["link_decides", "server_decides", "fast_anyway"],
-)
-def test_jpeg_is_for_links_that_hold_the_server_up(call_s: float, server_s: float, slow: bool) -> None:
-    link = Link(sent_bytes=4_800_000, call_s=call_s, server_s=server_s)
-    assert link.is_slow is slow
-    assert link.is_slow <= (link.mb_per_s < JPEG_BELOW_MB_PER_S)
 
 
 def test_an_unknown_transport_is_refused_before_connecting() -> None:
@@ -251,7 +195,7 @@ def test_a_bad_jpeg_is_refused_by_place_and_reason(server_url: str, frames: Fram
     for kind, file in wrong_files(frames).items():
         files = np.array([[encode_jpeg(frames[0], 95)], [file]], dtype=np.object_)
         with triton.InferenceServerClient(server_url) as asking, pytest.raises(InferenceServerException) as raised:
-            asking.infer(model, [raw_tensor("jpeg", "BYTES", files)])
+            asking.infer(model, [raw_tensor(JPEG, files)])
         assert raised.value.status() == "StatusCode.INVALID_ARGUMENT", kind
         sizes = "224 x 112 pixels, expected a face crop of 224 x 224"
         expected = sizes if kind == "another size" else "not a whole JPEG"
@@ -267,7 +211,7 @@ def test_a_bad_jpeg_harms_nobody_else(server_url: str, client: AffectClient, fra
     def ask(file: bytes) -> NDArray[np.float32] | str:
         with triton.InferenceServerClient(server_url) as asking:
             try:
-                tensor = raw_tensor("jpeg", "BYTES", np.array([[file]], dtype=np.object_))
+                tensor = raw_tensor(JPEG, np.array([[file]], dtype=np.object_))
                 features: NDArray[np.float32] = asking.infer("clip_encoder_jpeg", [tensor]).as_numpy("features")
             except InferenceServerException as error:
                 return str(error.message())
