@@ -19,7 +19,7 @@ from affserve.export.contract import HeadDescription
 from affserve.train.errors import OutputError
 
 STANDARD_OUTPUT = Path("-")
-DELAY_DIGITS = 4  # after the point
+MORE = {"delay_s": "%.4f", "decoded": "%d", "dropped": "%d"}
 
 
 class LiveLines:
@@ -28,7 +28,7 @@ class LiveLines:
     def __init__(self, path: Path | None, description: HeadDescription, counters: LiveCounters) -> None:
         self._path = path
         self._counters = counters
-        self._lines = JsonLines(description.labels)
+        self._lines = JsonLines(description.labels, MORE)
         self._file = self._opened() if path is not None else None
 
     def _opened(self) -> TextIO:
@@ -44,7 +44,8 @@ class LiveLines:
         if self._file is None:
             return True
         try:
-            self._file.write(self._text(answer))
+            counts = (self._counters.decoded, self._counters.dropped)
+            self._file.write(self._lines.text(answer.rows, ((delay_s, *counts) for delay_s in answer.delay_s.tolist())))
             self._file.flush()
         except BrokenPipeError:
             # The interpreter flushes standard output once more at its end; let that succeed.
@@ -53,14 +54,6 @@ class LiveLines:
         except OSError as error:
             raise self._error(error) from error
         return True
-
-    def _text(self, answer: LiveAnswer) -> str:
-        counts = f'"decoded": {self._counters.decoded}, "dropped": {self._counters.dropped}'
-        lines = self._lines.text(answer.rows).splitlines()
-        return "".join(
-            f'{line.removesuffix("}")}, "delay_s": {delay_s:.{DELAY_DIGITS}f}, {counts}}}\n'
-            for line, delay_s in zip(lines, answer.delay_s.tolist(), strict=True)
-        )
 
     def __enter__(self) -> LiveLines:
         """Return the writer itself."""

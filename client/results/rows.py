@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
-from typing import Any
+from itertools import islice, repeat
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -170,6 +170,36 @@ class Rows:
         return len(self.frame)
 
 
+class FaceRow(NamedTuple):
+    """One row to be: a face of a frame, or a frame without one."""
+
+    frame: int
+    timestamp_s: float
+    track_id: int = NO_TRACK
+    box_px: tuple[float, float, float, float] = (np.nan,) * 4
+    face_score: float = np.nan
+    answer: tuple[Outputs, int] | None = None  # a block of predictions, and the row in it
+
+
+def rows_of_faces(faces: Sequence[FaceRow], labels: Mapping[str, Sequence[str]]) -> Rows:
+    """Make a block of rows; a row without an answer has NaN for predictions."""
+    frame, timestamp_s, track_id, box_px, face_score, answers = zip(*faces, strict=True)
+    predictions = {task: np.full((len(faces), len(names)), np.nan, dtype=np.float32) for task, names in labels.items()}
+    for k, answer in enumerate(answers):
+        if answer is not None:
+            outputs, row = answer
+            for task, values in predictions.items():
+                values[k] = outputs[task][row]
+    return Rows(
+        frame=np.array(frame, dtype=np.int64),
+        timestamp_s=np.array(timestamp_s, dtype=np.float64),
+        track_id=np.array(track_id, dtype=np.int64),
+        box_px=np.array(box_px, dtype=np.float64),
+        face_score=np.array(face_score, dtype=np.float64),
+        predictions=predictions,
+    )
+
+
 def column_values(rows: Rows, labels: Mapping[str, Sequence[str]]) -> Iterator[NDArray[Any]]:
     """Yield the values (n,) of every column, in the order of `columns_of`, as the model gave them.
 
@@ -213,13 +243,13 @@ class Lines:
         self._without_face = without_face
         self._always = sum(column.always for column in columns_of(labels))
 
-    def text(self, rows: Rows) -> str:
-        """Render one block."""
+    def text(self, rows: Rows, more: Iterable[tuple[Any, ...]] = repeat(())) -> str:
+        """Render one block; more: cells that follow those of each row, if the templates go on."""
         seen = (rows.track_id != NO_TRACK).tolist()
         cells = zip(*(_printed(values) for values in column_values(rows, self._labels)), strict=True)
         return "".join(
-            self._with_face % row if face else self._without_face % row[: self._always]
-            for face, row in zip(seen, cells, strict=True)
+            self._with_face % (row + after) if face else self._without_face % (row[: self._always] + after)
+            for face, row, after in zip(seen, cells, more)  # noqa: B905 `more` may be endless
         )
 
 
