@@ -17,10 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from affserve.client.client import AffectClient
-from affserve.client.faces.cropper import WholeImageCropper, make_cropper
-from affserve.client.faces.detector_file import find_detector
+from affserve.client.faces.cropper import Croppers
 from affserve.client.faces.face import Cropper
-from affserve.client.faces.settings import FaceSettings
 from affserve.client.infer.read_ahead import Chunk, ReadAhead, SeenFrame, StageSeconds
 from affserve.client.infer.row_merger import RowMerger
 from affserve.client.results.rows import Rows
@@ -104,7 +102,4 @@ def analyze_source(source: str | Path | FrameSource, client: AffectClient, cropp
     they are crops already. VideoError where the source cannot be read, at its end where it breaks off.
     """
     opened = open_source(source) if isinstance(source, (str, Path)) else source
-    if cropper is None:
-        whole = opened.already_cropped
-        cropper = WholeImageCropper() if whole else make_cropper(FaceSettings(), find_detector())
-    return analyze(opened, client, cropper)
+    return analyze(opened, client, cropper or Croppers().cropper(opened.already_cropped))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -33,13 +33,12 @@ class DecodedImage:
 class FileInRealTime:
     """A video, image or folder whose frames arrive when their timestamps say, whether anyone is ready or not.
 
-    open_file: opens the file at its beginning. loop: play it over and over, numbers and timestamps going on.
+    loop: play it over and over, numbers and timestamps going on.
     """
 
-    def __init__(self, open_file: Callable[[], FrameSource], *, loop: bool = False) -> None:
-        self._open = open_file
+    def __init__(self, source: FrameSource, *, loop: bool = False) -> None:
+        self._source = source
         self._loop = loop
-        source = open_file()
         self.name = source.path.name
         self.fps = _rate_of(source)
 
@@ -65,7 +64,7 @@ class FileInRealTime:
         """Yield the frames of the file, or of all its repetitions, with ascending timestamps."""
         start_s = last_s = 0.0
         while True:
-            for frame in self._open():
+            for frame in self._source:
                 last_s = start_s + frame.timestamp_s
                 yield last_s, frame
             if not self._loop:

@@ -10,9 +10,9 @@ import json
 import signal
 import sys
 import threading
-from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -20,16 +20,12 @@ import typer
 from rich.console import Console
 
 from affserve.client.connection import Connection, connected
-from affserve.client.faces.cropper import WholeImageCropper, make_cropper
-from affserve.client.faces.detector_file import find_detector
-from affserve.client.faces.face import Cropper
-from affserve.client.faces.settings import FaceSettings
+from affserve.client.faces.cropper import Croppers
 from affserve.client.live.analysis import LiveAnalysis, LiveSettings
 from affserve.client.live.frames import LiveCounters, now_s
 from affserve.client.live.lines import STANDARD_OUTPUT, LiveLines
-from affserve.client.live.source import SourceSettings, check_source, open_live
+from affserve.client.live.source import SourceSettings, open_file, open_live
 from affserve.client.live.view import LiveSummary, LiveView, summary_text
-from affserve.client.video.source import open_source
 from affserve.client.wire.calls import RetryPolicy
 from affserve.train.provenance import SYNTHETIC
 
@@ -46,10 +42,7 @@ class LiveOptions:
     source: SourceSettings
     connection: Connection
     live: LiveSettings
-    faces: FaceSettings
-    face_detector: str = "auto"
-    face_model: Path | None = None
-    crops: bool | None = None  # None: only if images of a folder are 112x112
+    croppers: Croppers
     jsonl: Path | None = None  # "-" for stdout
     json: bool = False
     quiet: bool = False
@@ -68,14 +61,15 @@ class LiveOptions:
 
 def run_live(options: LiveOptions) -> None:
     """Analyse a source until it ends or somebody stops it; then print a summary."""
-    check_source(options.source)
-    make = _cropper_maker(options)
+    file = open_file(options.source)
+    make = partial(options.croppers.cropper, file is not None and file.already_cropped)
+    make()  # a detector that cannot be had is told before a server is started
     counters = LiveCounters()
     with ExitStack() as stack:
         signals = stack.enter_context(_Signals())
         client = stack.enter_context(connected(replace(options.connection, policy=LIVE_POLICY)))
         lines = stack.enter_context(LiveLines(options.jsonl, client.describe(), counters))
-        source = open_live(options.source)
+        source = open_live(options.source, file)
         analysis = LiveAnalysis(client, make, options.live, counters)
         summary = _Start(source.name, analysis.detector, client.engine(), client.describe().trained_on)
         view = LiveView(
@@ -154,16 +148,6 @@ class _Signals(AbstractContextManager["_Signals"]):
         if self._stopped.is_set() or not self._running:
             raise KeyboardInterrupt
         self._stopped.set()
-
-
-def _cropper_maker(options: LiveOptions) -> Callable[[], Cropper]:
-    crops = options.crops
-    if crops is None:
-        crops = options.source.is_file and open_source(options.source.source).already_cropped
-    if crops:
-        return WholeImageCropper
-    detector = find_detector(options.face_detector, options.face_model)
-    return lambda: make_cropper(options.faces, detector)
 
 
 def _warnings(trained_on: str, options: LiveOptions) -> tuple[str, ...]:

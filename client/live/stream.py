@@ -21,6 +21,7 @@ from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 
 from affserve.client.live.frames import LiveCounters, LiveFrame, now_s
+from affserve.client.video.source import Pixels
 from affserve.train.errors import VideoError
 
 ASSUMED_FPS = 30.0
@@ -124,13 +125,14 @@ class NetworkInput:
 
 @dataclass(frozen=True, eq=False)
 class StreamPicture:
-    """A decoded picture in the stream's own pixel format."""
+    """A decoded picture in the stream's own pixel format, and what converts it as that of a file."""
 
     frame: VideoFrame
+    pixels: Pixels
 
     def rgb(self) -> NDArray[np.uint8]:
         """Convert it (H, W, 3)."""
-        return np.asarray(self.frame.to_ndarray(format="rgb24"), dtype=np.uint8)
+        return self.pixels.upright_rgb(self.frame)
 
 
 class StreamClock:
@@ -178,7 +180,7 @@ class StreamSource:
 
     def frames(self, stop: threading.Event, counters: LiveCounters) -> Iterator[LiveFrame]:
         """Yield the frames until `stop` is set; VideoError when the source is lost for good."""
-        clock = StreamClock(self.fps)
+        clock, pixels = StreamClock(self.fps), Pixels()
         seen_s = now_s()
         while not stop.is_set():
             lost = ""
@@ -191,7 +193,7 @@ class StreamSource:
                         index=clock.index,
                         timestamp_s=clock.timestamp_s,
                         arrived_s=seen_s,
-                        picture=StreamPicture(picture),
+                        picture=StreamPicture(picture, pixels),
                     )
                 lost = "it ended"
             except (av.error.FFmpegError, OSError) as error:

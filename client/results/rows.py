@@ -6,6 +6,7 @@ file, whatever its format, back into blocks.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice, repeat
@@ -168,6 +169,34 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.frame)
+
+
+class Tally:
+    """What is counted while the rows of a result go by."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self.frames = 0
+        self.frames_with_face = 0
+        self.seen: Counter[int] = Counter()  # track_id -> frames
+        self.first_s = 0.0  # timestamp
+        self.last_s = 0.0
+        self._last_frame = -1
+
+    def add(self, rows: Rows) -> None:
+        """Count a block; the rows of a frame are in one block or in two that follow each other."""
+        faces = rows.track_id != NO_TRACK
+        if not self.rows:
+            self.first_s = float(rows.timestamp_s[0])
+        self.rows += len(rows)
+        self.frames += self._new_frames(rows.frame)
+        self.frames_with_face += self._new_frames(rows.frame[faces])
+        self.seen.update(rows.track_id[faces].tolist())
+        self.last_s = float(rows.timestamp_s[-1])
+        self._last_frame = int(rows.frame[-1])
+
+    def _new_frames(self, frames: NDArray[np.int64]) -> int:
+        return len(set(frames.tolist()) - {self._last_frame})
 
 
 class FaceRow(NamedTuple):

@@ -10,15 +10,17 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
-from clips import moving_square, write_crops, write_video
+from av.container import InputContainer
+from clips import moving_square, rotated_mp4, write_crops, write_hdr, write_video
 from conftest import blurred_noise
 from numpy.typing import NDArray
 from rich.console import Console
@@ -32,10 +34,11 @@ from affserve.client.live.analysis import LiveAnalysis, LiveAnswer, LiveSettings
 from affserve.client.live.file import DecodedImage
 from affserve.client.live.frames import Delays, LiveCounters, LiveFrame, NewestFrames, Pace, evenly, now_s
 from affserve.client.live.panel import Person, Snapshot, panel
-from affserve.client.live.source import SourceSettings, check_source, open_live
-from affserve.client.live.stream import StreamClock
+from affserve.client.live.source import SourceSettings, open_file, open_live
+from affserve.client.live.stream import StreamClock, StreamSource
 from affserve.client.live.window import LiveWindow
 from affserve.client.results.rows import columns_of
+from affserve.client.video.source import open_source
 from affserve.export.contract import FEATURE_WIDTH, default_head_description
 from affserve.export.server.config import ServerConfig
 from affserve.export.server.supervisor import SupervisedServer
@@ -401,12 +404,48 @@ def test_a_file_behind_a_url_is_no_live_stream(tmp_path: Path) -> None:
 )
 def test_a_wrong_source_is_told(settings: dict[str, str], message: str) -> None:
     with pytest.raises(VideoError, match=message):
-        check_source(SourceSettings(**settings))  # type: ignore[arg-type]
+        open_file(SourceSettings(**settings))  # type: ignore[arg-type]
 
 
 def test_a_camera_that_ffmpeg_cannot_open_is_told() -> None:
     with pytest.raises(VideoError, match=r"cannot be opened \(No such file or directory\): is it in use"):
         open_live(SourceSettings(source="/dev/video77", camera_size="640x480", fps=30))
+
+
+class FileAsStream:
+    """A file that is opened as a stream is, to be read to its end."""
+
+    name = "file"
+    is_download = False
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def open(self) -> InputContainer:
+        return av.open(str(self._path))
+
+    def advice(self) -> str:
+        return "-"
+
+
+def rotated(path: Path) -> Path:
+    return rotated_mp4(write_video(path.with_suffix(".mp4"), moving_square(1)), (0, 1, -1, 0))
+
+
+def high_dynamic_range(path: Path) -> Path:
+    return write_hdr(path.with_suffix(".mkv"), [0.58, 0.38, 0.0])
+
+
+@pytest.mark.parametrize("write", [rotated, high_dynamic_range])
+def test_a_live_picture_is_cropped_as_infer_crops_it(tmp_path: Path, write: Callable[[Path], Path]) -> None:
+    path = write(tmp_path / "phone")
+    (expected,) = open_source(path)
+    frames = StreamSource(FileAsStream(path), reconnect_for_s=0).frames(threading.Event(), LiveCounters())
+    image = next(iter(frames)).picture.rgb()
+    assert np.array_equal(image, expected.image)
+    live, infer = (WholeImageCropper().crop(picture)[0] for picture in (image, expected.image))
+    assert live.face.box_px == infer.face.box_px
+    assert np.array_equal(live.pixels, infer.pixels)
 
 
 @pytest.mark.parametrize("width", [100, 80, 60])

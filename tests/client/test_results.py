@@ -15,6 +15,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from result_rows import tallied
 
 from affserve.client.drawing.plots import draw_result
 from affserve.client.drawing.timelines import read_timelines
@@ -58,7 +59,8 @@ def written(path: Path, block: Rows) -> Path:
 
 
 def drawn(path: Path, description: HeadDescription) -> bytes:
-    return draw_result(lambda: CSV.read(path, dict(description.labels)), description, title="a.mp4")
+    blocks = list(CSV.read(path, dict(description.labels)))
+    return draw_result(blocks, tallied(blocks), description, title="a.mp4")
 
 
 def test_row_is_printed_with_fixed_digits() -> None:
@@ -180,12 +182,11 @@ def test_full_disk_is_an_error_with_the_reason() -> None:
         file.write(b"x" * 100_000)
 
 
-def test_timeline_averages_frames_with_a_face(tmp_path: Path) -> None:
+def test_timeline_averages_frames_with_a_face() -> None:
     block = rows(10, faceless=(2, 3, 5))
     block.predictions["valence_arousal"][:, 0] = np.arange(10) / 10
-    path = written(tmp_path / "rows.csv", block)
 
-    (timeline,) = read_timelines(lambda: CSV.read(path, LABELS), LABELS, most_bins=5)
+    (timeline,) = read_timelines([block], tallied([block]), LABELS, most_bins=5)
 
     assert timeline.edges_s.tolist() == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1.0])
     assert timeline.faceless.tolist() == [False, True, False, False, False]
