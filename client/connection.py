@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import typer
+from rich.console import Console
 
 from affserve.client.client import AffectClient
-from affserve.client.infer.summary import Terminal
 from affserve.client.wire.calls import RetryPolicy
 from affserve.client.wire.settings import DEFAULT_POLICY
 from affserve.client.wire.transport import Transport
@@ -93,7 +93,7 @@ def _server(connection: Connection) -> Iterator[str]:
     server = SupervisedServer(
         ServerConfig(repository=connection.repository, threads=connection.threads), on_event=_tell_server_event
     )
-    with Terminal(quiet=connection.quiet).status("starting a server"):
+    with Console(stderr=True, quiet=connection.quiet).status("starting a server"):  # shows only in a terminal
         server.start()
     try:
         yield server.grpc_url

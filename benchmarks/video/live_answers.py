@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,6 @@ from affserve.client.faces.cropper import FaceCropper
 from affserve.client.faces.detector_file import find_detector
 from affserve.client.infer.analyze import analyze
 from affserve.client.live.analysis import LiveAnalysis, LiveSettings
-from affserve.client.live.file import DecodedImage
 from affserve.client.live.frames import LiveCounters, LiveFrame, now_s
 from affserve.client.results.rows import Rows
 from affserve.client.video.source import open_source
@@ -91,7 +91,7 @@ def _live_rows(video: Path, analysis: LiveAnalysis) -> Iterator[Rows]:
                 index=frame.index,
                 timestamp_s=frame.timestamp_s,
                 arrived_s=now_s(),
-                picture=DecodedImage(frame.image),
+                rgb=partial(getattr, frame, "image"),
             )
             for frame in batch
         ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from affserve.client.commands.server_status import ServerStatus
 
 
+PIPE_WIDTH = 200  # characters: no row of the table is broken where nobody looks at a screen
 URL_HELP = "HOST:PORT of a gRPC endpoint, or several with commas between."
 
 
@@ -52,4 +54,4 @@ def _show(servers: list[ServerStatus]) -> None:
 
     from affserve.client.commands.status_view import show
 
-    show(servers, Console(highlight=False))
+    show(servers, Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH))

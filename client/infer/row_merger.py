@@ -34,8 +34,8 @@ class _HeldFrame:
         seen = self.seen
         if not seen.faces:
             yield FaceRow(seen.index, seen.timestamp_s)
-        for one, answer in zip(seen.faces, self.answers, strict=True):
-            yield FaceRow(seen.index, seen.timestamp_s, one.track_id, one.face.box_px, one.face.score, answer)
+        for (track_id, face), answer in zip(seen.faces, self.answers, strict=True):
+            yield FaceRow(seen.index, seen.timestamp_s, track_id, face.box_px, face.score, answer)
 
 
 class _Sequence:
@@ -133,11 +133,11 @@ class RowMerger:
     def _take(self, frame: SeenFrame, features: Iterator[NDArray[np.float32]]) -> None:
         held = _HeldFrame(seen=frame, answers=[None] * len(frame.faces), missing=len(frame.faces))
         self._held.append(held)
-        for place, face in enumerate(frame.faces):
-            if face.track_id not in self._sequences:
-                self._sequences[face.track_id] = self._new_sequence()
-            self._sequences[face.track_id].see(next(features), held, place)
-        self._hold({face.track_id for face in frame.faces})
+        for place, (track_id, _) in enumerate(frame.faces):
+            if track_id not in self._sequences:
+                self._sequences[track_id] = self._new_sequence()
+            self._sequences[track_id].see(next(features), held, place)
+        self._hold({track_id for track_id, _ in frame.faces})
 
     def _hold(self, seen: set[int]) -> None:
         """Repeat the last feature of everybody else, and let go of those who have left."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,7 +14,6 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     ProgressColumn,
-    SpinnerColumn,
     Task,
     TextColumn,
     TimeRemainingColumn,
@@ -51,10 +50,6 @@ class Terminal:
         self._quiet = quiet
         self._silent = quiet or not self._console.is_terminal
 
-    def status(self, text: str) -> AbstractContextManager[Bar]:
-        """Show that something takes a moment."""
-        return self._bar(SpinnerColumn(), TextColumn(text), start=text)
-
     @contextmanager
     def progress(self, name: str) -> Iterator[Progress]:
         """Show a bar for one source; yield what `analyze_to_files` reports to."""
@@ -65,16 +60,10 @@ class Terminal:
             FramesPerSecond(),
             TimeRemainingColumn(),
         )
-        with self._bar(*columns) as bar:
+        with Bar(*columns, console=self._console, transient=True, disable=self._silent) as bar:
             task = bar.add_task(name, total=None)
             # The announced number of frames is a guess; a bar that is over-full looks like an error.
             yield lambda done, hint: bar.update(task, completed=done, total=max(done, hint) if hint else None)
-
-    def _bar(self, *columns: ProgressColumn, start: str | None = None) -> Bar:
-        bar = Bar(*columns, console=self._console, transient=True, disable=self._silent)
-        if start is not None:
-            bar.add_task(start, total=None)
-        return bar
 
     def json(self, summary: Summary) -> None:
         """Print a summary as one line of JSON on stdout."""

@@ -146,7 +146,7 @@ class LiveAnalysis:
 
     def _seen(self, frame: LiveFrame, crops: list[NDArray[np.uint8]]) -> _Seen:
         """Find the faces of a frame; append their crops."""
-        image = frame.picture.rgb()
+        image = frame.rgb()
         is_late = self._newest >= 0 and frame.index - self._newest >= self._room
         if is_late or image.shape != (self._shape or image.shape):
             # After so long a break, or in a picture of another size, whoever is seen is a new person.

@@ -5,11 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from functools import partial
 from itertools import islice
-
-import numpy as np
-from numpy.typing import NDArray
 
 from affserve.client.live.frames import LiveCounters, LiveFrame, now_s
 from affserve.client.video.source import FOLDER_FPS, Frame, FrameSource
@@ -17,17 +14,6 @@ from affserve.train.errors import VideoError
 
 LATEST_S = 1.0  # how far decoding may fall behind the timestamps before the file's clock is put back
 FIRST_FRAMES = 10  # whose timestamps tell the frame rate
-
-
-@dataclass(frozen=True, eq=False)
-class DecodedImage:
-    """A picture that is RGB already."""
-
-    image: NDArray[np.uint8]  # (H, W, 3)
-
-    def rgb(self) -> NDArray[np.uint8]:
-        """Return the image."""
-        return self.image
 
 
 class FileInRealTime:
@@ -57,7 +43,7 @@ class FileInRealTime:
                 index=index,
                 timestamp_s=timestamp_s,
                 arrived_s=began_s + timestamp_s,
-                picture=DecodedImage(frame.image),
+                rgb=partial(getattr, frame, "image"),
             )
 
     def _played(self) -> Iterator[tuple[float, Frame]]:

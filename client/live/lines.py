@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from types import TracebackType
 from typing import TextIO
 
 from affserve.client.live.analysis import LiveAnswer
@@ -59,9 +58,7 @@ class LiveLines:
         """Return the writer itself."""
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Close the file."""
         if self._file is not None and self._file is not sys.stdout:
             self._file.close()

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import typer
 from rich.console import Console
@@ -71,15 +72,21 @@ def run_live(options: LiveOptions) -> None:
         lines = stack.enter_context(LiveLines(options.jsonl, client.describe(), counters))
         source = open_live(options.source, file)
         analysis = LiveAnalysis(client, make, options.live, counters)
-        summary = _Start(source.name, analysis.detector, client.engine(), client.describe().trained_on)
+        known = {
+            "source": source.name,
+            "detector": analysis.detector,
+            "engine": client.engine(),
+            "trained_on": client.describe().trained_on,
+        }
+        began_s = now_s()
         view = LiveView(
             source.name,
             client.describe().labels,
             counters,
-            notes=(summary.engine, f"faces: {summary.detector}", f"an answer every {options.live.hop} frames"),
-            warnings=_warnings(summary.trained_on, options),
+            notes=(known["engine"], f"faces: {known['detector']}", f"an answer every {options.live.hop} frames"),
+            warnings=_warnings(known["trained_on"], options),
         )
-        stack.callback(lambda: _tell(summary.ended(counters), options))
+        stack.callback(lambda: _tell(_summary(counters, began_s, **known), options))
         stack.enter_context(_shown(view, options))
         for answer in analysis.run(source, signals.stopped):
             view.show(answer)
@@ -87,34 +94,23 @@ def run_live(options: LiveOptions) -> None:
                 break
 
 
-class _Start:
-    """What is known when a run begins, and the summary at its end."""
-
-    def __init__(self, source: str, detector: str, engine: str, trained_on: str) -> None:
-        self.source, self.detector, self.engine, self.trained_on = source, detector, engine, trained_on
-        self._began_s = now_s()
-
-    def ended(self, counters: LiveCounters) -> LiveSummary:
-        """Return the summary."""
-        delays = counters.delays
-        any_delay = len(delays) > 0
-        percentiles = {
-            name: 1000 * delays.percentile_s(percent) if any_delay else None for name, percent in PERCENTILES.items()
-        }
-        return LiveSummary(
-            source=self.source,
-            seconds=now_s() - self._began_s,
-            decoded=counters.decoded,
-            analysed=counters.analysed,
-            dropped=counters.dropped,
-            reconnects=counters.reconnects,
-            slipped_s=counters.slipped_s,
-            **percentiles,
-            delay_max_ms=1000 * delays.largest_s if any_delay else None,
-            detector=self.detector,
-            engine=self.engine,
-            trained_on=self.trained_on,
-        )
+def _summary(counters: LiveCounters, began_s: float, **known: Any) -> LiveSummary:
+    """Return what a run did; known: source, detector, engine and trained_on."""
+    delays = counters.delays
+    percentiles_ms: dict[str, Any] = dict.fromkeys((*PERCENTILES, "delay_max_ms"))
+    if len(delays):
+        percentiles_ms = {name: 1000 * delays.percentile_s(percent) for name, percent in PERCENTILES.items()}
+        percentiles_ms["delay_max_ms"] = 1000 * delays.largest_s
+    return LiveSummary(
+        seconds=now_s() - began_s,
+        decoded=counters.decoded,
+        analysed=counters.analysed,
+        dropped=counters.dropped,
+        reconnects=counters.reconnects,
+        slipped_s=counters.slipped_s,
+        **percentiles_ms,
+        **known,
+    )
 
 
 class _Signals(AbstractContextManager["_Signals"]):

@@ -12,13 +12,12 @@ import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import av
-import numpy as np
 from av.container import InputContainer
 from av.video.frame import VideoFrame
-from numpy.typing import NDArray
 
 from affserve.client.live.frames import LiveCounters, LiveFrame, now_s
 from affserve.client.video.source import Pixels
@@ -123,18 +122,6 @@ class NetworkInput:
         return "is the address right, and is something sending there?"
 
 
-@dataclass(frozen=True, eq=False)
-class StreamPicture:
-    """A decoded picture in the stream's own pixel format, and what converts it as that of a file."""
-
-    frame: VideoFrame
-    pixels: Pixels
-
-    def rgb(self) -> NDArray[np.uint8]:
-        """Convert it (H, W, 3)."""
-        return self.pixels.upright_rgb(self.frame)
-
-
 class StreamClock:
     """Timestamps and numbers of frames: the stream's own steps in time, and across its breaks those of this machine."""
 
@@ -193,7 +180,7 @@ class StreamSource:
                         index=clock.index,
                         timestamp_s=clock.timestamp_s,
                         arrived_s=seen_s,
-                        picture=StreamPicture(picture, pixels),
+                        rgb=partial(pixels.upright_rgb, picture),
                     )
                 lost = "it ended"
             except (av.error.FFmpegError, OSError) as error:

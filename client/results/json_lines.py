@@ -9,8 +9,6 @@ from itertools import islice, repeat
 from pathlib import Path
 from typing import Any
 
-from affserve.client.results.metadata import ResultTable
-from affserve.client.results.output_file import OutputFile
 from affserve.client.results.rows import BLOCK_ROWS, Cells, Column, Lines, Rows, columns_of
 
 
@@ -30,21 +28,6 @@ class JsonLines:
         text = self._lines.text(rows, more)
         # JSON has no word for a number that is none, should a model give one.
         return text.replace(f": {math.nan}", ": null") if f": {math.nan}" in text else text
-
-
-class JsonLinesWriter:
-    """Writes JSON lines to a file."""
-
-    def __init__(self, file: OutputFile, table: ResultTable) -> None:
-        self._file = file
-        self._lines = JsonLines(table.labels)
-
-    def write(self, rows: Rows) -> None:
-        """Append a block."""
-        self._file.write(self._lines.text(rows).encode())
-
-    def finish(self, closing: Mapping[str, str]) -> None:
-        """Do nothing: every row is written, and what is known at the end stands beside the file."""
 
 
 def _object(cells: Mapping[str, str]) -> str:

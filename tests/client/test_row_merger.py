@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from affserve.client.faces.face import Face
-from affserve.client.infer.read_ahead import SeenFace, SeenFrame
+from affserve.client.infer.read_ahead import SeenFrame
 from affserve.client.infer.row_merger import RowMerger
 from affserve.client.results.rows import NO_TRACK, Rows
 from affserve.export.contract import default_head_description
@@ -34,12 +34,11 @@ def feature(track_id: int, frame: int) -> NDArray[np.float32]:
 
 def seen(frame: int, people: Sequence[int]) -> SeenFrame:
     face = Face(box_px=(1.0, 2.0, 30.0, 40.0), score=0.9, landmarks_px=np.zeros((5, 2), dtype=np.float32))
-    faces = tuple(SeenFace(track_id=track_id, face=face) for track_id in people)
-    return SeenFrame(index=frame, timestamp_s=frame / 30, faces=faces)
+    return SeenFrame(index=frame, timestamp_s=frame / 30, faces=tuple((track_id, face) for track_id in people))
 
 
 def pushed(merger: RowMerger, frames: Sequence[SeenFrame]) -> Iterator[Rows]:
-    features = [feature(face.track_id, frame.index) for frame in frames for face in frame.faces]
+    features = [feature(track_id, frame.index) for frame in frames for track_id, _ in frame.faces]
     yield from merger.push(frames, np.array(features, dtype=np.float32).reshape(-1, WIDTH))
 
 
