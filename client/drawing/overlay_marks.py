@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from affserve.client.drawing.canvas import INK, WHITE, Canvas, Colour, TextMask, colour_of, readable_on, text_mask
 from affserve.client.drawing.palette import track_colour
+from affserve.client.results.rows import Box, SeenPerson
 from affserve.train.labels import ACTION_UNITS, EXPRESSION, VALENCE_AROUSAL
 
 ACTIVE = 0.5  # probability from which an action unit counts as active, as in training's scores
@@ -26,18 +27,6 @@ SMOOTHING = 0.8  # share of a card's place before that stays: faces tremble, car
 SIDE_CHANGE = 0.15  # part of its area that a card must hide less elsewhere before it moves there
 SOFT: Colour = (176, 184, 194)
 TRACK: Colour = (70, 78, 88)
-
-Box = tuple[float, float, float, float]
-"""x, y, width, height in pixels."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class SeenPerson:
-    """One face of a frame with what the model says; predictions: (K,) per task."""
-
-    track_id: int
-    box_px: Box
-    predictions: Mapping[str, NDArray[np.float32]]
 
 
 @dataclass(kw_only=True)

@@ -21,6 +21,9 @@ from affserve.train.windows import Outputs
 PROBABILITY_DIGITS = 4  # after the point
 NO_TRACK = -1  # track_id of a row without a face
 PROBABILITY_PREFIX = "p_"
+Box = tuple[float, float, float, float]
+"""x, y, width, height in pixels."""
+
 ACTION_UNIT_MEANINGS = {
     "AU1": "inner brow raiser",
     "AU2": "outer brow raiser",
@@ -170,6 +173,21 @@ class Rows:
     def __len__(self) -> int:
         return len(self.frame)
 
+    def person(self, k: int) -> SeenPerson:
+        """Return who is seen in a row with a face."""
+        x, y, width, height = self.box_px[k].tolist()
+        predictions = {task: values[k] for task, values in self.predictions.items()}
+        return SeenPerson(track_id=int(self.track_id[k]), box_px=(x, y, width, height), predictions=predictions)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SeenPerson:
+    """One face of a frame with what the model says; predictions: (K,) per task."""
+
+    track_id: int
+    box_px: Box
+    predictions: Mapping[str, NDArray[np.float32]]
+
 
 class Tally:
     """What is counted while the rows of a result go by."""
@@ -205,7 +223,7 @@ class FaceRow(NamedTuple):
     frame: int
     timestamp_s: float
     track_id: int = NO_TRACK
-    box_px: tuple[float, float, float, float] = (np.nan,) * 4
+    box_px: Box = (np.nan,) * 4
     face_score: float = np.nan
     answer: tuple[Outputs, int] | None = None  # a block of predictions, and the row in it
 

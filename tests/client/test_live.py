@@ -30,11 +30,11 @@ from affserve.client.faces.cropper import WholeImageCropper
 from affserve.client.faces.face import FaceCrop
 from affserve.client.live.analysis import LiveAnalysis, LiveAnswer, LiveSettings
 from affserve.client.live.frames import Delays, LiveCounters, LiveFrame, NewestFrames, Pace, evenly, now_s
-from affserve.client.live.panel import Person, Snapshot, panel
+from affserve.client.live.panel import Snapshot, panel
 from affserve.client.live.source import SourceSettings, open_file, open_live
 from affserve.client.live.stream import StreamClock
 from affserve.client.live.window import LiveWindow
-from affserve.client.results.rows import columns_of
+from affserve.client.results.rows import SeenPerson, columns_of
 from affserve.client.video.source import open_source
 from affserve.export.contract import FEATURE_WIDTH, default_head_description
 from affserve.export.server.config import ServerConfig
@@ -429,7 +429,7 @@ def test_the_panel_shows_what_was_seen_in_any_width(width: int) -> None:
         "expression": np.eye(8, dtype=np.float32)[4],
         "action_units": np.linspace(0, 1, 12, dtype=np.float32),
     }
-    people = [Person(track_id=track, predictions=predictions, area_px=1) for track in (3, 8)]
+    people = [SeenPerson(track_id=track, predictions=predictions, box_px=(0, 0, 1, 1)) for track in (3, 8)]
     snapshot = Snapshot(
         source="rtsp://camera/1", labels=labels, people=people, dropped=7, delay_p50_s=0.162, delay_p95_s=0.3
     )
