@@ -23,7 +23,7 @@ from affserve.client.faces.cropper import Croppers
 from affserve.client.infer.analyze_files import Job, Summary, analyze_to_files
 from affserve.client.infer.output_paths import STANDARD_OUTPUT, OutputPaths, OutputWishes, make_folders, plan_outputs
 from affserve.client.infer.run_record import ModelRecord, is_done, options_of
-from affserve.client.infer.summary import Terminal, report
+from affserve.client.infer.summary import Terminal
 from affserve.client.results.formats import RowFormat, choose_format
 from affserve.client.video.inputs import spelt_out
 from affserve.client.video.source import FOLDER_FPS, FrameSource, open_source
@@ -155,7 +155,7 @@ class _Run:
             self._terminal.summary(summary, to_stderr=self._options.to_stdout)
 
     def _fail(self, source: Path, error: AffserveError) -> None:
-        report(error)
+        print(f"error: {error}", file=sys.stderr)
         self._failures[source] = error
 
     def tell_end(self, sources: int) -> bool:

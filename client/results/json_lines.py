@@ -12,20 +12,20 @@ from typing import Any
 from affserve.client.results.rows import BLOCK_ROWS, Cells, Column, Lines, Rows, columns_of
 
 
-class JsonLines:
+class JsonLines(Lines):
     """Rows as text, one JSON object a line; more: names and printf templates of what follows the columns."""
 
     def __init__(self, labels: Mapping[str, Sequence[str]], more: Mapping[str, str] | None = None) -> None:
         columns = columns_of(labels)
         cells = {column.name: _cell(column) for column in columns}
         faceless = {column.name: cells[column.name] if column.always else "null" for column in columns}
-        self._lines = Lines(
+        super().__init__(
             labels, with_face=_object({**cells, **(more or {})}), without_face=_object({**faceless, **(more or {})})
         )
 
     def text(self, rows: Rows, more: Iterable[tuple[Any, ...]] = repeat(())) -> str:
         """Render one block; more: of each row, what follows its columns."""
-        text = self._lines.text(rows, more)
+        text = super().text(rows, more)
         # JSON has no word for a number that is none, should a model give one.
         return text.replace(f": {math.nan}", ": null") if f": {math.nan}" in text else text
 

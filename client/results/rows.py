@@ -264,23 +264,6 @@ def column_values(rows: Rows, labels: Mapping[str, Sequence[str]]) -> Iterator[N
         yield from values.T
 
 
-class RowFormatter:
-    """Turns blocks of rows into CSV text; always the same text for the same numbers."""
-
-    def __init__(self, labels: Mapping[str, Sequence[str]]) -> None:
-        columns = columns_of(labels)
-        self.header = ",".join(column.name for column in columns) + "\n"  # the first line
-        self._lines = Lines(
-            labels,
-            with_face=",".join(column.template for column in columns) + "\n",
-            without_face=",".join(column.template if column.always else "" for column in columns) + "\n",
-        )
-
-    def text(self, rows: Rows) -> str:
-        """Render one block."""
-        return self._lines.text(rows)
-
-
 class Lines:
     """Prints rows through two printf templates: of a row with a face, and of a row that has only what all rows have."""
 
@@ -297,6 +280,19 @@ class Lines:
         return "".join(
             self._with_face % (row + after) if face else self._without_face % (row[: self._always] + after)
             for face, row, after in zip(seen, cells, more)  # noqa: B905 `more` may be endless
+        )
+
+
+class RowFormatter(Lines):
+    """Turns blocks of rows into CSV text; always the same text for the same numbers."""
+
+    def __init__(self, labels: Mapping[str, Sequence[str]]) -> None:
+        columns = columns_of(labels)
+        self.header = ",".join(column.name for column in columns) + "\n"  # the first line
+        super().__init__(
+            labels,
+            with_face=",".join(column.template for column in columns) + "\n",
+            without_face=",".join(column.template if column.always else "" for column in columns) + "\n",
         )
 
 
