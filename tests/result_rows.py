@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from affserve.client.results.rows import NO_TRACK, Rows
+from affserve.client.results.rows import NO_TRACK, Rows, Tally
 from affserve.export.contract import default_head_description
 
 LABELS = dict(default_head_description().labels)
@@ -39,3 +39,11 @@ def people(frames: int, tracks: Mapping[int, range], *, fps: float = 30) -> Rows
             task: np.where(nowhere[:, None], np.nan, values).astype(np.float32) for task, values in predictions.items()
         },
     )
+
+
+def tallied(blocks: Iterable[Rows]) -> Tally:
+    """What is counted of rows while they are made."""
+    tally = Tally()
+    for rows in blocks:
+        tally.add(rows)
+    return tally

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from affserve.client.client import AffectClient
-from affserve.client.faces.cropper import WholeImageCropper, make_cropper
+from affserve.client.faces.cropper import FaceCropper, WholeImageCropper
 from affserve.client.faces.detector_file import find_detector
 from affserve.client.faces.face import Cropper
 from affserve.client.faces.settings import FaceSettings
@@ -124,7 +124,7 @@ def run_stream(job: LiveJob) -> LiveRun:
     detector = None if job.crops else find_detector(job.face_detector, job.face_model)
 
     def cropper() -> Cropper:
-        return make_cropper(job.faces, detector) if detector is not None else WholeImageCropper()
+        return FaceCropper(detector, job.faces) if detector is not None else WholeImageCropper()
 
     at_s: list[float] = []
     delay_s: list[float] = []

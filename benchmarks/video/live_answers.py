@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from affserve.client.client import AffectClient
-from affserve.client.faces.cropper import make_cropper
+from affserve.client.faces.cropper import FaceCropper
 from affserve.client.faces.detector_file import find_detector
-from affserve.client.faces.settings import FaceSettings
 from affserve.client.infer.analyze import analyze
 from affserve.client.live.analysis import LiveAnalysis, LiveSettings
-from affserve.client.live.file import DecodedImage
 from affserve.client.live.frames import LiveCounters, LiveFrame, now_s
 from affserve.client.results.rows import Rows
 from affserve.client.video.source import open_source
@@ -43,14 +42,12 @@ def measure_live_answers(
     truth: list[NDArray[np.float64]] = []
     with AffectClient(url) as client:
         for video in videos:
-            rows = list(analyze(open_source(video), client, make_cropper(FaceSettings(), detector)))
+            rows = list(analyze(open_source(video), client, FaceCropper(detector)))
             seen = np.flatnonzero(np.concatenate([block.track_id for block in rows]) >= 0)
             whole.append(_joined(rows, seen))
             truth.append(_truth(video)[seen])
             for hop in hops:
-                analysis = LiveAnalysis(
-                    client, lambda: make_cropper(FaceSettings(), detector), LiveSettings(hop=hop), LiveCounters()
-                )
+                analysis = LiveAnalysis(client, lambda: FaceCropper(detector), LiveSettings(hop=hop), LiveCounters())
                 live[hop].append(_joined(list(_live_rows(video, analysis)), seen))
     everything = _concatenated(whole)
     true = np.concatenate(truth)
@@ -94,7 +91,7 @@ def _live_rows(video: Path, analysis: LiveAnalysis) -> Iterator[Rows]:
                 index=frame.index,
                 timestamp_s=frame.timestamp_s,
                 arrived_s=now_s(),
-                picture=DecodedImage(frame.image),
+                rgb=partial(getattr, frame, "image"),
             )
             for frame in batch
         ]

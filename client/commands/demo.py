@@ -24,13 +24,16 @@ from numpy.typing import NDArray
 
 from affserve.client.client import AffectClient
 from affserve.client.commands.demo_report import Comparison, Judged, compare
-from affserve.client.faces.detector_file import find_detector
-from affserve.client.infer.analyze_files import analyze_to_files
+from affserve.client.faces.cropper import Croppers
+from affserve.client.infer.analyze_files import Job, analyze_to_files
 from affserve.client.infer.output_paths import OutputPaths
+from affserve.client.infer.run_record import options_of
+from affserve.client.video.source import FOLDER_FPS, open_source
 from affserve.export.repository.manifest import MANIFEST_SCHEMA
 from affserve.export.server.config import ServerConfig
 from affserve.export.server.supervisor import SupervisedServer
 from affserve.train.errors import AffserveError
+from affserve.train.files import write_file
 from affserve.train.windows import Outputs
 
 if TYPE_CHECKING:
@@ -171,9 +174,7 @@ def _digest(value: Any) -> str:
 
 
 def _write_json(path: Path, value: Any) -> None:
-    staging = path.with_name(f".{path.name}")
-    staging.write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(staging, path)
+    write_file(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
 def _make_corpus(config: DemoConfig, target: Path) -> None:
@@ -218,7 +219,7 @@ def _export(corpus: Path, encoder: Path, head: Path, target: Path) -> None:
 def _serve_and_compare(corpus: Path, repository: Path, single_frame: Path, results: Path, log: Log) -> Comparison:
     """Serve the repository, send every whole-frame video through the client and score what comes back."""
     results.mkdir(parents=True, exist_ok=True)
-    detector = find_detector()
+    croppers = Croppers()
     judged: list[Judged] = []
     frames, seconds = 0, 0.0
     with SupervisedServer(ServerConfig(repository=repository)) as server, RecordingClient(server.grpc_url) as client:
@@ -226,7 +227,10 @@ def _serve_and_compare(corpus: Path, repository: Path, single_frame: Path, resul
         for video in sorted((corpus / "videos").glob("*.mp4")):
             csv = results / f"{video.stem}.csv"
             outputs = OutputPaths(rows=csv, plot=csv.with_suffix(".png"))
-            summary = analyze_to_files(video, client, detector, outputs)
+            cropper = croppers.cropper(already_cropped=False)
+            options = options_of(cropper, croppers.faces, FOLDER_FPS)
+            job = Job(source=open_source(video), cropper=cropper, outputs=outputs, options=options)
+            summary = analyze_to_files(job, client)
             frames, seconds = frames + summary.frames, seconds + summary.seconds
             single = _single_frame_outputs(single_frame, client.recorded())
             judged.append(Judged(csv=csv, truth=video.with_suffix(".csv"), single_frame=single))

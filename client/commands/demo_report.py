@@ -6,7 +6,6 @@ the table.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,18 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from affserve.client.results.formats import CSV, read_csv
 from affserve.train.errors import DataError
+from affserve.train.evaluation.metrics import metric_titles
 from affserve.train.evaluation.scores import Scores, constant_guess, score
-from affserve.train.labels import ACTION_UNITS, EXPRESSION, TASKS, VALENCE_AROUSAL
+from affserve.train.labels import TASKS, VALENCE_AROUSAL
 
 Labels = dict[str, NDArray[np.float32]]
-METRICS = {
-    VALENCE_AROUSAL.key: "valence-arousal, mean CCC",
-    VALENCE_AROUSAL.names[0]: "  valence, CCC",
-    VALENCE_AROUSAL.names[1]: "  arousal, CCC",
-    EXPRESSION.key: "expressions, macro F1",
-    ACTION_UNITS.key: "action units, mean F1",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,18 +64,18 @@ class Comparison:
 
 def read_truth(path: Path) -> Labels:
     """Read the truth beside a generated video: (N, columns) by task."""
-    rows = _read_csv(path)
-    return {task.key: _columns(rows, ("expression",) if task is EXPRESSION else task.names) for task in TASKS.values()}
+    truth: dict[str, list[NDArray[np.float64]]] = {key: [] for key in TASKS}
+    for cells in read_csv(path):
+        for key, task in TASKS.items():
+            names = (key,) if task.kind == "one_of" else task.names
+            truth[key].append(np.stack([cells.numbers(name) for name in names], axis=1))
+    return {key: np.concatenate(blocks).astype(np.float32) for key, blocks in truth.items()}
 
 
 def read_predictions(path: Path) -> Labels:
     """Read the client's CSV: outputs (N, K) by task, NaN where no face was found."""
-    rows = _read_csv(path)
-    return {
-        VALENCE_AROUSAL.key: _columns(rows, VALENCE_AROUSAL.names),
-        EXPRESSION.key: _columns(rows, tuple(f"p_{name}" for name in EXPRESSION.names)),
-        ACTION_UNITS.key: _columns(rows, ACTION_UNITS.names),
-    }
+    blocks = list(CSV.read(path, {key: task.names for key, task in TASKS.items()}))
+    return {key: np.concatenate([rows.predictions[key] for rows in blocks]) for key in TASKS}
 
 
 def compare(judged: Sequence[Judged], rates: Mapping[str, float], repository: Path) -> Comparison:
@@ -126,7 +120,7 @@ def table(comparison: Comparison) -> str:
         "constant": comparison.constant.summary(),
     }
     lines = [f"{'held-out videos':<28}" + "".join(f"{name:>14}" for name in columns)]
-    for key, title in METRICS.items():
+    for key, title in metric_titles().items():
         lines.append(f"{title:<28}" + "".join(f"{scores[key]:>14.3f}" for scores in columns.values()))
     found = comparison.frames_with_face / comparison.frames
     rates = comparison.rates
@@ -140,12 +134,3 @@ def table(comparison: Comparison) -> str:
         f"repository  {comparison.repository}",
     ]
     return "\n".join(lines)
-
-
-def _read_csv(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def _columns(rows: list[dict[str, str]], names: tuple[str, ...]) -> NDArray[np.float32]:
-    return np.array([[float(row[name] or "nan") for name in names] for row in rows], dtype=np.float32)

@@ -9,22 +9,14 @@ import typer
 from typer.core import TyperCommand
 
 from affserve.client.commands.options import (
-    CropsOption,
-    DetectEveryOption,
-    FaceDetectorOption,
-    FaceModelOption,
-    FacesOption,
-    MinFaceOption,
-    RepositoryOption,
-    TlsCaOption,
-    TlsCertOption,
-    TlsKeyOption,
-    TlsNameOption,
-    TlsOption,
+    CropperOptions,
+    FaceOptions,
+    ServerOptions,
+    TlsOptions,
     TransportOption,
-    UrlOption,
+    spread,
 )
-from affserve.client.faces.settings import LARGEST, FaceSettings
+from affserve.client.faces.settings import FaceSettings
 from affserve.client.wire.transport import Transport
 
 
@@ -40,7 +32,9 @@ class CommandWithColumns(TyperCommand):
             formatter.write_dl(described_columns(default_head_description().labels))
 
 
+@spread
 def infer(
+    *,
     sources: Annotated[
         list[Path],
         typer.Argument(
@@ -49,8 +43,7 @@ def infer(
             "'clips/**/*.mp4'.",
         ),
     ],
-    repository: RepositoryOption = None,
-    url: UrlOption = None,
+    server: ServerOptions,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -75,25 +68,17 @@ def infer(
         bool,
         typer.Option("--resume", help="Leave what is complete and of the same source, options and model."),
     ] = False,
-    faces: FacesOption = LARGEST,
-    detect_every: DetectEveryOption = FaceSettings.detect_every,
-    min_face: MinFaceOption = FaceSettings.min_size_px,
+    faces: FaceOptions,
     smooth: Annotated[
         float, typer.Option(min=0, max=0.99, help="Share of the box before that stays in the reported box.")
     ] = FaceSettings.smoothing,
-    face_detector: FaceDetectorOption = "auto",
-    face_model: FaceModelOption = None,
-    crops: CropsOption = None,
+    croppers: CropperOptions,
     fps: Annotated[float, typer.Option(min=0.001, help="Clock of a folder of images, in frames per second.")] = 30.0,
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads of decoding, of face detection and of the server's models.")
     ] = None,
     transport: TransportOption = Transport.AUTO,
-    tls: TlsOption = False,
-    tls_ca: TlsCaOption = None,
-    tls_cert: TlsCertOption = None,
-    tls_key: TlsKeyOption = None,
-    tls_name: TlsNameOption = None,
+    tls: TlsOptions,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object per source and nothing else.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print neither progress nor summary.")] = False,
 ) -> None:
@@ -104,31 +89,18 @@ def infer(
     is then 1. A run that was stopped goes on with --resume.
     """
     from affserve.client.connection import Connection
+    from affserve.client.faces.cropper import Croppers
     from affserve.client.infer.run import InferOptions, infer_sources
 
     options = InferOptions(
         sources=tuple(sources),
-        connection=Connection(
-            repository=repository,
-            url=url,
-            threads=threads,
-            quiet=quiet,
-            transport=transport,
-            tls=tls,
-            tls_ca=tls_ca,
-            tls_cert=tls_cert,
-            tls_key=tls_key,
-            tls_name=tls_name,
-        ),
+        connection=Connection(**vars(server), **vars(tls), threads=threads, quiet=quiet, transport=transport),
         out=out,
         row_format=row_format,
         plot=plot,
         overlay=overlay,
         resume=resume,
-        faces=FaceSettings(faces=faces, detect_every=detect_every, min_size_px=min_face, smoothing=smooth),
-        face_detector=face_detector,
-        face_model=face_model,
-        crops=crops,
+        croppers=Croppers(faces=FaceSettings(**vars(faces), smoothing=smooth), **vars(croppers)),
         fps=fps,
         threads=threads,
         json=json,

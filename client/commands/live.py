@@ -8,26 +8,21 @@ from typing import Annotated
 import typer
 
 from affserve.client.commands.options import (
-    CropsOption,
-    DetectEveryOption,
-    FaceDetectorOption,
-    FaceModelOption,
-    FacesOption,
-    MinFaceOption,
-    RepositoryOption,
-    TlsCaOption,
-    TlsCertOption,
-    TlsKeyOption,
-    TlsNameOption,
-    TlsOption,
+    CropperOptions,
+    FaceOptions,
+    ServerOptions,
+    TlsOptions,
     TransportOption,
-    UrlOption,
+    spread,
 )
-from affserve.client.faces.settings import LARGEST, FaceSettings
+from affserve.client.faces.settings import FaceSettings
 from affserve.client.wire.transport import Transport
+from affserve.train.windows import WINDOW_FRAMES
 
 
+@spread
 def live(
+    *,
     source: Annotated[
         str,
         typer.Argument(
@@ -35,20 +30,18 @@ def live(
             help="Camera (0, /dev/video0), stream (rtsp://, http://, tcp://, ...), or a file, played in real time.",
         ),
     ],
-    repository: RepositoryOption = None,
-    url: UrlOption = None,
+    server: ServerOptions,
     hop: Annotated[
-        int, typer.Option(min=1, max=300, help="Frames between predictions: an answer waits hop / fps seconds at most.")
+        int,
+        typer.Option(
+            min=1, max=WINDOW_FRAMES, help="Frames between predictions: an answer waits hop / fps seconds at most."
+        ),
     ] = 10,
     jsonl: Annotated[
         Path | None, typer.Option(help="File for the rows as JSON lines, each written at once; '-' for stdout.")
     ] = None,
-    faces: FacesOption = LARGEST,
-    detect_every: DetectEveryOption = FaceSettings.detect_every,
-    min_face: MinFaceOption = FaceSettings.min_size_px,
-    face_detector: FaceDetectorOption = "auto",
-    face_model: FaceModelOption = None,
-    crops: CropsOption = None,
+    faces: FaceOptions,
+    croppers: CropperOptions,
     camera_size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT to ask of a camera.")] = None,
     fps: Annotated[
         float | None, typer.Option(min=0.001, help="Frames per second to ask of a camera; clock of a folder of images.")
@@ -61,11 +54,7 @@ def live(
         int | None, typer.Option(min=1, help="CPU threads of decoding a file and of a server that is started here.")
     ] = None,
     transport: TransportOption = Transport.AUTO,
-    tls: TlsOption = False,
-    tls_ca: TlsCaOption = None,
-    tls_cert: TlsCertOption = None,
-    tls_key: TlsKeyOption = None,
-    tls_name: TlsNameOption = None,
+    tls: TlsOptions,
     json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON on stdout.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print neither panel nor summary.")] = False,
 ) -> None:
@@ -75,6 +64,7 @@ def live(
     counted; the delay does not grow. Ctrl-C ends it. Cameras and streams end only so: a lost stream is connected again.
     """
     from affserve.client.connection import Connection
+    from affserve.client.faces.cropper import Croppers
     from affserve.client.live.analysis import LiveSettings
     from affserve.client.live.run import LiveOptions, run_live
     from affserve.client.live.source import SourceSettings
@@ -88,23 +78,9 @@ def live(
             loop=loop,
             threads=threads or 0,
         ),
-        connection=Connection(
-            repository=repository,
-            url=url,
-            threads=threads,
-            quiet=quiet,
-            transport=transport,
-            tls=tls,
-            tls_ca=tls_ca,
-            tls_cert=tls_cert,
-            tls_key=tls_key,
-            tls_name=tls_name,
-        ),
+        connection=Connection(**vars(server), **vars(tls), threads=threads, quiet=quiet, transport=transport),
         live=LiveSettings(hop=hop),
-        faces=FaceSettings(faces=faces, detect_every=detect_every, min_size_px=min_face),
-        face_detector=face_detector,
-        face_model=face_model,
-        crops=crops,
+        croppers=Croppers(faces=FaceSettings(**vars(faces)), **vars(croppers)),
         jsonl=jsonl,
         json=json,
         quiet=quiet,

@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from affserve.client.commands.options import TlsCaOption, TlsCertOption, TlsKeyOption, TlsNameOption, TlsOption
+from affserve.client.commands.options import TlsOptions, spread
 
 if TYPE_CHECKING:
     from affserve.client.commands.server_status import ServerStatus
 
 
+PIPE_WIDTH = 200  # characters: no row of the table is broken where nobody looks at a screen
 URL_HELP = "HOST:PORT of a gRPC endpoint, or several with commas between."
 
 
+@spread
 def status(
+    *,
     url: Annotated[str, typer.Argument(envvar="AFFSERVE_URL", help=URL_HELP)] = "127.0.0.1:8001",
     metrics_port: Annotated[
         int | None,
         typer.Option(min=1, max=65535, help="Where the server tells its metrics: counts the requests that wait."),
     ] = None,
     timeout_s: Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds for each answer.")] = 10.0,
-    tls: TlsOption = False,
-    tls_ca: TlsCaOption = None,
-    tls_cert: TlsCertOption = None,
-    tls_key: TlsKeyOption = None,
-    tls_name: TlsNameOption = None,
+    tls: TlsOptions,
     json: Annotated[bool, typer.Option("--json", help="Print a JSON list, one object for each server.")] = False,
 ) -> None:
     """Ask every model of a server for one true answer, and show versions, counts and times.
@@ -39,8 +39,8 @@ def status(
     from affserve.client.commands.server_status import server_status
     from affserve.client.connection import Connection
 
-    where = Connection(url=url, tls=tls, tls_ca=tls_ca, tls_cert=tls_cert, tls_key=tls_key, tls_name=tls_name)
-    servers = server_status(url, tls=where.caller_tls, metrics_port=metrics_port, timeout_s=timeout_s)
+    caller_tls = Connection(url=url, **vars(tls)).caller_tls
+    servers = server_status(url, tls=caller_tls, metrics_port=metrics_port, timeout_s=timeout_s)
     if json:
         typer.echo(dumps([server.as_dict() for server in servers]))
     else:
@@ -54,4 +54,4 @@ def _show(servers: list[ServerStatus]) -> None:
 
     from affserve.client.commands.status_view import show
 
-    show(servers, Console(highlight=False))
+    show(servers, Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH))

@@ -1,4 +1,4 @@
-"""The status of servers for people: a table on a terminal, aligned text in a pipe."""
+"""The status of servers for people: a few words and a table for each."""
 
 from __future__ import annotations
 
@@ -33,10 +33,7 @@ def show(servers: Sequence[ServerStatus], console: Console) -> None:
     for server in servers:
         console.print(Text(headline(server)), soft_wrap=True)
         if server.models:
-            if console.is_terminal:
-                console.print(_table(server))
-            else:
-                console.print(Text(plain(server)), soft_wrap=True)
+            console.print(_table(server))
         for problem in server.problems:
             console.print(Text(f"  {problem}"), soft_wrap=True)
 
@@ -86,20 +83,6 @@ def _word(ready: bool) -> str:
 
 def _number(value: float | None) -> str:
     return UNKNOWN if value is None else f"{value:.3g}" if value < 100 else f"{value:.0f}"
-
-
-def plain(server: ServerStatus) -> str:
-    """Return the table as text whose columns are aligned."""
-    rows = [[title for title, _ in COLUMNS], *(cells(model) for model in server.models)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(_aligned(row, widths)).rstrip() for row in rows)
-
-
-def _aligned(row: Sequence[str], widths: Sequence[int]) -> list[str]:
-    return [
-        cell.rjust(width) if side == "right" else cell.ljust(width)
-        for cell, width, (_, side) in zip(row, widths, COLUMNS, strict=True)
-    ]
 
 
 def _table(server: ServerStatus) -> Table:

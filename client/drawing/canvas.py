@@ -1,7 +1,7 @@
 """Drawing on a video frame: anti-aliased shapes, translucent panels and text in a real typeface.
 
-Text comes from matplotlib's own font file through its FreeType, so that it looks the same everywhere and needs nothing
-more to be installed. Masks of text and panels are kept, because a video draws the same ones again and again.
+Text is in the typeface that comes with matplotlib, so that it looks the same everywhere and needs nothing more to be
+installed. Masks of text and panels are kept, because a video draws the same ones again and again.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
 
 SUPERSAMPLING = 4  # of the rounded corners of panels
 SUBPIXEL_BITS = 4  # OpenCV draws on a grid of 1/16 pixel
@@ -56,36 +56,28 @@ class TextMask:
 @lru_cache(maxsize=KEPT_MASKS)
 def text_mask(text: str, size_px: int, *, bold: bool = False) -> TextMask:
     """Render a line of text, size_px from the top of the tallest to the bottom of the deepest letter."""
-    font = _font(bold)
-    font.set_size(size_px, 72)
-    font.set_text(text, 0.0)
-    font.draw_glyphs_to_bitmap(antialiased=True)
-    coverage = np.array(font.get_image(), dtype=np.uint8)
-    return TextMask(coverage=coverage, ascent_px=coverage.shape[0] - round(font.get_descent() / 64))
+    font = _font(bold, size_px)
+    left, top, right, bottom = (round(edge) for edge in font.getbbox(text, anchor="ls"))  # around the pen's start
+    mask = Image.new("L", (right - left, bottom - top))
+    ImageDraw.Draw(mask).text((-left, -top), text, 255, font, anchor="ls")
+    return TextMask(coverage=np.asarray(mask), ascent_px=-top)
 
 
-@lru_cache(maxsize=2)
-def _font(bold: bool) -> Any:
+@lru_cache(maxsize=KEPT_MASKS)
+def _font(bold: bool, size_px: int) -> ImageFont.FreeTypeFont:
     import matplotlib
-    from matplotlib.ft2font import FT2Font
 
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-    return FT2Font(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name))
+    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name, size_px)
 
 
 @lru_cache(maxsize=KEPT_MASKS)
 def _rounded(width: int, height: int, radius: int) -> NDArray[np.uint8]:
     """Coverage (height, width) of a rectangle with round corners."""
-    scale = SUPERSAMPLING
-    large = np.zeros((height * scale, width * scale), dtype=np.uint8)
-    r = min(radius * scale, min(large.shape) // 2)
-    right, bottom = large.shape[1] - 1, large.shape[0] - 1
-    cv2.rectangle(large, (r, 0), (right - r, bottom), 255, -1)
-    cv2.rectangle(large, (0, r), (right, bottom - r), 255, -1)
-    for x in (r, right - r):
-        for y in (r, bottom - r):
-            cv2.circle(large, (x, y), r, (255,), -1)
-    return np.asarray(cv2.resize(large, (width, height), interpolation=cv2.INTER_AREA), dtype=np.uint8)
+    large = Image.new("L", (width * SUPERSAMPLING, height * SUPERSAMPLING))
+    corners = (0, 0, large.width - 1, large.height - 1)
+    ImageDraw.Draw(large).rounded_rectangle(corners, min(radius * SUPERSAMPLING, min(large.size) / 2), 255)
+    return np.asarray(large.reduce(SUPERSAMPLING))
 
 
 class Canvas:

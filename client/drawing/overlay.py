@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from affserve.client.drawing.canvas import Canvas
-from affserve.client.drawing.overlay_marks import Marks, SeenPerson, draw_notice
+from affserve.client.drawing.overlay_marks import Marks, draw_notice
 from affserve.client.drawing.plots import SYNTHETIC_NOTICE
 from affserve.client.results.output_file import staged, write_whole
-from affserve.client.results.rows import NO_TRACK, Rows
+from affserve.client.results.rows import NO_TRACK, Rows, SeenPerson
 from affserve.client.video.source import Frame, FrameSource, ImageSource, Progress
 from affserve.client.video.writer import VideoWriter
 from affserve.export.contract import HeadDescription
@@ -78,18 +78,9 @@ class _PeopleInStep:
         while self._next is not None and (place := self._next)[0].frame[place[1]] <= frame:
             block, k = place
             if block.frame[k] == frame and block.track_id[k] != NO_TRACK:
-                people.append(_person(block, k))
+                people.append(block.person(k))
             self._next = next(self._rows, None)
         return people
-
-
-def _person(rows: Rows, k: int) -> SeenPerson:
-    x, y, width, height = rows.box_px[k].tolist()
-    return SeenPerson(
-        track_id=int(rows.track_id[k]),
-        box_px=(x, y, width, height),
-        predictions={task: values[k] for task, values in rows.predictions.items()},
-    )
 
 
 def _encoded(image: NDArray[np.uint8], path: Path) -> bytes:

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 from affserve.client.drawing.canvas import INK, WHITE, Canvas, Colour, TextMask, colour_of, readable_on, text_mask
 from affserve.client.drawing.palette import track_colour
+from affserve.client.faces.face import Box, shared_area
+from affserve.client.results.rows import SeenPerson
 from affserve.train.labels import ACTION_UNITS, EXPRESSION, VALENCE_AROUSAL
 
 ACTIVE = 0.5  # probability from which an action unit counts as active, as in training's scores
@@ -26,18 +28,6 @@ SMOOTHING = 0.8  # share of a card's place before that stays: faces tremble, car
 SIDE_CHANGE = 0.15  # part of its area that a card must hide less elsewhere before it moves there
 SOFT: Colour = (176, 184, 194)
 TRACK: Colour = (70, 78, 88)
-
-Box = tuple[float, float, float, float]
-"""x, y, width, height in pixels."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class SeenPerson:
-    """One face of a frame with what the model says; predictions: (K,) per task."""
-
-    track_id: int
-    box_px: Box
-    predictions: Mapping[str, NDArray[np.float32]]
 
 
 @dataclass(kw_only=True)
@@ -207,20 +197,13 @@ def _settle(place: _Place, card: _Card, box: Box, taken: Sequence[Box], canvas: 
         (min(max(cx, gap), canvas.width - card.width - gap), min(max(cy, gap), canvas.height - card.height - gap))
         for cx, cy in wanted
     ]
-    hidden = [sum(_shared((*corner, card.width, card.height), other) for other in taken) for corner in corners]
+    hidden = [sum(shared_area((*corner, card.width, card.height), other) for other in taken) for corner in corners]
     best = int(np.argmin(hidden))
     if place.side is None or hidden[place.side] - hidden[best] > SIDE_CHANGE * card.width * card.height:
         place.side = best
     target = np.array(corners[place.side])
     place.corner = target if place.corner is None else SMOOTHING * place.corner + (1 - SMOOTHING) * target
     return float(place.corner[0]), float(place.corner[1])
-
-
-def _shared(a: Box, b: Box) -> float:
-    """Area that two boxes share."""
-    width = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
-    height = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
-    return max(width, 0.0) * max(height, 0.0)
 
 
 def draw_notice(canvas: Canvas, text: str) -> None:

@@ -6,14 +6,15 @@ In come the rows of a result, out come the bytes of a PNG. Several people stand 
 from __future__ import annotations
 
 import io
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from affserve.client.drawing.palette import PALETTE, track_colour
-from affserve.client.drawing.timelines import ReadRows, Timeline, read_timelines
-from affserve.client.results.rows import ACTION_UNIT_MEANINGS
+from affserve.client.drawing.timelines import Timeline, read_timelines
+from affserve.client.results.rows import ACTION_UNIT_MEANINGS, Rows, Tally
 from affserve.export.contract import HeadDescription
 from affserve.train.labels import TASKS, Kind
 from affserve.train.provenance import SYNTHETIC
@@ -33,12 +34,15 @@ STRIP_MIDDLE, STRIP_HALF = 1.11, 0.05  # the strip above the expressions, in uni
 SYNTHETIC_NOTICE = "model trained on generated faces: not for people"
 
 
-def draw_result(read: ReadRows, description: HeadDescription, *, title: str) -> bytes:
-    """Draw a result as a PNG: the panels are those tasks that the head has, once for each of the people seen most."""
+def draw_result(blocks: Iterable[Rows], tally: Tally, description: HeadDescription, *, title: str) -> bytes:
+    """Draw a result as a PNG: the panels are those tasks that the head has, once for each of the people seen most.
+
+    tally: of the same rows.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    timelines = read_timelines(read, description.labels)
+    timelines = read_timelines(blocks, tally, description.labels)
     tasks = [task for task in TASKS if task in description.labels]
     several = len(timelines) > 1
     shrink = SEVERAL_SHRINK if several else 1.0

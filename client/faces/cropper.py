@@ -12,25 +12,39 @@ the border of the frame is black, as in the training crops, and never a stretche
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from affserve.client.faces.face import Face, FaceCrop, FaceDetector
+from affserve.client.faces.detector_file import find_detector
+from affserve.client.faces.face import Cropper, Face, FaceCrop, FaceDetector
 from affserve.client.faces.settings import FaceSettings
 from affserve.client.faces.subjects import chooser
 from affserve.client.faces.tracks import Track, Tracker
 from affserve.train.crops import align_face, to_encoder_input
 
-if TYPE_CHECKING:
-    from affserve.client.faces.face import Cropper
 
+@dataclass(frozen=True, kw_only=True)
+class Croppers:
+    """Gives each video its cropper: the one place that decides whether faces are looked for, and by what."""
 
-def make_cropper(settings: FaceSettings, detector: FaceDetector) -> Cropper:
-    """Return a cropper for one video, file or live; the detector may go on to the next one afterwards."""
+    faces: FaceSettings = field(default_factory=FaceSettings)
+    crops: bool | None = None  # frames are face crops already; None: where the source says so
+    face_detector: str = "auto"
+    face_model: Path | None = None
 
-    return FaceCropper(detector, settings)
+    @cached_property
+    def detector(self) -> FaceDetector:
+        """The detector of all videos, which go one after the other; VideoError where it cannot be had."""
+        return find_detector(self.face_detector, self.face_model)
+
+    def cropper(self, already_cropped: bool) -> Cropper:
+        """Return a cropper for the next video; already_cropped: what its source says."""
+        crops = already_cropped if self.crops is None else self.crops
+        return WholeImageCropper() if crops else FaceCropper(self.detector, self.faces)
 
 
 class FaceCropper:

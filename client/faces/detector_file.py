@@ -11,13 +11,13 @@ import hashlib
 import http.client
 import os
 import sys
-import tempfile
 import urllib.request
 from pathlib import Path
 
 from affserve.client.faces.detectors import HaarDetector, YuNetDetector
 from affserve.client.faces.face import FaceDetector
 from affserve.train.errors import VideoError
+from affserve.train.files import file_sha256, write_file
 
 DETECTORS = ("auto", "yunet", "haar")
 MODEL_ENVIRONMENT = "AFFSERVE_FACE_MODEL"
@@ -69,7 +69,7 @@ def cache_folder() -> Path:
 def cached_model(url: str = YUNET_URL) -> Path | None:
     """Return YuNet's file from the cache, fetched into it if need be; None where there is no way to it."""
     path = cache_folder() / YUNET_FILE
-    if path.is_file() and _digest(path.read_bytes()) == YUNET_SHA256:
+    if path.is_file() and file_sha256(path) == YUNET_SHA256:
         return path
     content = _fetched(url)
     return path if content is not None and _stored(path, content) else None
@@ -82,19 +82,13 @@ def _fetched(url: str) -> bytes | None:
             content = bytes(response.read(YUNET_BYTES + 1))
     except (OSError, http.client.HTTPException):
         return None
-    return content if _digest(content) == YUNET_SHA256 else None
+    return content if hashlib.sha256(content).hexdigest() == YUNET_SHA256 else None
 
 
 def _stored(path: Path, content: bytes) -> bool:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            file.write(content)
-        os.replace(file.name, path)
+        write_file(path, content)
     except OSError:
         return False
     return True
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()

@@ -10,16 +10,19 @@ from numpy.typing import NDArray
 
 from affserve.client.faces.settings import WIDTH_PX
 
+Box = tuple[float, float, float, float]
+"""x, y of the upper left corner, width, height, in pixels."""
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Face:
     """A face in image coordinates; at the border of an image, box and landmarks may lie outside it.
 
-    box_px: x, y of the upper left corner, width, height. score: the detector's confidence, 0 to 1.
+    score: the detector's confidence, 0 to 1.
     landmarks_px: (5, 2) x, y in the order of train/alignment.py.
     """
 
-    box_px: tuple[float, float, float, float]
+    box_px: Box
     score: float
     landmarks_px: NDArray[np.float32]
 
@@ -83,12 +86,15 @@ class Cropper(Protocol):
         ...
 
 
+def shared_area(a: Box, b: Box) -> float:
+    """Area that two boxes share."""
+    width = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
+    height = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
+    return max(width, 0.0) * max(height, 0.0)
+
+
 def overlap(a: Face, b: Face) -> float:
     """Intersection over union of two faces' boxes."""
-    ax, ay, aw, ah = a.box_px
-    bx, by, bw, bh = b.box_px
-    width = min(ax + aw, bx + bw) - max(ax, bx)
-    height = min(ay + ah, by + bh) - max(ay, by)
-    shared = max(width, 0.0) * max(height, 0.0)
+    shared = shared_area(a.box_px, b.box_px)
     total = a.area_px + b.area_px - shared
     return shared / total if total > 0 else 0.0

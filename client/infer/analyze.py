@@ -17,10 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from affserve.client.client import AffectClient
-from affserve.client.faces.cropper import WholeImageCropper, make_cropper
-from affserve.client.faces.detector_file import find_detector
+from affserve.client.faces.cropper import Croppers
 from affserve.client.faces.face import Cropper
-from affserve.client.faces.settings import FaceSettings
 from affserve.client.infer.read_ahead import Chunk, ReadAhead, SeenFrame, StageSeconds
 from affserve.client.infer.row_merger import RowMerger
 from affserve.client.results.rows import Rows
@@ -48,9 +46,7 @@ def analyze(
     """
     if isinstance(source, (str, Path)):
         source = open_source(source)
-    if cropper is None:
-        whole = source.already_cropped
-        cropper = WholeImageCropper() if whole else make_cropper(FaceSettings(), find_detector())
+    cropper = cropper or Croppers().cropper(source.already_cropped)
     seconds = seconds if seconds is not None else StageSeconds()
     rows = RowMerger(_timed(client.predict, seconds), client.describe(), cropper.patience_frames)
     with ReadAhead(source, cropper, seconds) as chunks:

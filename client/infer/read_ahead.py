@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from types import TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,20 +34,12 @@ class StageSeconds:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SeenFace:
-    """A face that has been cropped; its pixels are on their way to the encoder."""
-
-    track_id: int
-    face: Face
-
-
-@dataclass(frozen=True, kw_only=True)
 class SeenFrame:
-    """A frame that has been looked at; its pixels are gone."""
+    """A frame that has been looked at; its pixels are gone, those of its faces on their way to the encoder."""
 
     index: int
     timestamp_s: float
-    faces: tuple[SeenFace, ...]  # in the order of their track_id
+    faces: tuple[tuple[int, Face], ...]  # track_id and face, in the order of track_id
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -81,9 +72,7 @@ class ReadAhead:
         self._done = self._executor.submit(self._produce)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Stop reading and wait for the thread."""
         self._stop.set()
         self._executor.shutdown(wait=True)
@@ -132,7 +121,7 @@ class ReadAhead:
                 return
             found = self._cropper.crop(frame.image)
             self._seconds.detect_s += time.perf_counter() - decoded
-            faces = tuple(SeenFace(track_id=one.track_id, face=one.face) for one in found)
+            faces = tuple((one.track_id, one.face) for one in found)
             yield SeenFrame(index=frame.index, timestamp_s=frame.timestamp_s, faces=faces), found
 
     def _put(self, chunk: Chunk | None) -> None:

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from affserve.client.infer.read_ahead import SeenFace, SeenFrame
-from affserve.client.results.rows import NO_TRACK, Rows
+from affserve.client.infer.read_ahead import SeenFrame
+from affserve.client.results.rows import FaceRow, Rows, rows_of_faces
 from affserve.export.contract import HeadDescription
 from affserve.train.windows import Outputs, OverlapMerger, PredictWindow
 
@@ -28,6 +28,14 @@ class _HeldFrame:
     seen: SeenFrame
     answers: list[tuple[Outputs, int] | None] = field(default_factory=list)  # per face: a block, and the row in it
     missing: int = 0  # answers
+
+    def rows(self) -> Iterator[FaceRow]:
+        """Yield a row for each face, or one without."""
+        seen = self.seen
+        if not seen.faces:
+            yield FaceRow(seen.index, seen.timestamp_s)
+        for (track_id, face), answer in zip(seen.faces, self.answers, strict=True):
+            yield FaceRow(seen.index, seen.timestamp_s, track_id, face.box_px, face.score, answer)
 
 
 class _Sequence:
@@ -115,11 +123,6 @@ class RowMerger:
         self._sequences.clear()
         yield from self._finished()
 
-    @property
-    def held_frames(self) -> int:
-        """How many frames wait for predictions."""
-        return len(self._held)
-
     def _skip(self, numbers: int) -> None:
         """Let time pass over frame numbers that do not exist."""
         for _ in range(numbers):
@@ -130,11 +133,11 @@ class RowMerger:
     def _take(self, frame: SeenFrame, features: Iterator[NDArray[np.float32]]) -> None:
         held = _HeldFrame(seen=frame, answers=[None] * len(frame.faces), missing=len(frame.faces))
         self._held.append(held)
-        for place, face in enumerate(frame.faces):
-            if face.track_id not in self._sequences:
-                self._sequences[face.track_id] = self._new_sequence()
-            self._sequences[face.track_id].see(next(features), held, place)
-        self._hold({face.track_id for face in frame.faces})
+        for place, (track_id, _) in enumerate(frame.faces):
+            if track_id not in self._sequences:
+                self._sequences[track_id] = self._new_sequence()
+            self._sequences[track_id].see(next(features), held, place)
+        self._hold({track_id for track_id, _ in frame.faces})
 
     def _hold(self, seen: set[int]) -> None:
         """Repeat the last feature of everybody else, and let go of those who have left."""
@@ -154,36 +157,4 @@ class RowMerger:
         while self._held and not self._held[0].missing:
             frames.append(self._held.popleft())
         if frames:
-            yield self._rows(frames)
-
-    def _rows(self, frames: list[_HeldFrame]) -> Rows:
-        """Make rows of frames whose answers are all there: one for each face, or one without."""
-        cells = [cell for frame in frames for cell in _cells(frame)]
-        faces = [face.face if face else None for _, face, _ in cells]
-        nowhere = (np.nan,) * 4
-        return Rows(
-            frame=np.array([seen.index for seen, _, _ in cells], dtype=np.int64),
-            timestamp_s=np.array([seen.timestamp_s for seen, _, _ in cells], dtype=np.float64),
-            track_id=np.array([face.track_id if face else NO_TRACK for _, face, _ in cells], dtype=np.int64),
-            box_px=np.array([face.box_px if face else nowhere for face in faces], dtype=np.float64),
-            face_score=np.array([face.score if face else np.nan for face in faces], dtype=np.float64),
-            predictions=self._predictions([answer for _, _, answer in cells]),
-        )
-
-    def _predictions(self, answers: list[tuple[Outputs, int] | None]) -> Outputs:
-        predictions: Outputs = {}
-        for task, names in self._description.labels.items():
-            values = np.full((len(answers), len(names)), np.nan, dtype=np.float32)
-            for k, answer in enumerate(answers):
-                if answer is not None:
-                    outputs, row = answer
-                    values[k] = outputs[task][row]
-            predictions[task] = values
-        return predictions
-
-
-def _cells(frame: _HeldFrame) -> Iterator[tuple[SeenFrame, SeenFace | None, tuple[Outputs, int] | None]]:
-    if not frame.seen.faces:
-        yield frame.seen, None, None
-    for face, answer in zip(frame.seen.faces, frame.answers, strict=True):
-        yield frame.seen, face, answer
+            yield rows_of_faces([row for frame in frames for row in frame.rows()], self._description.labels)

@@ -17,16 +17,14 @@ import typer
 
 from affserve.client.client import AffectClient
 from affserve.client.connection import Connection, connected
-from affserve.client.faces.detector_file import find_detector
-from affserve.client.faces.face import FaceDetector
-from affserve.client.faces.settings import FaceSettings
-from affserve.client.infer.analyze_files import AnalysisSettings, Summary, analyze_to_files, cropper_for
+from affserve.client.faces.cropper import Croppers
+from affserve.client.infer.analyze_files import Job, Summary, analyze_to_files
 from affserve.client.infer.output_paths import STANDARD_OUTPUT, OutputPaths, OutputWishes, make_folders, plan_outputs
-from affserve.client.infer.run_record import ModelRecord, is_done
-from affserve.client.infer.summary import Terminal, report
+from affserve.client.infer.run_record import ModelRecord, is_done, options_of
+from affserve.client.infer.summary import Terminal
 from affserve.client.results.formats import RowFormat, choose_format
 from affserve.client.video.inputs import spelt_out
-from affserve.client.video.source import FOLDER_FPS, open_source
+from affserve.client.video.source import FOLDER_FPS, FrameSource, open_source
 from affserve.train.errors import AffserveError, OutputError, VideoError
 from affserve.train.provenance import SYNTHETIC
 from affserve.train.signals import handled
@@ -47,10 +45,7 @@ class InferOptions:
     plot: bool | None = None  # None: where the rows go to a file
     overlay: Path | None = None  # file or folder
     resume: bool = False  # leave what is done already
-    face_detector: str = "auto"
-    face_model: Path | None = None
-    faces: FaceSettings = field(default_factory=FaceSettings)
-    crops: bool | None = None  # None: decide by image size
+    croppers: Croppers = field(default_factory=Croppers)
     fps: float = FOLDER_FPS  # of folders of images, frames per second
     threads: int | None = None  # None: each part decides
     json: bool = False
@@ -65,10 +60,11 @@ class InferOptions:
         """Whether the table goes to standard output."""
         return self.out == STANDARD_OUTPUT
 
-    @property
-    def settings(self) -> AnalysisSettings:
-        """How each source is looked at."""
-        return AnalysisSettings(crops=self.crops, fps=self.fps, threads=self.threads or 0, faces=self.faces)
+    def job(self, source: FrameSource, outputs: OutputPaths) -> Job:
+        """Say what is to be done with a source."""
+        cropper = self.croppers.cropper(source.already_cropped)
+        options = options_of(cropper, self.croppers.faces, self.fps)
+        return Job(source=source, cropper=cropper, outputs=outputs, options=options)
 
     def wishes(self, row_format: RowFormat) -> OutputWishes:
         """What is wanted of every source."""
@@ -82,19 +78,20 @@ def infer_sources(options: InferOptions) -> bool:
     several = len(sources) > 1 or sources != list(options.sources)
     planned = choose_outputs(options, sources, several=several)
     run = _Run(options, Terminal(quiet=options.quiet), several=several)
-    good = {source: outputs for source, outputs in planned.items() if run.is_usable(source, outputs)}
-    if good:
+    opened = {path: source for path, outputs in planned.items() if (source := run.opened(path, outputs)) is not None}
+    if opened:
         return_large_buffers_at_once()
         # Faces are found beside the server's models: a second thread there takes from both (8 % slower on two cores).
         cv2.setNumThreads(options.threads or 1)
         with ExitStack() as stack:
             # SIGTERM unwinds the stack, so that a local server is stopped and unfinished files are removed.
             stack.enter_context(handled(signal.SIGTERM, by=lambda *_: sys.exit(TERMINATED)))
-            detector = _detector(options, list(good))
+            for source in opened.values():
+                options.croppers.cropper(source.already_cropped)  # no detector: told before a server is started
             client = stack.enter_context(connected(options.connection))
             if client.describe().trained_on == SYNTHETIC:
                 print("warning: this model was trained on generated faces only: not for people", file=sys.stderr)
-            run.analyse(good, client, detector)
+            run.analyse([(source, planned[path]) for path, source in opened.items()], client)
     return run.tell_end(len(planned))
 
 
@@ -122,51 +119,34 @@ class _Run:
         self._failures: dict[Path, AffserveError] = {}
         self._skipped = 0
 
-    def is_usable(self, source: Path, outputs: OutputPaths) -> bool:
-        """Check what can be checked before a server starts: the source opens and its results can be written."""
+    def opened(self, path: Path, outputs: OutputPaths) -> FrameSource | None:
+        """Open a source and check what can be checked before a server starts; None where that fails, after telling."""
         try:
-            open_source(source, fps=self._options.fps)
+            source = open_source(path, fps=self._options.fps, threads=self._options.threads or 0)
             outputs.check_writable()
         except (VideoError, OutputError) as error:
-            self._fail(source, error)
-            return False
-        return True
+            self._fail(path, error)
+            return None
+        return source
 
-    def analyse(self, planned: dict[Path, OutputPaths], client: AffectClient, detector: FaceDetector | None) -> None:
+    def analyse(self, planned: list[tuple[FrameSource, OutputPaths]], client: AffectClient) -> None:
         """Analyse every source that is not done."""
         model = ModelRecord.of(client)
-        for source, outputs in planned.items():
+        for source, outputs in planned:
+            job = self._options.job(source, outputs)
             try:
-                if self._options.resume and self._is_done(source, outputs, detector, model):
+                if self._options.resume and is_done(source.path, job.options, outputs, model):
                     self._skipped += 1
-                    self._terminal.skipped(source, outputs.rows, as_json=self._options.json)
+                    self._terminal.skipped(source.path, outputs.rows, as_json=self._options.json)
                     continue
-                summary = self._analyse_one(source, outputs, client, detector, model)
+                with self._terminal.progress(source.path.name) as progress:
+                    summary = analyze_to_files(job, client, model=model, progress=progress)
             except (VideoError, OutputError) as error:
-                self._fail(source, error)
+                self._fail(source.path, error)
                 continue
             self._tell(summary)
             if summary.error is not None:
-                self._fail(source, VideoError(summary.error))
-
-    def _is_done(self, source: Path, outputs: OutputPaths, detector: FaceDetector | None, model: ModelRecord) -> bool:
-        settings = self._options.settings
-        cropper = cropper_for(open_source(source, fps=settings.fps), detector, settings)
-        return is_done(source, settings.as_text(cropper), outputs, model)
-
-    def _analyse_one(
-        self,
-        source: Path,
-        outputs: OutputPaths,
-        client: AffectClient,
-        detector: FaceDetector | None,
-        model: ModelRecord,
-    ) -> Summary:
-        with self._terminal.progress(source.name) as progress:
-            settings = self._options.settings
-            return analyze_to_files(
-                source, client, detector, outputs, settings=settings, model=model, progress=progress
-            )
+                self._fail(source.path, VideoError(summary.error))
 
     def _tell(self, summary: Summary) -> None:
         if self._options.json:
@@ -175,7 +155,7 @@ class _Run:
             self._terminal.summary(summary, to_stderr=self._options.to_stdout)
 
     def _fail(self, source: Path, error: AffserveError) -> None:
-        report(error)
+        print(f"error: {error}", file=sys.stderr)
         self._failures[source] = error
 
     def tell_end(self, sources: int) -> bool:
@@ -194,12 +174,3 @@ def return_large_buffers_at_once() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(M_MMAP_THRESHOLD, MMAP_THRESHOLD_BYTES)
-
-
-def _detector(options: InferOptions, sources: list[Path]) -> FaceDetector | None:
-    """Return a face detector, or None where every source consists of crops."""
-    if options.crops is True:
-        return None
-    if options.crops is None and all(open_source(source, fps=options.fps).already_cropped for source in sources):
-        return None
-    return find_detector(options.face_detector, options.face_model)

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
 
 from affserve.client.client import AffectClient
+from affserve.client.faces.face import Cropper
+from affserve.client.faces.settings import FaceSettings
 from affserve.client.infer.output_paths import OutputPaths
 from affserve.export.contract import IMAGE_SIZE_PX
 
@@ -82,9 +84,9 @@ def source_state(path: Path) -> str:
     return f"{len(files)} files, {sum(state.st_size for state in states)} bytes, changed {moment}.{fraction_ns:09}Z"
 
 
-def written_options(options: Mapping[str, object]) -> str:
-    """Return options as text, the same for the same options."""
-    return json.dumps(options, sort_keys=True)
+def options_of(cropper: Cropper, faces: FaceSettings, fps: float) -> str:
+    """Return all that changes the rows of a source as text, the same for the same options."""
+    return json.dumps({"fps": fps, "face_detector": cropper.name, **asdict(faces)}, sort_keys=True)
 
 
 def is_done(path: Path, options: str, outputs: OutputPaths, model: ModelRecord) -> bool:

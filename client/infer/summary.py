@@ -10,14 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from rich.text import Text
 
@@ -26,11 +19,6 @@ from affserve.client.video.source import Progress
 from affserve.train.errors import AffserveError
 
 JSON_DIGITS = 4
-
-
-def report(error: AffserveError) -> None:
-    """Tell of one source that failed while others go on."""
-    print(f"error: {error}", file=sys.stderr)
 
 
 class FramesPerSecond(ProgressColumn):

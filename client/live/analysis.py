@@ -24,7 +24,7 @@ from affserve.client.client import AffectClient
 from affserve.client.faces.face import Cropper, Face
 from affserve.client.live.frames import LiveCounters, LiveFrame, LiveSource, NewestFrames, Pace, now_s
 from affserve.client.live.window import LiveWindow
-from affserve.client.results.rows import NO_TRACK, Rows
+from affserve.client.results.rows import FaceRow, Rows, rows_of_faces
 from affserve.client.wire.calls import is_transient
 from affserve.export.contract import IMAGE_SIZE_PX
 from affserve.train.errors import InferenceError, VideoError
@@ -34,7 +34,6 @@ DEFAULT_HOP_FRAMES = 10
 BATCH_SHARE = 0.5  # of the time of a hop that the analysis of one batch may take before frames are dropped
 PATIENCE = 1.5  # hops of time after which frames are answered although a stalled source sends no more
 POLL_S = 0.1  # how often a quiet source is left to see whether anyone wants to stop
-NOWHERE = (np.nan,) * 4  # box of a frame without a face
 
 T = TypeVar("T")
 
@@ -140,12 +139,14 @@ class LiveAnalysis:
         answered_s = now_s()
         self._counters.analysed += len(frames)
         self._counters.delays.add(np.array([answered_s - frame.arrived_s for frame in frames]))
-        yield self._joined(frames, predicted, answered_s)
+        rows = [row for frame in frames for row in self._rows(frame, predicted)]
+        arrived_s = [frame.arrived_s for frame in frames for _ in frame.faces or (None,)]
+        yield LiveAnswer(rows=rows_of_faces(rows, self._description.labels), delay_s=answered_s - np.array(arrived_s))
         self._forget(frames[-1].index)
 
     def _seen(self, frame: LiveFrame, crops: list[NDArray[np.uint8]]) -> _Seen:
         """Find the faces of a frame; append their crops."""
-        image = frame.picture.rgb()
+        image = frame.rgb()
         is_late = self._newest >= 0 and frame.index - self._newest >= self._room
         if is_late or image.shape != (self._shape or image.shape):
             # After so long a break, or in a picture of another size, whoever is seen is a new person.
@@ -178,27 +179,13 @@ class LiveAnalysis:
         """Drop the windows that would start anew anyway."""
         self._windows = {track: window for track, window in self._windows.items() if not window.is_over_at(newest)}
 
-    def _joined(self, frames: list[_Seen], predicted: dict[int, Outputs], answered_s: float) -> LiveAnswer:
-        """Make one row for each face of each frame, or for a frame without."""
-        rows = [(frame, track, face) for frame in frames for track, face in frame.faces or ((NO_TRACK, None),)]
-        predictions = {
-            task: np.full((len(rows), len(names)), np.nan, dtype=np.float32)
-            for task, names in self._description.labels.items()
-        }
-        for n, (frame, track, _) in enumerate(rows):
-            for task, values in predicted.get(track, {}).items():
-                predictions[task][n] = values[self._windows[track].position_of(frame.index)]
-        return LiveAnswer(
-            rows=Rows(
-                frame=np.array([frame.index for frame, _, _ in rows], dtype=np.int64),
-                timestamp_s=np.array([frame.timestamp_s for frame, _, _ in rows], dtype=np.float64),
-                track_id=np.array([track for _, track, _ in rows], dtype=np.int64),
-                box_px=np.array([face.box_px if face else NOWHERE for _, _, face in rows], dtype=np.float64),
-                face_score=np.array([face.score if face else np.nan for _, _, face in rows], dtype=np.float64),
-                predictions=predictions,
-            ),
-            delay_s=np.array([answered_s - frame.arrived_s for frame, _, _ in rows]),
-        )
+    def _rows(self, frame: _Seen, predicted: dict[int, Outputs]) -> Iterator[FaceRow]:
+        """Yield a row for each face, or one without."""
+        if not frame.faces:
+            yield FaceRow(frame.index, frame.timestamp_s)
+        for track, face in frame.faces:
+            answer = predicted[track], self._windows[track].position_of(frame.index)
+            yield FaceRow(frame.index, frame.timestamp_s, track, face.box_px, face.score, answer)
 
 
 def _stacked(crops: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from functools import partial
 from itertools import islice
-
-import numpy as np
-from numpy.typing import NDArray
 
 from affserve.client.live.frames import LiveCounters, LiveFrame, now_s
 from affserve.client.video.source import FOLDER_FPS, Frame, FrameSource
@@ -19,27 +16,15 @@ LATEST_S = 1.0  # how far decoding may fall behind the timestamps before the fil
 FIRST_FRAMES = 10  # whose timestamps tell the frame rate
 
 
-@dataclass(frozen=True, eq=False)
-class DecodedImage:
-    """A picture that is RGB already."""
-
-    image: NDArray[np.uint8]  # (H, W, 3)
-
-    def rgb(self) -> NDArray[np.uint8]:
-        """Return the image."""
-        return self.image
-
-
 class FileInRealTime:
     """A video, image or folder whose frames arrive when their timestamps say, whether anyone is ready or not.
 
-    open_file: opens the file at its beginning. loop: play it over and over, numbers and timestamps going on.
+    loop: play it over and over, numbers and timestamps going on.
     """
 
-    def __init__(self, open_file: Callable[[], FrameSource], *, loop: bool = False) -> None:
-        self._open = open_file
+    def __init__(self, source: FrameSource, *, loop: bool = False) -> None:
+        self._source = source
         self._loop = loop
-        source = open_file()
         self.name = source.path.name
         self.fps = _rate_of(source)
 
@@ -58,14 +43,14 @@ class FileInRealTime:
                 index=index,
                 timestamp_s=timestamp_s,
                 arrived_s=began_s + timestamp_s,
-                picture=DecodedImage(frame.image),
+                rgb=partial(getattr, frame, "image"),
             )
 
     def _played(self) -> Iterator[tuple[float, Frame]]:
         """Yield the frames of the file, or of all its repetitions, with ascending timestamps."""
         start_s = last_s = 0.0
         while True:
-            for frame in self._open():
+            for frame in self._source:
                 last_s = start_s + frame.timestamp_s
                 yield last_s, frame
             if not self._loop:

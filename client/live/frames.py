@@ -11,10 +11,9 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Protocol
 
 import numpy as np
@@ -27,27 +26,20 @@ WAITING_FRAMES = 2 * BATCH_FRAMES  # a bound on memory: 120 MB of 1080p
 JOIN_S = 1.0  # how long a stopped source may take to notice; a read from a silent network ends with its own timeout
 
 
-class Picture(Protocol):
-    """A decoded frame whose conversion to RGB may be saved when it is dropped."""
-
-    def rgb(self) -> NDArray[np.uint8]:
-        """Return the image (H, W, 3) uint8."""
-        ...
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LiveFrame:
     """A frame that has just arrived.
 
     index: number of the frame, ascending; a lost connection leaves a gap of about the frames that were missed.
     timestamp_s: seconds since the source's first frame, ascending. arrived_s: time.monotonic() when it was there to be
-    analysed; of a file in real time, when it was due.
+    analysed; of a file in real time, when it was due. rgb: returns the image (H, W, 3) uint8, upright: what is dropped
+    need not be converted.
     """
 
     index: int
     timestamp_s: float
     arrived_s: float
-    picture: Picture
+    rgb: Callable[[], NDArray[np.uint8]]
 
 
 class LiveSource(Protocol):
@@ -82,9 +74,7 @@ class NewestFrames(AbstractContextManager["NewestFrames"]):
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Stop reading."""
         self._stop.set()
         self._thread.join(JOIN_S)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from types import TracebackType
 from typing import TextIO
 
 from affserve.client.live.analysis import LiveAnswer
@@ -19,7 +18,7 @@ from affserve.export.contract import HeadDescription
 from affserve.train.errors import OutputError
 
 STANDARD_OUTPUT = Path("-")
-DELAY_DIGITS = 4  # after the point
+MORE = {"delay_s": "%.4f", "decoded": "%d", "dropped": "%d"}
 
 
 class LiveLines:
@@ -28,7 +27,7 @@ class LiveLines:
     def __init__(self, path: Path | None, description: HeadDescription, counters: LiveCounters) -> None:
         self._path = path
         self._counters = counters
-        self._lines = JsonLines(description.labels)
+        self._lines = JsonLines(description.labels, MORE)
         self._file = self._opened() if path is not None else None
 
     def _opened(self) -> TextIO:
@@ -44,7 +43,8 @@ class LiveLines:
         if self._file is None:
             return True
         try:
-            self._file.write(self._text(answer))
+            counts = (self._counters.decoded, self._counters.dropped)
+            self._file.write(self._lines.text(answer.rows, ((delay_s, *counts) for delay_s in answer.delay_s.tolist())))
             self._file.flush()
         except BrokenPipeError:
             # The interpreter flushes standard output once more at its end; let that succeed.
@@ -54,21 +54,11 @@ class LiveLines:
             raise self._error(error) from error
         return True
 
-    def _text(self, answer: LiveAnswer) -> str:
-        counts = f'"decoded": {self._counters.decoded}, "dropped": {self._counters.dropped}'
-        lines = self._lines.text(answer.rows).splitlines()
-        return "".join(
-            f'{line.removesuffix("}")}, "delay_s": {delay_s:.{DELAY_DIGITS}f}, {counts}}}\n'
-            for line, delay_s in zip(lines, answer.delay_s.tolist(), strict=True)
-        )
-
     def __enter__(self) -> LiveLines:
         """Return the writer itself."""
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Close the file."""
         if self._file is not None and self._file is not sys.stdout:
             self._file.close()

@@ -20,7 +20,7 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from affserve.client.results.rows import ACTION_UNIT_MEANINGS
+from affserve.client.results.rows import ACTION_UNIT_MEANINGS, SeenPerson
 from affserve.train.labels import ACTION_UNITS, EXPRESSION, VALENCE_AROUSAL
 
 LARGEST_WIDTH = 100  # characters
@@ -46,15 +46,6 @@ FAINT, ACCENT = "grey42", "bold white"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Person:
-    """One face of the last frame."""
-
-    track_id: int
-    predictions: Mapping[str, NDArray[np.float32]]  # task -> (K,)
-    area_px: float
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
 class Snapshot:
     """Everything that the panel shows."""
 
@@ -68,7 +59,7 @@ class Snapshot:
     reconnects: int = 0
     delay_p50_s: float = math.nan
     delay_p95_s: float = math.nan
-    people: Sequence[Person] = ()  # largest face first
+    people: Sequence[SeenPerson] = ()  # largest face first
     history: NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 2), dtype=np.float32))  # valence, arousal
 
 
@@ -123,7 +114,7 @@ def _counts(snapshot: Snapshot, width: int) -> Table:
     return line
 
 
-def _person(snapshot: Snapshot, person: Person, width: int) -> Table:
+def _person(snapshot: Snapshot, person: SeenPerson, width: int) -> Table:
     """Plane on the left, bars on the right."""
     meanings = width >= WIDTH_WITH_MEANINGS
     below = Table.grid(padding=(0, GAP))
@@ -213,7 +204,7 @@ def sparkline(values: NDArray[np.float32], width: int = HISTORY_WIDTH) -> Text:
     return Text("".join(LEVELS[max(0, height)] for height in heights), style="cyan")
 
 
-def _expressions(snapshot: Snapshot, person: Person) -> Table | None:
+def _expressions(snapshot: Snapshot, person: SeenPerson) -> Table | None:
     names = snapshot.labels.get(EXPRESSION.key)
     if names is None:
         return None
@@ -225,7 +216,7 @@ def _expressions(snapshot: Snapshot, person: Person) -> Table | None:
     return grid
 
 
-def _action_units(snapshot: Snapshot, person: Person, meanings: bool) -> Table | None:
+def _action_units(snapshot: Snapshot, person: SeenPerson, meanings: bool) -> Table | None:
     names = snapshot.labels.get(ACTION_UNITS.key)
     if names is None:
         return None
@@ -257,11 +248,11 @@ def _others(snapshot: Snapshot) -> Text:
     return Text(f"also {told}{f' · and {more} more' if more > 0 else ''}", style="grey62", overflow="ellipsis")
 
 
-def _in_words(snapshot: Snapshot, person: Person) -> str:
+def _in_words(snapshot: Snapshot, person: SeenPerson) -> str:
     return " ".join(words(snapshot.labels, person))
 
 
-def words(labels: Mapping[str, tuple[str, ...]], person: Person) -> Iterator[str]:
+def words(labels: Mapping[str, tuple[str, ...]], person: SeenPerson) -> Iterator[str]:
     """Yield what is known of a person as short texts: valence and arousal, the expression."""
     if VALENCE_AROUSAL.key in labels:
         valence, arousal = person.predictions[VALENCE_AROUSAL.key]

@@ -10,26 +10,24 @@ import json
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import typer
 from rich.console import Console
 
 from affserve.client.connection import Connection, connected
-from affserve.client.faces.cropper import WholeImageCropper, make_cropper
-from affserve.client.faces.detector_file import find_detector
-from affserve.client.faces.face import Cropper
-from affserve.client.faces.settings import FaceSettings
+from affserve.client.faces.cropper import Croppers
 from affserve.client.live.analysis import LiveAnalysis, LiveSettings
 from affserve.client.live.frames import LiveCounters, now_s
 from affserve.client.live.lines import STANDARD_OUTPUT, LiveLines
-from affserve.client.live.source import SourceSettings, check_source, open_live
+from affserve.client.live.source import SourceSettings, open_file, open_live
 from affserve.client.live.view import LiveSummary, LiveView, summary_text
-from affserve.client.video.source import open_source
 from affserve.client.wire.calls import RetryPolicy
 from affserve.train.provenance import SYNTHETIC
 from affserve.train.signals import handled
@@ -47,10 +45,7 @@ class LiveOptions:
     source: SourceSettings
     connection: Connection
     live: LiveSettings
-    faces: FaceSettings
-    face_detector: str = "auto"
-    face_model: Path | None = None
-    crops: bool | None = None  # None: only if images of a folder are 112x112
+    croppers: Croppers
     jsonl: Path | None = None  # "-" for stdout
     json: bool = False
     quiet: bool = False
@@ -69,24 +64,31 @@ class LiveOptions:
 
 def run_live(options: LiveOptions) -> None:
     """Analyse a source until it ends or somebody stops it; then print a summary."""
-    check_source(options.source)
-    make = _cropper_maker(options)
+    file = open_file(options.source)
+    make = partial(options.croppers.cropper, file is not None and file.already_cropped)
+    make()  # a detector that cannot be had is told before a server is started
     counters = LiveCounters()
     with ExitStack() as stack:
         signals = stack.enter_context(_Signals().listening())
         client = stack.enter_context(connected(replace(options.connection, policy=LIVE_POLICY)))
         lines = stack.enter_context(LiveLines(options.jsonl, client.describe(), counters))
-        source = open_live(options.source)
+        source = open_live(options.source, file)
         analysis = LiveAnalysis(client, make, options.live, counters)
-        summary = _Start(source.name, analysis.detector, client.engine(), client.describe().trained_on)
+        known = {
+            "source": source.name,
+            "detector": analysis.detector,
+            "engine": client.engine(),
+            "trained_on": client.describe().trained_on,
+        }
+        began_s = now_s()
         view = LiveView(
             source.name,
             client.describe().labels,
             counters,
-            notes=(summary.engine, f"faces: {summary.detector}", f"an answer every {options.live.hop} frames"),
-            warnings=_warnings(summary.trained_on, options),
+            notes=(known["engine"], f"faces: {known['detector']}", f"an answer every {options.live.hop} frames"),
+            warnings=_warnings(known["trained_on"], options),
         )
-        stack.callback(lambda: _tell(summary.ended(counters), options))
+        stack.callback(lambda: _tell(_summary(counters, began_s, **known), options))
         stack.enter_context(_shown(view, options))
         for answer in analysis.run(source, signals.stopped):
             view.show(answer)
@@ -94,34 +96,23 @@ def run_live(options: LiveOptions) -> None:
                 break
 
 
-class _Start:
-    """What is known when a run begins, and the summary at its end."""
-
-    def __init__(self, source: str, detector: str, engine: str, trained_on: str) -> None:
-        self.source, self.detector, self.engine, self.trained_on = source, detector, engine, trained_on
-        self._began_s = now_s()
-
-    def ended(self, counters: LiveCounters) -> LiveSummary:
-        """Return the summary."""
-        delays = counters.delays
-        any_delay = len(delays) > 0
-        percentiles = {
-            name: 1000 * delays.percentile_s(percent) if any_delay else None for name, percent in PERCENTILES.items()
-        }
-        return LiveSummary(
-            source=self.source,
-            seconds=now_s() - self._began_s,
-            decoded=counters.decoded,
-            analysed=counters.analysed,
-            dropped=counters.dropped,
-            reconnects=counters.reconnects,
-            slipped_s=counters.slipped_s,
-            **percentiles,
-            delay_max_ms=1000 * delays.largest_s if any_delay else None,
-            detector=self.detector,
-            engine=self.engine,
-            trained_on=self.trained_on,
-        )
+def _summary(counters: LiveCounters, began_s: float, **known: Any) -> LiveSummary:
+    """Return what a run did; known: source, detector, engine and trained_on."""
+    delays = counters.delays
+    percentiles_ms: dict[str, Any] = dict.fromkeys((*PERCENTILES, "delay_max_ms"))
+    if len(delays):
+        percentiles_ms = {name: 1000 * delays.percentile_s(percent) for name, percent in PERCENTILES.items()}
+        percentiles_ms["delay_max_ms"] = 1000 * delays.largest_s
+    return LiveSummary(
+        seconds=now_s() - began_s,
+        decoded=counters.decoded,
+        analysed=counters.analysed,
+        dropped=counters.dropped,
+        reconnects=counters.reconnects,
+        slipped_s=counters.slipped_s,
+        **percentiles_ms,
+        **known,
+    )
 
 
 class _Signals:
@@ -149,16 +140,6 @@ class _Signals:
         if self._stopped.is_set() or not self._running:
             raise KeyboardInterrupt
         self._stopped.set()
-
-
-def _cropper_maker(options: LiveOptions) -> Callable[[], Cropper]:
-    crops = options.crops
-    if crops is None:
-        crops = options.source.is_file and open_source(options.source.source).already_cropped
-    if crops:
-        return WholeImageCropper
-    detector = find_detector(options.face_detector, options.face_model)
-    return lambda: make_cropper(options.faces, detector)
 
 
 def _warnings(trained_on: str, options: LiveOptions) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from affserve.client.live.file import FileInRealTime
 from affserve.client.live.frames import LiveSource
 from affserve.client.live.stream import CameraInput, NetworkInput, StreamSource
-from affserve.client.video.source import FOLDER_FPS, open_source
+from affserve.client.video.source import FOLDER_FPS, FrameSource, open_source
 from affserve.train.errors import VideoError
 
 CAMERA_PATH = "/dev/video"
@@ -60,27 +60,28 @@ class SourceSettings:
         return not (self.is_camera or self.is_network)
 
 
-def check_source(settings: SourceSettings) -> None:
-    """Raise the VideoError that can be told before anything else is started: a missing file or camera."""
+def open_file(settings: SourceSettings) -> FrameSource | None:
+    """Open the source if it is a file; VideoError where that, or a camera, is missing: before anything is started."""
     if settings.is_file:
-        open_source(settings.source, fps=settings.fps or FOLDER_FPS)
-    elif settings.is_camera and sys.platform.startswith("linux") and not Path(_camera(settings).device).exists():
+        return open_source(settings.source, fps=settings.fps or FOLDER_FPS, threads=settings.threads)
+    if settings.is_camera and sys.platform.startswith("linux") and not Path(_camera(settings).device).exists():
         present = sorted(str(path) for path in Path("/dev").glob("video*"))
         raise VideoError(
             f"there is no camera {_camera(settings).device}; found: {', '.join(present) or 'none'}; expected the "
             "number or the device of a camera, a URL, or a file"
         )
+    return None
 
 
-def open_live(settings: SourceSettings) -> LiveSource:
-    """Connect to a source; VideoError says why that is not possible."""
+def open_live(settings: SourceSettings, file: FrameSource | None = None) -> LiveSource:
+    """Connect to a source; VideoError says why that is not possible. file: what `open_file` has opened already."""
     if settings.is_camera:
         return StreamSource(_camera(settings), reconnect_for_s=0.0)
     if settings.is_network:
         url = NetworkInput(url=settings.source, timeout_s=settings.timeout_s)
         return StreamSource(url, reconnect_for_s=settings.reconnect_for_s)
-    fps = settings.fps or FOLDER_FPS
-    return FileInRealTime(lambda: open_source(settings.source, fps=fps, threads=settings.threads), loop=settings.loop)
+    file = file or open_source(settings.source, fps=settings.fps or FOLDER_FPS, threads=settings.threads)
+    return FileInRealTime(file, loop=settings.loop)
 
 
 def _camera(settings: SourceSettings) -> CameraInput:

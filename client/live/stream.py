@@ -12,15 +12,14 @@ import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from functools import partial
 
 import av
-import numpy as np
 from av.container import InputContainer
 from av.video.frame import VideoFrame
-from numpy.typing import NDArray
 
 from affserve.client.live.frames import LiveCounters, LiveFrame, now_s
+from affserve.client.video.source import Pixels
 from affserve.train.errors import VideoError
 
 ASSUMED_FPS = 30.0
@@ -33,32 +32,11 @@ PROBE_S = 1.0  # of a stream's beginning at most, to find out what it holds
 MAX_REFUSALS = 300  # damaged packets in a row, after which a stream counts as lost
 
 
-class Input(Protocol):
-    """Something that FFmpeg can open, again and again."""
-
-    @property
-    def name(self) -> str:
-        """What a person calls it."""
-        ...
-
-    @property
-    def is_download(self) -> bool:
-        """Whether what has an end comes as fast as it can, not in real time."""
-        ...
-
-    def open(self) -> InputContainer:
-        """Connect; FFmpegError or OSError where that fails."""
-        ...
-
-    def advice(self) -> str:
-        """Say what to check when it cannot be opened."""
-        ...
-
-
 @dataclass(frozen=True, kw_only=True)
 class CameraInput:
     """A camera of this machine, by V4L2 on Linux or AVFoundation on macOS."""
 
+    advice = "is it in use by another program, may this user read it, and does it know --camera-size and --fps?"
     name: str  # number or device
     size: str | None = None  # WIDTHxHEIGHT in pixels
     fps: float | None = None
@@ -72,7 +50,7 @@ class CameraInput:
         return f"/dev/video{self.name}" if self.name.isdecimal() else self.name
 
     def open(self) -> InputContainer:
-        """Open the device."""
+        """Open the device; FFmpegError or OSError where that fails."""
         formats = {"linux": "v4l2", "darwin": "avfoundation"}
         if sys.platform not in formats:
             raise VideoError(
@@ -85,15 +63,12 @@ class CameraInput:
         options = {name: value for name, value in asked.items() if value is not None}
         return av.open(self.device, format=formats[sys.platform], options={**options, "fflags": "nobuffer"})
 
-    def advice(self) -> str:
-        """Say what to check."""
-        return "is it in use by another program, may this user read it, and does it know --camera-size and --fps?"
-
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkInput:
     """A URL of any protocol that FFmpeg reads."""
 
+    advice = "is the address right, and is something sending there?"
     url: str
     timeout_s: float  # of silence
 
@@ -105,32 +80,17 @@ class NetworkInput:
 
     @property
     def is_download(self) -> bool:
-        """Whether this is HTTP, by which files come too."""
+        """Whether this is HTTP, by which files come too, as fast as they can."""
         return self.url.lower().startswith("http")
 
     def open(self) -> InputContainer:
-        """Connect."""
+        """Connect; FFmpegError or OSError where that fails."""
         microseconds = str(round(self.timeout_s * 1e6))
         # RTP over RTSP's own connection: no port to open in a firewall, and no half-lost pictures.
         rtsp = {"rtsp_transport": "tcp", "timeout": microseconds}
         protocol = rtsp if self.url.lower().startswith("rtsp") else {"rw_timeout": microseconds}
         probe = {"fflags": "nobuffer", "analyzeduration": str(round(PROBE_S * 1e6))}
         return av.open(self.url, options={**protocol, **probe})
-
-    def advice(self) -> str:
-        """Say what to check."""
-        return "is the address right, and is something sending there?"
-
-
-@dataclass(frozen=True, eq=False)
-class StreamPicture:
-    """A decoded picture in the stream's own pixel format."""
-
-    frame: VideoFrame
-
-    def rgb(self) -> NDArray[np.uint8]:
-        """Convert it (H, W, 3)."""
-        return np.asarray(self.frame.to_ndarray(format="rgb24"), dtype=np.uint8)
 
 
 class StreamClock:
@@ -169,7 +129,7 @@ class StreamSource:
     reconnect_for_s: seconds without a frame after which it is given up; 0 when the first loss is an error.
     """
 
-    def __init__(self, source: Input, *, reconnect_for_s: float) -> None:
+    def __init__(self, source: CameraInput | NetworkInput, *, reconnect_for_s: float) -> None:
         self._input = source
         self._reconnect_for_s = reconnect_for_s
         self.name = source.name
@@ -178,7 +138,7 @@ class StreamSource:
 
     def frames(self, stop: threading.Event, counters: LiveCounters) -> Iterator[LiveFrame]:
         """Yield the frames until `stop` is set; VideoError when the source is lost for good."""
-        clock = StreamClock(self.fps)
+        clock, pixels = StreamClock(self.fps), Pixels()
         seen_s = now_s()
         while not stop.is_set():
             lost = ""
@@ -191,14 +151,14 @@ class StreamSource:
                         index=clock.index,
                         timestamp_s=clock.timestamp_s,
                         arrived_s=seen_s,
-                        picture=StreamPicture(picture),
+                        rgb=partial(pixels.upright_rgb, picture),
                     )
                 lost = "it ended"
             except (av.error.FFmpegError, OSError) as error:
                 lost = str(error.strerror)
             clock.interrupt()
             if self._reconnect_for_s == 0 and not stop.is_set():
-                raise VideoError(f"{self.name} was lost ({lost}): {self._input.advice()}")
+                raise VideoError(f"{self.name} was lost ({lost}): {self._input.advice}")
             if stop.is_set() or not self._reopen(lost, seen_s, stop, counters):
                 return
 
@@ -227,7 +187,7 @@ class StreamSource:
             if now_s() - seen_s + pause_s > self._reconnect_for_s:
                 raise VideoError(
                     f"{self.name} was lost ({lost}) and gave no frame for {now_s() - seen_s:.1f} s, --reconnect-for "
-                    f"allows {self._reconnect_for_s:g} s: {self._input.advice()}"
+                    f"allows {self._reconnect_for_s:g} s: {self._input.advice}"
                 )
             if stop.wait(pause_s):
                 return False
@@ -244,7 +204,7 @@ class StreamSource:
         try:
             container = self._input.open()
         except (av.error.FFmpegError, OSError) as error:
-            raise VideoError(f"{self.name} cannot be opened ({error.strerror}): {self._input.advice()}") from error
+            raise VideoError(f"{self.name} cannot be opened ({error.strerror}): {self._input.advice}") from error
         problem = None if container.streams.video else "sends no picture; expected a video stream"
         if problem is None and self._input.is_download and container.duration:
             problem = (

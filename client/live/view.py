@@ -21,8 +21,8 @@ from rich.live import Live
 
 from affserve.client.live.analysis import LiveAnswer
 from affserve.client.live.frames import LiveCounters
-from affserve.client.live.panel import Person, Snapshot, panel, words
-from affserve.client.results.rows import NO_TRACK
+from affserve.client.live.panel import Snapshot, panel, words
+from affserve.client.results.rows import NO_TRACK, SeenPerson
 from affserve.train.labels import VALENCE_AROUSAL
 
 REFRESH_PER_S = 8
@@ -103,7 +103,7 @@ class LiveView:
         self._rates = Rates()
         self._began_s = self._answered_s = time.monotonic()
         self._rates.at(self._began_s, 0, 0)
-        self._people: tuple[Person, ...] = ()
+        self._people: tuple[SeenPerson, ...] = ()
         self._history: deque[NDArray[np.float32]] = deque(maxlen=HISTORY_FRAMES)  # of the person shown
         self._shown = NO_TRACK
 
@@ -112,15 +112,8 @@ class LiveView:
         self._answered_s = time.monotonic()
         rows = answer.rows
         last = np.flatnonzero((rows.frame == rows.frame[-1]) & (rows.track_id != NO_TRACK))
-        people = [
-            Person(
-                track_id=int(rows.track_id[n]),
-                predictions={task: values[n] for task, values in rows.predictions.items()},
-                area_px=float(rows.box_px[n, 2] * rows.box_px[n, 3]),
-            )
-            for n in last
-        ]
-        self._people = tuple(sorted(people, key=lambda person: -person.area_px))
+        by_area = sorted(last, key=lambda n: -rows.box_px[n, 2] * rows.box_px[n, 3])
+        self._people = tuple(rows.person(n) for n in by_area)
         if self._people and self._people[0].track_id != self._shown:
             self._shown = self._people[0].track_id
             self._history.clear()

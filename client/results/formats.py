@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from affserve.client.results.json_lines import JsonLinesWriter, read_json_lines
+from affserve.client.results.json_lines import JsonLines, read_json_lines
 from affserve.client.results.metadata import ResultTable, metadata_path, read_provenance
 from affserve.client.results.output_file import OutputFile
 from affserve.client.results.parquet import ParquetRowWriter, load_arrow, read_parquet, read_parquet_provenance
@@ -50,20 +50,25 @@ class RowFormat:
         return (rows_of(cells, labels) for cells in self.cells(path))
 
 
-class CsvWriter:
-    """Comma-separated values with one line of names."""
+class TextWriter:
+    """Rows as lines of text, after a header if there is one."""
 
-    def __init__(self, file: OutputFile, table: ResultTable) -> None:
+    def __init__(self, file: OutputFile, text: Callable[[Rows], str], header: str = "") -> None:
         self._file = file
-        self._formatter = RowFormatter(table.labels)
-        file.write(self._formatter.header.encode())
+        self._text = text
+        file.write(header.encode())
 
     def write(self, rows: Rows) -> None:
         """Append a block."""
-        self._file.write(self._formatter.text(rows).encode())
+        self._file.write(self._text(rows).encode())
 
     def finish(self, closing: Mapping[str, str]) -> None:
         """Do nothing: every row is written, and what is known at the end stands beside the file."""
+
+
+def _csv_writer(file: OutputFile, table: ResultTable) -> TextWriter:
+    formatter = RowFormatter(table.labels)
+    return TextWriter(file, formatter.text, formatter.header)
 
 
 def read_csv(path: Path) -> Iterator[Cells]:
@@ -81,7 +86,7 @@ CSV = RowFormat(
     name="csv",
     suffixes=(".csv",),
     describes_itself=False,
-    open=CsvWriter,
+    open=_csv_writer,
     cells=read_csv,
     provenance=_provenance_beside,
 )
@@ -97,7 +102,7 @@ JSON_LINES = RowFormat(
     name="jsonl",
     suffixes=(".jsonl", ".ndjson"),
     describes_itself=False,
-    open=JsonLinesWriter,
+    open=lambda file, table: TextWriter(file, JsonLines(table.labels).text),
     cells=read_json_lines,
     provenance=_provenance_beside,
 )

@@ -4,52 +4,35 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice, repeat
 from pathlib import Path
+from typing import Any
 
-from affserve.client.results.metadata import ResultTable
-from affserve.client.results.output_file import OutputFile
 from affserve.client.results.rows import BLOCK_ROWS, Cells, Column, Lines, Rows, columns_of
 
 
-class JsonLines:
-    """Rows as text, one JSON object a line."""
+class JsonLines(Lines):
+    """Rows as text, one JSON object a line; more: names and printf templates of what follows the columns."""
 
-    def __init__(self, labels: Mapping[str, Sequence[str]]) -> None:
+    def __init__(self, labels: Mapping[str, Sequence[str]], more: Mapping[str, str] | None = None) -> None:
         columns = columns_of(labels)
-        self._lines = Lines(
-            labels,
-            with_face=_object(columns, [_cell(column) for column in columns]),
-            without_face=_object(columns, [_cell(column) if column.always else "null" for column in columns]),
+        cells = {column.name: _cell(column) for column in columns}
+        faceless = {column.name: cells[column.name] if column.always else "null" for column in columns}
+        super().__init__(
+            labels, with_face=_object({**cells, **(more or {})}), without_face=_object({**faceless, **(more or {})})
         )
 
-    def text(self, rows: Rows) -> str:
-        """Render one block."""
-        text = self._lines.text(rows)
+    def text(self, rows: Rows, more: Iterable[tuple[Any, ...]] = repeat(())) -> str:
+        """Render one block; more: of each row, what follows its columns."""
+        text = super().text(rows, more)
         # JSON has no word for a number that is none, should a model give one.
         return text.replace(f": {math.nan}", ": null") if f": {math.nan}" in text else text
 
 
-class JsonLinesWriter:
-    """Writes JSON lines to a file."""
-
-    def __init__(self, file: OutputFile, table: ResultTable) -> None:
-        self._file = file
-        self._lines = JsonLines(table.labels)
-
-    def write(self, rows: Rows) -> None:
-        """Append a block."""
-        self._file.write(self._lines.text(rows).encode())
-
-    def finish(self, closing: Mapping[str, str]) -> None:
-        """Do nothing: every row is written, and what is known at the end stands beside the file."""
-
-
-def _object(columns: list[Column], cells: list[str]) -> str:
-    """Return the printf template of one line."""
-    names = (json.dumps(column.name).replace("%", "%%") for column in columns)
-    return "{" + ", ".join(f"{name}: {cell}" for name, cell in zip(names, cells, strict=True)) + "}\n"
+def _object(cells: Mapping[str, str]) -> str:
+    """Return the printf template of one line from those of its cells."""
+    return "{" + ", ".join(f"{json.dumps(name).replace('%', '%%')}: {cell}" for name, cell in cells.items()) + "}\n"
 
 
 def _cell(column: Column) -> str:

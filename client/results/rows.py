@@ -6,10 +6,11 @@ file, whatever its format, back into blocks.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
-from typing import Any
+from itertools import islice, repeat
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,9 @@ from affserve.train.windows import Outputs
 PROBABILITY_DIGITS = 4  # after the point
 NO_TRACK = -1  # track_id of a row without a face
 PROBABILITY_PREFIX = "p_"
+Box = tuple[float, float, float, float]
+"""x, y, width, height in pixels."""
+
 ACTION_UNIT_MEANINGS = {
     "AU1": "inner brow raiser",
     "AU2": "outer brow raiser",
@@ -173,6 +177,79 @@ class Rows:
     def __len__(self) -> int:
         return len(self.frame)
 
+    def person(self, k: int) -> SeenPerson:
+        """Return who is seen in a row with a face."""
+        x, y, width, height = self.box_px[k].tolist()
+        predictions = {task: values[k] for task, values in self.predictions.items()}
+        return SeenPerson(track_id=int(self.track_id[k]), box_px=(x, y, width, height), predictions=predictions)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SeenPerson:
+    """One face of a frame with what the model says; predictions: (K,) per task."""
+
+    track_id: int
+    box_px: Box
+    predictions: Mapping[str, NDArray[np.float32]]
+
+
+class Tally:
+    """What is counted while the rows of a result go by."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self.frames = 0
+        self.frames_with_face = 0
+        self.seen: Counter[int] = Counter()  # track_id -> frames
+        self.first_s = 0.0  # timestamp
+        self.last_s = 0.0
+        self._last_frame = -1
+
+    def add(self, rows: Rows) -> None:
+        """Count a block; the rows of a frame are in one block or in two that follow each other."""
+        faces = rows.track_id != NO_TRACK
+        if not self.rows:
+            self.first_s = float(rows.timestamp_s[0])
+        self.rows += len(rows)
+        self.frames += self._new_frames(rows.frame)
+        self.frames_with_face += self._new_frames(rows.frame[faces])
+        self.seen.update(rows.track_id[faces].tolist())
+        self.last_s = float(rows.timestamp_s[-1])
+        self._last_frame = int(rows.frame[-1])
+
+    def _new_frames(self, frames: NDArray[np.int64]) -> int:
+        return len(set(frames.tolist()) - {self._last_frame})
+
+
+class FaceRow(NamedTuple):
+    """One row to be: a face of a frame, or a frame without one."""
+
+    frame: int
+    timestamp_s: float
+    track_id: int = NO_TRACK
+    box_px: Box = (np.nan,) * 4
+    face_score: float = np.nan
+    answer: tuple[Outputs, int] | None = None  # a block of predictions, and the row in it
+
+
+def rows_of_faces(faces: Sequence[FaceRow], labels: Mapping[str, Sequence[str]]) -> Rows:
+    """Make a block of rows; a row without an answer has NaN for predictions."""
+    frame, timestamp_s, track_id, box_px, face_score, answers = zip(*faces, strict=True)
+    predictions = {task: np.full((len(faces), len(names)), np.nan, dtype=np.float32) for task, names in labels.items()}
+    for k, answer in enumerate(answers):
+        if answer is not None:
+            outputs, row = answer
+            for task, values in predictions.items():
+                values[k] = outputs[task][row]
+    return Rows(
+        frame=np.array(frame, dtype=np.int64),
+        timestamp_s=np.array(timestamp_s, dtype=np.float64),
+        track_id=np.array(track_id, dtype=np.int64),
+        box_px=np.array(box_px, dtype=np.float64),
+        face_score=np.array(face_score, dtype=np.float64),
+        predictions=predictions,
+    )
+
 
 def column_values(rows: Rows, labels: Mapping[str, Sequence[str]]) -> Iterator[NDArray[Any]]:
     """Yield the values (n,) of every column, in the order of `columns_of`, as the model gave them.
@@ -191,23 +268,6 @@ def column_values(rows: Rows, labels: Mapping[str, Sequence[str]]) -> Iterator[N
         yield from values.T
 
 
-class RowFormatter:
-    """Turns blocks of rows into CSV text; always the same text for the same numbers."""
-
-    def __init__(self, labels: Mapping[str, Sequence[str]]) -> None:
-        columns = columns_of(labels)
-        self.header = ",".join(column.name for column in columns) + "\n"  # the first line
-        self._lines = Lines(
-            labels,
-            with_face=",".join(column.template for column in columns) + "\n",
-            without_face=",".join(column.template if column.always else "" for column in columns) + "\n",
-        )
-
-    def text(self, rows: Rows) -> str:
-        """Render one block."""
-        return self._lines.text(rows)
-
-
 class Lines:
     """Prints rows through two printf templates: of a row with a face, and of a row that has only what all rows have."""
 
@@ -217,13 +277,26 @@ class Lines:
         self._without_face = without_face
         self._always = sum(column.always for column in columns_of(labels))
 
-    def text(self, rows: Rows) -> str:
-        """Render one block."""
+    def text(self, rows: Rows, more: Iterable[tuple[Any, ...]] = repeat(())) -> str:
+        """Render one block; more: cells that follow those of each row, if the templates go on."""
         seen = (rows.track_id != NO_TRACK).tolist()
         cells = zip(*(_printed(values) for values in column_values(rows, self._labels)), strict=True)
         return "".join(
-            self._with_face % row if face else self._without_face % row[: self._always]
-            for face, row in zip(seen, cells, strict=True)
+            self._with_face % (row + after) if face else self._without_face % (row[: self._always] + after)
+            for face, row, after in zip(seen, cells, more)  # noqa: B905 `more` may be endless
+        )
+
+
+class RowFormatter(Lines):
+    """Turns blocks of rows into CSV text; always the same text for the same numbers."""
+
+    def __init__(self, labels: Mapping[str, Sequence[str]]) -> None:
+        columns = columns_of(labels)
+        self.header = ",".join(column.name for column in columns) + "\n"  # the first line
+        super().__init__(
+            labels,
+            with_face=",".join(column.template for column in columns) + "\n",
+            without_face=",".join(column.template if column.always else "" for column in columns) + "\n",
         )
 
 

@@ -51,8 +51,12 @@ class Frame:
     image: NDArray[np.uint8]
 
 
+Progress = Callable[[int, int | None], None]
+"""Called with the number of frames done so far and the number that the container announces, if it does."""
+
+
 class FrameSource(Protocol):
-    """Something that yields frames in order; iterate it once.
+    """Something that yields frames in order, from the beginning each time that it is iterated.
 
     frames_hint is what the container announces (None when it says nothing): for a progress bar only, since announced
     and decoded counts differ in practice. already_cropped says that the images are face crops.
@@ -105,12 +109,11 @@ class ImageSource:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.frames_hint: int | None = 1
-        self._image = read_image(path)
-        self.already_cropped = self._image.shape[:2] == (CROP_SIZE_PX, CROP_SIZE_PX)
+        self.already_cropped = read_image(path).shape[:2] == (CROP_SIZE_PX, CROP_SIZE_PX)
 
     def __iter__(self) -> Iterator[Frame]:
         """Yield the image."""
-        yield Frame(index=0, timestamp_s=0.0, image=self._image)
+        yield Frame(index=0, timestamp_s=0.0, image=read_image(self.path))
 
 
 class FolderSource:
@@ -124,30 +127,32 @@ class FolderSource:
             raise VideoError(f"frame rate is {fps:g}, expected more than 0 frames per second")
         self.path = path
         self._fps = fps
-        self._files = _numbered_images(path)
-        self._first = min(1, self._files[0][0])
-        self.frames_hint: int | None = len(self._files)
-        self.already_cropped = self._first_shape() == (CROP_SIZE_PX, CROP_SIZE_PX)
-
-    def _first_shape(self) -> tuple[int, ...]:
-        """Return height and width of the first image that can be read; the others are told of while iterating."""
-        for _, file in self._files:
-            with suppress(VideoError):
-                return read_image(file).shape[:2]
-        raise VideoError(f"{self.path}: none of the {len(self._files)} images can be decoded; are they complete?")
+        files = _numbered_images(path)
+        self.frames_hint: int | None = len(files)
+        self.already_cropped = _first_shape(files, path) == (CROP_SIZE_PX, CROP_SIZE_PX)
 
     def __iter__(self) -> Iterator[Frame]:
         """Yield the images in the order of their numbers; those that cannot be decoded are told at the end."""
         failures: list[VideoError] = []
-        for number, file in self._files:
+        files = _numbered_images(self.path)
+        first = min(1, files[0][0])
+        for number, file in files:
             try:
                 image = read_image(file)
             except VideoError as error:
                 failures.append(error)
                 continue
-            yield Frame(index=number, timestamp_s=(number - self._first) / self._fps, image=image)
+            yield Frame(index=number, timestamp_s=(number - first) / self._fps, image=image)
         if failures:
-            raise VideoError(f"{len(failures)} of {len(self._files)} images were left out; the first: {failures[0]}")
+            raise VideoError(f"{len(failures)} of {len(files)} images were left out; the first: {failures[0]}")
+
+
+def _first_shape(files: list[tuple[int, Path]], folder: Path) -> tuple[int, ...]:
+    """Return height and width of the first image that can be read; the others are told of while iterating."""
+    for _, file in files:
+        with suppress(VideoError):
+            return read_image(file).shape[:2]
+    raise VideoError(f"{folder}: none of the {len(files)} images can be decoded; are they complete?")
 
 
 def _numbered_images(folder: Path) -> list[tuple[int, Path]]:
@@ -294,6 +299,3 @@ class Pixels:
             )
         image = np.asarray(frame.to_ndarray(format="rgb24"), dtype=np.uint8)
         return np.ascontiguousarray(np.rot90(image, quarter_turns)) if quarter_turns else image
-
-
-Progress = Callable[[int, int | None], None]

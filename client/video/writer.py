@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from fractions import Fraction
 from pathlib import Path
-from types import TracebackType
 from typing import cast
 
 import av
@@ -67,9 +66,7 @@ class VideoWriter:
         except (av.error.FFmpegError, OSError) as error:
             raise self._error(error) from error
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Write what is left and close the file."""
         try:
             if kind is None and self._stream is not None:

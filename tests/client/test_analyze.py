@@ -13,13 +13,13 @@ from clips import moving_square, write_crops, write_video
 from numpy.typing import NDArray
 
 from affserve.client.client import AffectClient
-from affserve.client.faces.cropper import FaceCropper, WholeImageCropper
+from affserve.client.faces.cropper import Croppers, FaceCropper, WholeImageCropper
 from affserve.client.faces.detector_file import YUNET_FILE
 from affserve.client.faces.detectors import YuNetDetector
 from affserve.client.faces.face import Face, FaceCrop, FaceDetector
 from affserve.client.faces.settings import FaceSettings
 from affserve.client.infer.analyze import analyze
-from affserve.client.infer.analyze_files import AnalysisSettings, analyze_to_files
+from affserve.client.infer.analyze_files import Job, analyze_to_files
 from affserve.client.infer.output_paths import OutputPaths
 from affserve.client.infer.read_ahead import ReadAhead, StageSeconds
 from affserve.client.results.rows import Rows
@@ -197,16 +197,17 @@ def test_folder_with_gaps_holds_the_last_feature(client: AffectClient, tmp_path:
 
 
 def test_crops_are_taken_as_they_are_unless_told_otherwise(client: AffectClient, tmp_path: Path) -> None:
-    folder = write_crops(tmp_path / "crops", [1, 2])
+    source = open_source(write_crops(tmp_path / "crops", [1, 2]))
+    cropper = Croppers().cropper(source.already_cropped)
 
-    summary = analyze_to_files(folder, client, None, OutputPaths(rows=tmp_path / "rows.csv"))
+    summary = analyze_to_files(
+        Job(source=source, cropper=cropper, outputs=OutputPaths(rows=tmp_path / "rows.csv")), client
+    )
 
     assert summary.detector.startswith("none")
     assert (summary.frames, summary.frames_with_face) == (2, 2)
-    with pytest.raises(ValueError, match="a face detector is needed"):
-        analyze_to_files(
-            folder, client, None, OutputPaths(rows=tmp_path / "rows.csv"), settings=AnalysisSettings(crops=False)
-        )
+    assert Croppers(crops=False, face_detector="haar").cropper(source.already_cropped).name == "haar"
+    assert Croppers(crops=True).cropper(already_cropped=False).name.startswith("none")
 
 
 def test_summary_tells_files_counts_and_times(client: AffectClient, tmp_path: Path) -> None:
@@ -215,7 +216,8 @@ def test_summary_tells_files_counts_and_times(client: AffectClient, tmp_path: Pa
     progress: list[tuple[int, int | None]] = []
 
     outputs = OutputPaths(rows=csv, plot=plot)
-    summary = analyze_to_files(path, client, GreenIsAFace({0}), outputs, progress=lambda *done: progress.append(done))
+    job = Job(source=open_source(path), cropper=FaceCropper(GreenIsAFace({0})), outputs=outputs)
+    summary = analyze_to_files(job, client, progress=lambda *done: progress.append(done))
 
     assert (summary.frames, summary.frames_with_face, summary.error) == (40, 39, None)
     assert summary.duration_s == pytest.approx(39 / 30)

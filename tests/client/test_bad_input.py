@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from result_rows import LABELS
 
 from affserve.client.client import AffectClient
+from affserve.client.faces.cropper import FaceCropper, WholeImageCropper
 from affserve.client.faces.detector_file import YUNET_FILE
 from affserve.client.faces.detectors import YuNetDetector
 from affserve.client.faces.settings import FaceSettings
-from affserve.client.infer.analyze_files import AnalysisSettings, analyze_to_files
+from affserve.client.infer.analyze_files import Job, analyze_to_files
 from affserve.client.infer.output_paths import OutputPaths
 from affserve.client.results.formats import CSV
 from affserve.client.results.rows import Rows
@@ -37,7 +38,10 @@ CONTAINERS = {
     "gif": ("gif", "rgb8"),
     "flv": ("flv", "yuv420p"),
 }
-CROPS = AnalysisSettings(crops=True)
+
+
+def crops_job(source: Path, outputs: OutputPaths) -> Job:
+    return Job(source=open_source(source), cropper=WholeImageCropper(), outputs=outputs)
 
 
 def clip(path: Path, images: list[NDArray[np.uint8]]) -> Path:
@@ -126,7 +130,7 @@ def test_one_frame_is_one_row_and_a_plot(client: AffectClient, tmp_path: Path) -
     source = write_video(tmp_path / "one.mp4", moving_square(1))
     outputs = OutputPaths(rows=tmp_path / "one.csv", plot=tmp_path / "one.png", overlay=tmp_path / "one.overlay.mp4")
 
-    summary = analyze_to_files(source, client, None, outputs, settings=CROPS)
+    summary = analyze_to_files(crops_job(source, outputs), client)
 
     assert (summary.frames, summary.rows, summary.duration_s) == (1, 1, 0)
     assert rows_of(outputs.rows).track_id.tolist() == [0]
@@ -138,9 +142,9 @@ def test_faces_of_a_4k_video_are_found_and_marked(client: AffectClient, shared_d
     large = np.asarray(cv2.resize(group, (3840, 2560)), dtype=np.uint8)[:2160]
     source = write_video(tmp_path / "4k.mp4", [large] * 2, codec="mpeg4")
     outputs = OutputPaths(rows=tmp_path / "rows.csv", overlay=tmp_path / "out.mp4")
-    settings = AnalysisSettings(faces=FaceSettings(faces="all"))
+    cropper = FaceCropper(YuNetDetector(shared_data / YUNET_FILE), FaceSettings(faces="all"))
 
-    summary = analyze_to_files(source, client, YuNetDetector(shared_data / YUNET_FILE), outputs, settings=settings)
+    summary = analyze_to_files(Job(source=open_source(source), cropper=cropper, outputs=outputs), client)
 
     assert (summary.people, summary.rows) == (5, 10)
     assert rows_of(outputs.rows).box_px[:, 2].min() > 250
@@ -151,10 +155,10 @@ def test_face_at_the_border_is_analysed(client: AffectClient, shared_data: Path,
     """The left third of the face is outside the picture: the crop is filled up, the row is complete."""
     frames = [frame.image[:, 230:] for frame in open_source(shared_data / "single_face.mp4")][:4]
     source = write_video(tmp_path / "cut.mp4", [np.ascontiguousarray(image) for image in frames])
-    detector = YuNetDetector(shared_data / YUNET_FILE)
+    cropper = FaceCropper(YuNetDetector(shared_data / YUNET_FILE))
     outputs = OutputPaths(rows=tmp_path / "rows.csv", overlay=tmp_path / "out.mp4")
 
-    summary = analyze_to_files(source, client, detector, outputs)
+    summary = analyze_to_files(Job(source=open_source(source), cropper=cropper, outputs=outputs), client)
 
     rows = rows_of(outputs.rows)
     assert summary.frames_with_face == 4
@@ -179,7 +183,7 @@ def test_disk_full_in_the_middle_leaves_the_result_before(client: AffectClient, 
     rows.write_text("before")
 
     with disk_full_after(30_000), pytest.raises(OutputError, match=r"rows\.csv cannot be written: File too large"):
-        analyze_to_files(source, client, None, OutputPaths(rows=rows), settings=CROPS)
+        analyze_to_files(crops_job(source, OutputPaths(rows=rows)), client)
 
     assert rows.read_text() == "before"
     assert sorted(os.listdir(tmp_path)) == ["clip.mp4", "rows.csv"]

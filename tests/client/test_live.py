@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from clips import moving_square, write_crops, write_video
+from clips import moving_square, rotated_mp4, write_crops, write_video
 from conftest import blurred_noise
 from numpy.typing import NDArray
 from rich.console import Console
@@ -30,13 +30,13 @@ from affserve.client.client import AffectClient
 from affserve.client.faces.cropper import WholeImageCropper
 from affserve.client.faces.face import FaceCrop
 from affserve.client.live.analysis import LiveAnalysis, LiveAnswer, LiveSettings
-from affserve.client.live.file import DecodedImage
 from affserve.client.live.frames import Delays, LiveCounters, LiveFrame, NewestFrames, Pace, evenly, now_s
-from affserve.client.live.panel import Person, Snapshot, panel
-from affserve.client.live.source import SourceSettings, check_source, open_live
+from affserve.client.live.panel import Snapshot, panel
+from affserve.client.live.source import SourceSettings, open_file, open_live
 from affserve.client.live.stream import StreamClock
 from affserve.client.live.window import LiveWindow
-from affserve.client.results.rows import columns_of
+from affserve.client.results.rows import SeenPerson, columns_of
+from affserve.client.video.source import open_source
 from affserve.export.contract import FEATURE_WIDTH, default_head_description
 from affserve.export.server.config import ServerConfig
 from affserve.export.server.supervisor import SupervisedServer
@@ -51,7 +51,7 @@ def frames_of(images: NDArray[np.uint8], numbers: list[int] | None = None) -> li
     """Frames of crops (n, H, W, 3) that have all just arrived."""
     numbers = numbers or list(range(len(images)))
     return [
-        LiveFrame(index=number, timestamp_s=number / FPS, arrived_s=now_s(), picture=DecodedImage(image))
+        LiveFrame(index=number, timestamp_s=number / FPS, arrived_s=now_s(), rgb=partial(np.asarray, image))
         for number, image in zip(numbers, images, strict=True)
     ]
 
@@ -114,9 +114,9 @@ class Bursts:
     def frames(self, stop: threading.Event, counters: LiveCounters) -> Iterator[LiveFrame]:
         for number in range(self._frames):
             self.allowed.acquire()
-            picture = DecodedImage(np.zeros((8, 8, 3), dtype=np.uint8))
+            rgb = partial(np.zeros, (8, 8, 3), dtype=np.uint8)
             time_s = number / self.fps
-            yield LiveFrame(index=number, timestamp_s=time_s, arrived_s=1 + time_s, picture=picture)
+            yield LiveFrame(index=number, timestamp_s=time_s, arrived_s=1 + time_s, rgb=rgb)
 
 
 def test_a_slow_reader_gets_evenly_spread_frames_and_always_the_newest() -> None:
@@ -411,12 +411,24 @@ def test_a_file_behind_a_url_is_no_live_stream(tmp_path: Path) -> None:
 )
 def test_a_wrong_source_is_told(settings: dict[str, str], message: str) -> None:
     with pytest.raises(VideoError, match=message):
-        check_source(SourceSettings(**settings))  # type: ignore[arg-type]
+        open_file(SourceSettings(**settings))  # type: ignore[arg-type]
 
 
 def test_a_camera_that_ffmpeg_cannot_open_is_told() -> None:
     with pytest.raises(VideoError, match=r"cannot be opened \(No such file or directory\): is it in use"):
         open_live(SourceSettings(source="/dev/video77", camera_size="640x480", fps=30))
+
+
+def test_a_live_picture_is_cropped_as_infer_crops_it(tmp_path: Path) -> None:
+    video = write_video(tmp_path / "phone.mp4", moving_square(50), codec="mjpeg", pixels="yuvj420p")
+    path = rotated_mp4(video, (0, 1, -1, 0))
+    infer = [WholeImageCropper().crop(frame.image)[0] for frame in open_source(path)]
+    stream = open_live(SourceSettings(source=f"file://{path}", reconnect_for_s=0))
+    picture = next(iter(stream.frames(threading.Event(), LiveCounters()))).rgb()
+    (live,) = WholeImageCropper().crop(picture)
+    assert live.face.box_px == infer[0].face.box_px == (0, 0, 48, 64)
+    # What a stream holds while it is probed is not shown.
+    assert any(np.array_equal(live.pixels, crop.pixels) for crop in infer)
 
 
 @pytest.mark.parametrize("width", [100, 80, 60])
@@ -427,7 +439,7 @@ def test_the_panel_shows_what_was_seen_in_any_width(width: int) -> None:
         "expression": np.eye(8, dtype=np.float32)[4],
         "action_units": np.linspace(0, 1, 12, dtype=np.float32),
     }
-    people = [Person(track_id=track, predictions=predictions, area_px=1) for track in (3, 8)]
+    people = [SeenPerson(track_id=track, predictions=predictions, box_px=(0, 0, 1, 1)) for track in (3, 8)]
     snapshot = Snapshot(
         source="rtsp://camera/1", labels=labels, people=people, dropped=7, delay_p50_s=0.162, delay_p95_s=0.3
     )

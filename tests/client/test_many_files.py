@@ -16,6 +16,7 @@ from clips import moving_square, noise, truncated, write_crops, write_sound, wri
 
 from affserve.client.client import AffectClient
 from affserve.client.connection import Connection
+from affserve.client.faces.cropper import Croppers
 from affserve.client.infer.output_paths import OutputWishes, plan_outputs
 from affserve.client.infer.run import InferOptions, infer_sources
 from affserve.client.infer.run_record import ModelRecord
@@ -76,7 +77,7 @@ def infer(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
 def options(server_url: str, *sources: Path, transport: Transport = Transport.AUTO, **more: Any) -> InferOptions:
     """What the command line makes of its arguments, for sources that are crops."""
     connection = Connection(url=server_url, transport=transport)
-    return InferOptions(sources=sources, connection=connection, crops=True, plot=False, **more)
+    return InferOptions(sources=sources, connection=connection, croppers=Croppers(crops=True), plot=False, **more)
 
 
 def test_many_sources_are_done_and_the_bad_ones_listed_at_the_end(

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from result_rows import LABELS, people
+from result_rows import LABELS, people, tallied
 
 from affserve.client.drawing.plots import draw_result
 from affserve.client.drawing.timelines import read_timelines
@@ -165,7 +165,7 @@ def test_timelines_of_the_people_seen_most() -> None:
     rows = people(100, {0: range(100), 1: range(20, 90), 2: range(3), 3: range(50, 100)})
     halves = [slice_of(rows, slice(None, 77)), slice_of(rows, slice(77, None))]  # a frame is cut in two
 
-    timelines = read_timelines(lambda: iter(halves), LABELS, most_bins=50, most_people=3)
+    timelines = read_timelines(halves, tallied(halves), LABELS, most_bins=50, most_people=3)
 
     assert [(one.track_id, one.frames) for one in timelines] == [(0, 100), (1, 70), (3, 50)]
     assert timelines[0].edges_s == pytest.approx(np.arange(51) / 15)
@@ -189,7 +189,7 @@ def slice_of(rows: Rows, part: slice) -> Rows:
 def test_plot_shows_each_person() -> None:
     one, two = (
         cv2.imdecode(
-            np.frombuffer(draw_result(lambda: iter([rows]), default_head_description(), title="a"), np.uint8),  # noqa: B023
+            np.frombuffer(draw_result([rows], tallied([rows]), default_head_description(), title="a"), np.uint8),
             cv2.IMREAD_COLOR,
         )
         for rows in (people(30, {0: range(30)}), people(30, {0: range(30), 1: range(30)}))

@@ -16,10 +16,10 @@ from result_rows import LABELS, people
 
 from affserve.client.drawing.canvas import Canvas, colour_of, text_mask
 from affserve.client.drawing.overlay import draw_overlay
-from affserve.client.drawing.overlay_marks import Marks, SeenPerson
+from affserve.client.drawing.overlay_marks import Marks
 from affserve.client.drawing.palette import track_colour
 from affserve.client.results.output_file import staged
-from affserve.client.results.rows import Rows
+from affserve.client.results.rows import Rows, SeenPerson
 from affserve.client.video.source import Frame, open_source
 from affserve.client.video.writer import VideoWriter
 from affserve.export.contract import HeadDescription

@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from scenes import SIZE_PX, Actor, scene
 
-from affserve.client.faces.cropper import FaceCropper, make_cropper
+from affserve.client.faces.cropper import FaceCropper
 from affserve.client.faces.detector_file import YUNET_FILE
 from affserve.client.faces.detectors import HaarDetector, YuNetDetector
 from affserve.client.faces.face import Face, FaceCrop, FaceDetector
@@ -51,7 +51,7 @@ def images(path: Path) -> list[NDArray[np.uint8]]:
 
 
 def followed(detector: FaceDetector, frames: Images, settings: FaceSettings = EVERYBODY) -> list[list[FaceCrop]]:
-    cropper = make_cropper(settings, detector)
+    cropper = FaceCropper(detector, settings)
     return [cropper.crop(image) for image in frames]
 
 
