@@ -1,4 +1,4 @@
-"""The README tells the truth: its commands exist with the options it shows, its figures have a file."""
+"""README and the pages behind it tell the truth: their commands exist as they are shown, their figures have a file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ from affserve.export.contract import default_head_description
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)
+PAGES = {name: (ROOT / name).read_text() for name in ("README.md", "benchmarks/README.md", "train/README.md")}
+ALL_PAGES = "\n".join(PAGES.values())
+BLOCKS = re.findall(r"```sh\n(.*?)```", ALL_PAGES, flags=re.DOTALL)
 COMMANDS = [line.partition("#")[0].strip() for block in BLOCKS for line in block.splitlines() if line.strip()]
 
 
@@ -54,7 +56,7 @@ def test_every_column_is_in_the_table() -> None:
 
 
 def test_result_files_that_are_quoted_exist() -> None:
-    quoted = re.findall(r"`(benchmarks/results/[^`]+\.json)`", README)
+    quoted = re.findall(r"`(benchmarks/results/[^`]+\.(?:json|md))`", ALL_PAGES)
     assert quoted
     for path in quoted:
         assert (ROOT / path).exists(), path
@@ -62,7 +64,7 @@ def test_result_files_that_are_quoted_exist() -> None:
 
 def test_every_table_of_figures_names_files_that_are_there() -> None:
     """A row of what was measured ends in its file; it says which figures a reader can look up."""
-    quoted = re.findall(r"\| `([\w-]+\.json)` \|$", README, flags=re.MULTILINE)
+    quoted = re.findall(r"\| `([\w-]+\.json)` \|$", ALL_PAGES, flags=re.MULTILINE)
     assert len(quoted) > 10
     missing = [name for name in quoted if not list(RESULTS.glob(f"*/{name}"))]
     assert missing == []
@@ -78,4 +80,15 @@ def test_the_table_of_machines_is_what_the_result_files_say(tmp_path: Path) -> N
 
 
 def test_nothing_is_left_to_fill_in() -> None:
-    assert not re.search(r"@[A-Z_]+@", README)
+    assert not re.search(r"@[A-Z_]+@", ALL_PAGES)
+
+
+def test_the_front_page_is_short() -> None:
+    assert len(README.splitlines()) <= 220
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_what_a_page_links_to_is_there(page: str) -> None:
+    targets = re.findall(r"\]\(([^)]+)\)", PAGES[page])
+    missing = [one for one in targets if "://" not in one and not ((ROOT / page).parent / one).exists()]
+    assert not missing
