@@ -331,7 +331,7 @@ def test_the_benchmark_at_a_small_size(tmp_path: Path) -> None:
     measured = json.loads((tmp_path / "feature_scale.json").read_text())["measured"]
     assert measured["frames"] == measured["sampling"]["frames"] == 20_000
     assert measured["store_apparent_bytes"] > 0.9 * 20_000 * 1024
-    assert measured["store_actual_bytes"] < 0.1 * measured["store_apparent_bytes"]
+    assert measured["store_actual_bytes"] < 0.3 * measured["store_apparent_bytes"]  # of each video a page or two
     assert measured["sampling"]["windows_per_s"] > 0
     assert measured["sampling"]["peak_mib"] > measured["sampling"]["libraries_mib"]
     assert measured["writing"]["rows"] > 0
