@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 
 from affserve.train.corpus.affwild2 import TRAIN, VALIDATION
 from affserve.train.corpus.annotations import format_annotation
-from affserve.train.features.store import StoreDescription
-from affserve.train.features.writer import FeatureWriter
+from affserve.train.features.store import FeatureStore, StoreDescription
 from affserve.train.labels import TASKS, VALENCE_AROUSAL
 
 FINGERPRINT = "0123456789abcdef"
@@ -22,11 +21,10 @@ WIDTH = 8  # D
 def write_features(root: Path, rows: Mapping[str, NDArray[np.float16]]) -> Path:
     """Store the features (N, D) of some videos, and make their empty crop folders."""
     folder = root / "features" / FINGERPRINT
-    with FeatureWriter(folder, StoreDescription(width=WIDTH, corpus="Aff-Wild2")) as writer:
-        for video, values in rows.items():
-            (root / "cropped_aligned" / video).mkdir(parents=True)
-            writer.append(video, np.arange(1, len(values) + 1), values)
-            writer.complete(video)
+    store = FeatureStore.create(folder, StoreDescription(width=WIDTH, corpus="Aff-Wild2"))
+    for video, values in rows.items():
+        (root / "cropped_aligned" / video).mkdir(parents=True)
+        store.write(video, np.arange(1, len(values) + 1), values)
     return folder
 
 

@@ -69,7 +69,7 @@ def staged_file(target: Path, *, durable: bool = False) -> Iterator[BinaryIO]:
     """
     handle, staging = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
     try:
-        with os.fdopen(handle, "wb") as file:
+        with os.fdopen(handle, "w+b") as file:
             yield file
             os.fchmod(handle, 0o644)  # mkstemp's 0600 is for secrets
             if durable:

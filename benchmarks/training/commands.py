@@ -25,10 +25,10 @@ def generator(
 def features(
     frames: Annotated[int, typer.Option(min=1000, help="Frames of the generated corpus.")] = 3_000_000,
     files: Annotated[int, typer.Option(min=0, help="Crops that exist as empty files, for `data check`.")] = 300_000,
-    work_s: Annotated[float, typer.Option(help="Seconds of appending rows, and of decoding crops.")] = 10.0,
+    work_s: Annotated[float, typer.Option(help="Seconds of writing features, and of decoding crops.")] = 10.0,
     folder: Folder = None,
 ) -> None:
-    """Check, sample and append to a generated corpus of Aff-Wild2's size, and decode crops; nothing is encoded."""
+    """Check and sample a generated corpus of Aff-Wild2's size, write features, decode crops; nothing is encoded."""
     from affserve.benchmarks.training.feature_scale import measure_feature_scale
 
     with tempfile.TemporaryDirectory() as scratch:

@@ -1,11 +1,12 @@
 """Does training on the whole of Aff-Wild2 fit a workstation? A corpus of its size is generated, without its images.
 
-Labels are written in full, features are a sparse file (an index speaks of rows that are all zeros), crops are empty
-files, a part of them as a sample. Each measurement runs in a process of its own, whose peak memory is the kernel's.
+Labels are written in full, features are sparse files (their rows are all zeros, and holes), crops are empty files, a
+part of them as a sample. Each measurement runs in a process of its own, whose peak memory is the kernel's.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import statistics
 import time
@@ -24,15 +25,14 @@ from affserve.train.corpus.affwild2 import IMAGE_ROOT_PREFIX, TRAIN, VALIDATION,
 from affserve.train.corpus.annotations import format_annotation
 from affserve.train.corpus.check import PARTS, PUBLISHED, check_corpus
 from affserve.train.crops import CROP_SIZE_PX
-from affserve.train.features.store import Record, Shard, StoreDescription
-from affserve.train.features.writer import FeatureWriter
+from affserve.train.features.store import DTYPE, FeatureStore, StoreDescription, seal, video_file
 from affserve.train.labels import ACTION_UNITS, EXPRESSION, TASKS, VALENCE_AROUSAL, Task
 from affserve.train.provenance import AFF_WILD2
 
 VIDEOS = 594  # of Aff-Wild2
 WIDTH = 512  # D
 FINGERPRINT = "0123456789abcdef"
-CHUNK_FRAMES = 2048  # of one index line
+GAP_EVERY_FRAMES, GAP_FRAMES = 2048, 10
 LIMIT_MIB = 2048  # what training data may hold in memory
 # The first training video of each task: with these every video has labels, many for several tasks, and no task trains
 # on what another validates on.
@@ -42,28 +42,27 @@ EPOCH_BATCH = 32  # windows, as the paper
 
 
 def measure_feature_scale(frames: int, files: int, work_s: float, scratch: Path) -> dict[str, Any]:
-    """Return what it costs to check, sample and append to a corpus of `frames` frames.
+    """Return what it costs to check a corpus of `frames` frames, to sample it, and to write features.
 
-    files: crops that exist as empty files, for the check. work_s: seconds of appending, and of decoding.
+    files: crops that exist as empty files, for the check. work_s: seconds of writing, and of decoding.
     """
     lengths = video_lengths(frames)
     _write_corpus(scratch / "corpus", lengths, files)
     store = scratch / "features" / FINGERPRINT
     _write_store(store, lengths)
-    rows = Shard.rows_path(store, 0).stat()
+    written = [path.stat() for path in store.glob(video_file("*"))]
     measured: dict[str, Any] = {
         "videos": VIDEOS,
         "frames": sum(lengths.values()),
-        "store_apparent_bytes": rows.st_size,
-        "store_actual_bytes": rows.st_blocks * 512,
-        "index_bytes": Shard.rows_path(store, 0).with_suffix(".index").stat().st_size,
+        "store_apparent_bytes": sum(file.st_size for file in written),
+        "store_actual_bytes": sum(file.st_blocks * 512 for file in written),
         "sampling": _alone(_sample, scratch / "corpus", store),
-        "appending": _alone(_append, scratch / "appended", work_s),
+        "writing": _alone(_write, scratch / "written", lengths, work_s),
         "checking": _alone(_check, scratch / "corpus"),
         "decoding": _alone(_decode, scratch / "crops", work_s),
         "limit_mib": LIMIT_MIB,
     }
-    peaks = [measured[name]["peak_mib"] for name in ("sampling", "appending", "checking")]
+    peaks = [measured[name]["peak_mib"] for name in ("sampling", "writing", "checking")]
     return {**measured, "within_limit": max(peaks) < LIMIT_MIB}
 
 
@@ -104,23 +103,16 @@ def _some_lines(task: Task, count: int) -> list[str]:
 
 
 def _write_store(folder: Path, lengths: dict[str, int]) -> None:
-    """Write a store whose index speaks of a row for nearly every frame; the rows are a hole in a file."""
-    description = StoreDescription(width=WIDTH, corpus=AFF_WILD2)
-    with FeatureWriter(folder, description):
-        pass  # makes the files
-    row, lines = 0, []
+    """Write a store with a row for nearly every frame; the rows are holes in its files."""
+    store = FeatureStore.create(folder, StoreDescription(width=WIDTH, corpus=AFF_WILD2))
     for video, frames in lengths.items():
-        for first in range(1, frames + 1, CHUNK_FRAMES):
-            last = min(first + CHUNK_FRAMES - 1, frames)
-            # Every chunk has a gap, as most videos of Aff-Wild2 have.
-            runs = ((first, last),) if last - first < 30 else ((first, first + 9), (first + 20, last))
-            record = Record(video=video, first=row, runs=runs)
-            row += record.rows
-            lines.append(record.line())
-        lines.append(Record(video=video, complete=True).line())
-    rows_file = Shard.rows_path(folder, 0)
-    os.truncate(rows_file, row * description.row_bytes)
-    rows_file.with_suffix(".index").write_bytes(b"".join(lines))
+        numbers = np.arange(1, frames + 1)
+        # Most videos of Aff-Wild2 have gaps.
+        numbers = numbers[(numbers + GAP_EVERY_FRAMES // 2) % GAP_EVERY_FRAMES >= GAP_FRAMES]
+        path = store.folder / video_file(video)
+        np.lib.format.open_memmap(path, "w+", DTYPE, (len(numbers), WIDTH))  # type: ignore[no-untyped-call]
+        with path.open("r+b") as file:
+            seal(file, path.name, numbers)
 
 
 def _alone(measure: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
@@ -163,18 +155,19 @@ def _sample(root: Path, store: Path) -> dict[str, Any]:
     }
 
 
-def _append(folder: Path, seconds: float) -> dict[str, Any]:
-    """Append rows as extraction does, as fast as the disk takes them."""
-    rows = np.random.default_rng(0).normal(size=(256, WIDTH)).astype(np.float16)
+def _write(folder: Path, lengths: dict[str, int], seconds: float) -> dict[str, Any]:
+    """Write the features of videos as extraction does, as fast as the disk takes them."""
+    rows = np.random.default_rng(0).normal(size=(max(lengths.values()), WIDTH)).astype(np.float16)
+    store = FeatureStore.create(folder, StoreDescription(width=WIDTH, corpus=AFF_WILD2))
     resident: list[float] = []
     written = 0
     started = time.perf_counter()
-    with FeatureWriter(folder, StoreDescription(width=WIDTH, corpus=AFF_WILD2)) as writer:
-        while (elapsed := time.perf_counter() - started) < seconds:
-            writer.append("video", np.arange(written + 1, written + 1 + len(rows)), rows)
-            written += len(rows)
-            if elapsed * 10 > len(resident):
-                resident.append(memory_mib("VmRSS"))
+    for video, frames in itertools.cycle(lengths.items()):
+        store.write(video, np.arange(1, frames + 1), rows[:frames])
+        written += frames
+        resident.append(memory_mib("VmRSS"))
+        if time.perf_counter() - started > seconds:
+            break
     elapsed = time.perf_counter() - started
     tenth = max(1, len(resident) // 10)
     return {

@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import resource
 import shutil
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from typer.testing import CliRunner
 
 from affserve.train.corpus.affwild2 import Corpus, open_corpus
 from affserve.train.crops import read_crop, to_encoder_input
 from affserve.train.errors import DataError, OutputError
 from affserve.train.features.extraction import ExtractConfig, ExtractionPlan, extract, extract_features
-from affserve.train.features.store import FeatureStore, StoreDescription
-from affserve.train.features.writer import FeatureWriter
+from affserve.train.features.store import LEFT_BEHIND_S, FeatureStore, StoreDescription
 from affserve.train.models.checkpoint import save_encoder
 from affserve.train.models.encoder import DEMO_ARCHITECTURE, ClipEncoder, create_encoder
 from affserve.train.provenance import Provenance
@@ -48,40 +44,30 @@ def encoder() -> ClipEncoder:
     return create_encoder(DEMO_ARCHITECTURE)
 
 
-@pytest.fixture(scope="module")
-def told() -> list[str]:
-    """What the extraction of the next fixture says."""
-    return []
+Told = tuple[list[str], list[tuple[int, int]]]  # what an extraction logs, and its progress
 
 
 @pytest.fixture(scope="module")
-def seen() -> list[tuple[int, int]]:
-    """The progress it reports."""
-    return []
+def told() -> Told:
+    return [], []
 
 
 @pytest.fixture(scope="module")
-def extracted(
-    corpus: Corpus,
-    encoder: ClipEncoder,
-    told: list[str],
-    seen: list[tuple[int, int]],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Path:
+def extracted(corpus: Corpus, encoder: ClipEncoder, told: Told, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    progress = lambda *counts: told[1].append(counts)  # noqa: E731
     store = tmp_path_factory.mktemp("features")
-    progress = lambda *counts: seen.append(counts)  # noqa: E731
-    return extract(encoder, "abc", corpus, store, log=told.append, progress=progress).folder
+    return extract(encoder, "abc", corpus, store, log=told[0].append, progress=progress).folder
 
 
-def contents(folder: Path) -> dict[str, tuple[list[int], bytes]]:
-    store = FeatureStore(folder)
-    crops = {video: store.crops(video) for video in store.videos}
-    return {video: (found.numbers.tolist(), found.read().tobytes()) for video, found in crops.items()}
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def rows_of(number: int, count: int) -> NDArray[np.float16]:
-    """Rows that tell where they belong."""
-    return np.repeat(number + np.arange(count, dtype=np.float16)[:, None] / 64, NARROW.width, axis=1)
+def write_constant(store: FeatureStore, video: str, value: float, frames: int = 3) -> Path:
+    """Write a video whose features are all the same; return its file."""
+    features = np.full((frames, store.description.width), value, np.float16)
+    store.write(video, np.arange(1, frames + 1), features)
+    return store.folder / f"{video}.npy"
 
 
 def test_every_crop_of_every_labelled_video_has_the_encoders_feature(
@@ -101,104 +87,118 @@ def test_every_crop_of_every_labelled_video_has_the_encoders_feature(
     np.testing.assert_allclose(store.crops(video).read(slice(5)), expected, rtol=2e-3, atol=2e-3)  # float16
 
 
-def test_running_again_computes_nothing_and_changes_nothing(
+def test_running_again_computes_nothing_and_touches_nothing(
     corpus: Corpus, encoder: ClipEncoder, extracted: Path
 ) -> None:
-    before = {path.name: path.read_bytes() for path in extracted.iterdir()}
+    before = {path.name: path.stat().st_mtime_ns for path in extracted.iterdir()}
     again = extract(encoder, "abc", corpus, extracted.parent)
-    assert again.computed == 0
-    assert again.frames == sum(len(corpus.crop_numbers(video)) for video in FeatureStore(extracted).videos)
-    assert before == {p.name: p.read_bytes() for p in extracted.iterdir() if p.suffix != ".lock"} | {
-        p.name: before[p.name] for p in extracted.glob("*.lock")
-    }
+    assert (again.computed, again.videos) == (0, len(corpus.crop_folders))
+    assert again.frames == sum(len(corpus.crop_numbers(video)) for video in corpus.crop_folders)
+    assert before == {path.name: path.stat().st_mtime_ns for path in extracted.iterdir()}
 
 
-@pytest.mark.parametrize("cut_bytes", [1, 700, 50_000], ids=lambda cut: f"{cut}-bytes")
-@pytest.mark.parametrize("file", ["shard-000.rows", "shard-000.index"])
-def test_a_torn_end_is_cut_off_and_computed_again(
-    corpus: Corpus, encoder: ClipEncoder, extracted: Path, file: str, cut_bytes: int, tmp_path: Path
-) -> None:
-    folder = tmp_path / "abc"
-    shutil.copytree(extracted, folder)
-    size = (folder / file).stat().st_size
-    os.truncate(folder / file, max(0, size - cut_bytes))
-    assert not all(FeatureStore(folder).is_complete(video) for video in corpus.crop_folders)
-    extract(encoder, "abc", corpus, tmp_path)
-    assert contents(folder) == contents(extracted)
+def flip(path: Path, every: int) -> None:
+    content = bytearray(path.read_bytes())
+    for position in range(0, len(content), every):
+        content[position] ^= 16
+    path.write_bytes(content)
 
 
-def test_rows_that_the_disk_garbled_at_the_end_are_computed_again(
+def test_damaged_videos_are_named_and_no_others_computed_again(
     corpus: Corpus, encoder: ClipEncoder, extracted: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "abc"
     shutil.copytree(extracted, folder)
-    # Without the lines that only say complete, the last line speaks of the last rows.
-    lines = (folder / "shard-000.index").read_bytes().splitlines(keepends=True)
-    (folder / "shard-000.index").write_bytes(b"".join(lines[:-1]))
-    with (folder / "shard-000.rows").open("r+b") as file:
-        file.seek(-16, os.SEEK_END)
-        file.write(bytes(16))
-    extract(encoder, "abc", corpus, tmp_path)
+    whole = {path: path.stat().st_mtime_ns for path in sorted(folder.glob("*.npy"))}
+    flipped, truncated, one, other, gone, *rest = whole
+    flip(flipped, every=64)
+    os.truncate(truncated, truncated.stat().st_size - 1)
+    one.rename(tmp_path / "aside")
+    other.rename(one)
+    (tmp_path / "aside").rename(other)
+    gone.unlink()
+    named = ", ".join(path.stem for path in (flipped, truncated, one, other))
+    message = (
+        rf"lacks .* 1 videos \({gone.stem}\) and holds damaged .* 4 videos \({named}\); run affserve train features"
+    )
+    with pytest.raises(DataError, match=message):
+        FeatureStore(folder).check_complete(sorted(corpus.crop_folders))
+    told: list[str] = []
+    again = extract(encoder, "abc", corpus, tmp_path, log=told.append)
+    assert told[0].endswith(f"damaged, so computed again: {named}")
+    assert again.computed == sum(len(corpus.crop_numbers(v.stem)) for v in (flipped, truncated, one, other, gone))
     assert contents(folder) == contents(extracted)
+    assert all(path.stat().st_mtime_ns == whole[path] for path in rest)
 
 
-def test_a_broken_line_in_the_middle_is_refused(extracted: Path, tmp_path: Path) -> None:
-    shutil.copytree(extracted, tmp_path / "abc")
-    index = tmp_path / "abc" / "shard-000.index"
-    lines = index.read_bytes().splitlines(keepends=True)
-    index.write_bytes(b"".join([lines[0], b"\0" * 20 + b"\n", *lines[1:]]))
-    with pytest.raises(DataError, match=r"shard-000.index:2: .* extract again"):
-        FeatureStore(tmp_path / "abc")
+def test_any_byte_that_changed_and_any_shorter_file_is_found(tmp_path: Path) -> None:
+    store = FeatureStore.create(tmp_path, NARROW)
+    good = write_constant(store, "a", 1).read_bytes()
+    assert np.load(tmp_path / "a.npy", mmap_mode="r").shape == (3, 4)  # as anybody would read it
+    broken = [good[:cut] for cut in range(len(good))]
+    broken += [good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :] for at in range(len(good))]
+    for number, content in enumerate([*broken, good + b"\0"]):
+        (tmp_path / "a.npy").write_bytes(content)
+        os.utime(tmp_path / "a.npy", ns=(number, number))  # however coarse the disk's clock is
+        assert store.find("a") is None
+    with pytest.raises(DataError, match=r"holds damaged features of 1 videos \(a\)"):
+        store.crops("a")
+
+
+def test_what_changes_after_it_was_checked_is_not_read(tmp_path: Path) -> None:
+    store = FeatureStore.create(tmp_path, NARROW)
+    write_constant(store, "a", 1)
+    crops = store.crops("a")
+    assert crops.read(slice(1, 3)).tolist() == [[1] * 4] * 2
+    write_constant(store, "a", 1, frames=4)
+    with pytest.raises(DataError, match=r"a.npy was changed after it had been checked"):
+        crops.read()
+    assert len(store.crops("a").read()) == 4
 
 
 KILLED = """
 import sys
 from pathlib import Path
 import numpy as np
-from affserve.train.features.store import StoreDescription
-from affserve.train.features.writer import FeatureWriter
-from affserve.train.features import writer as module
-module.COMMIT_S = 0
-with FeatureWriter(Path(sys.argv[1]), StoreDescription(width=512, corpus="c")) as writer:
-    for number in range(1, 10**6):
-        writer.append("a", np.array([number]), np.full((1, 512), number % 2048, np.float16))
-        if number == 50:
-            print("writing", flush=True)
+from affserve.train.features.store import FeatureStore, StoreDescription
+store = FeatureStore.create(Path(sys.argv[1]), StoreDescription(width=512, corpus="c"))
+for number in range(10**6):
+    store.write(f"v{number}", np.arange(1, 2001), np.full((2000, 512), number % 2048, np.float16))
+    if number == 3:
+        print("writing", flush=True)
 """
 
 
-def test_after_kill_9_every_row_there_is_is_right_and_work_goes_on(tmp_path: Path) -> None:
-    folder = tmp_path / "killed"
+def test_after_kill_9_every_video_there_is_is_whole(tmp_path: Path) -> None:
     for _ in range(3):
-        process = subprocess.Popen([sys.executable, "-c", KILLED, str(folder)], stdout=subprocess.PIPE, text=True)
-        assert process.stdout
-        assert process.stdout.readline() == "writing\n"
-        time.sleep(0.1)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
-        crops = FeatureStore(folder).crops("a")
-        assert len(crops.numbers) > 0
-        features = crops.read()
-        assert (features == (crops.numbers % 2048)[:, None]).all()
-        rows = (folder / "shard-000.rows").stat().st_size
-        assert rows >= len(crops.numbers) * 1024
+        process = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+        with process:
+            assert process.stdout
+            assert process.stdout.readline() == "writing\n"
+            time.sleep(0.05)
+            process.kill()
+        store = FeatureStore(tmp_path)
+        store.check_complete(store.videos)
+        for video in store.videos:
+            assert (store.crops(video).read() == int(video[1:]) % 2048).all()
 
 
-def test_a_second_writer_of_a_shard_is_refused_and_one_of_another_is_not(tmp_path: Path) -> None:
-    with FeatureWriter(tmp_path, NARROW) as first:
-        with pytest.raises(DataError, match=f"written by process {os.getpid()}"):
-            FeatureWriter(tmp_path, NARROW)
-        with FeatureWriter(tmp_path, NARROW, shard=1) as second:
-            second.append("shared", np.array([3, 4]), rows_of(4, 2))  # the first of its shard
-            second.append("b", np.array([1, 2]), rows_of(2, 2))
-        first.append("a", np.array([3, 9]), rows_of(1, 2))
-        first.append("shared", np.array([1, 2]), rows_of(3, 2))  # the last of its shard
-    store = FeatureStore(tmp_path)
-    assert store.crops("a").numbers.tolist() == [3, 9]
-    np.testing.assert_array_equal(store.crops("a").read(), rows_of(1, 2))
-    np.testing.assert_array_equal(store.crops("b").read(slice(1, 2)), rows_of(2, 2)[1:])
-    np.testing.assert_array_equal(store.crops("shared").read(), np.concatenate([rows_of(3, 2), rows_of(4, 2)]))
+def test_what_a_killed_process_left_is_removed_and_what_another_writes_is_not(tmp_path: Path) -> None:
+    FeatureStore.create(tmp_path, NARROW)
+    old, new = tmp_path / ".a.npy.x7", tmp_path / ".b.npy.x8"
+    for path, age_s in ((old, LEFT_BEHIND_S + 60), (new, 0)):
+        path.touch()
+        os.utime(path, (time.time() - age_s,) * 2)
+    FeatureStore.create(tmp_path, NARROW)
+    assert (old.exists(), new.exists()) == (False, True)
+
+
+def test_a_video_that_two_write_at_once_is_one_whole_file(tmp_path: Path) -> None:
+    store = FeatureStore.create(tmp_path, NARROW)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda number: write_constant(store, "a", number, frames=500), range(40)))
+    assert len(np.unique(store.crops("a").read())) == 1
+    assert len(contents(tmp_path)) == 2
 
 
 def test_two_ranks_compute_what_one_does(corpus: Corpus, encoder: ClipEncoder, extracted: Path, tmp_path: Path) -> None:
@@ -219,45 +219,29 @@ def test_two_ranks_compute_what_one_does(corpus: Corpus, encoder: ClipEncoder, e
     ],
 )
 def test_other_features_are_not_mixed_in(other: StoreDescription, message: str, tmp_path: Path) -> None:
-    with FeatureWriter(tmp_path, NARROW):
-        pass
+    FeatureStore.create(tmp_path, NARROW)
     with pytest.raises(DataError, match=message):
-        FeatureWriter(tmp_path, other)
-    with FeatureWriter(tmp_path, NARROW):  # the refused one holds no lock
-        pass
+        FeatureStore.create(tmp_path, other)
 
 
 def test_features_that_float16_cannot_hold_are_refused(tmp_path: Path) -> None:
-    with FeatureWriter(tmp_path, NARROW) as writer, pytest.raises(DataError, match="not finite"):
-        writer.append("a", np.array([1]), np.full((1, 4), np.inf, np.float16))
+    store = FeatureStore.create(tmp_path, NARROW)
+    with pytest.raises(DataError, match="not finite"):
+        write_constant(store, "a", np.inf)
 
 
-@pytest.fixture
-def small_files() -> Iterator[None]:
-    """Let no file of this process grow beyond 200 KB, as a quota or a full disk would."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-@pytest.mark.parametrize("commit_s", [0.0, 1e9], ids=["committed-before", "committed-at-the-end"])
-def test_a_disk_that_fills_up_is_named_and_what_was_written_is_kept(
-    commit_s: float, small_files: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("affserve.train.features.writer.COMMIT_S", commit_s)
-    description = StoreDescription(width=512, corpus="c")
-
-    def fill() -> None:
-        with FeatureWriter(tmp_path, description) as writer:
-            for number in range(1, 1000):
-                writer.append("a", np.array([number]), np.full((1, 512), number, np.float16))
-
-    with pytest.raises(OutputError, match=r"no room .* what was committed is kept: make room and run"):
-        fill()
-    crops = FeatureStore(tmp_path).crops("a")
-    assert 150 < len(crops.numbers) <= 195
-    assert (crops.read() == crops.numbers[:, None]).all()
+def test_a_disk_that_fills_up_is_named_and_complete_videos_are_kept(tmp_path: Path) -> None:
+    store = FeatureStore.create(tmp_path, NARROW)
+    write_constant(store, "a", 1)
+    before, limits = contents(tmp_path), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))  # as a quota or a full disk would
+    try:
+        for video in ("a", "b"):
+            with pytest.raises(OutputError, match=r"no room .* are complete are kept: make room and run the same"):
+                write_constant(store, video, 1, frames=10_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert contents(tmp_path) == before
 
 
 def test_a_disk_too_small_is_known_before_anything_is_computed(
@@ -267,16 +251,16 @@ def test_a_disk_too_small_is_known_before_anything_is_computed(
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
     with pytest.raises(DataError, match=r"0.00 GB of features are to be written and 0.00 GB are free"):
         extract(encoder, "abc", corpus, tmp_path)
-    assert FeatureStore(tmp_path / "abc").frames == 0
+    assert not FeatureStore(tmp_path / "abc").videos
 
 
 def test_the_size_is_told_before_the_work_and_progress_counts_frames(
-    extracted: Path, told: list[str], seen: list[tuple[int, int]]
+    corpus: Corpus, extracted: Path, told: Told
 ) -> None:
-    frames = FeatureStore(extracted).frames
-    assert f"{frames:,} crops × 512 × 2 bytes = 0.00 GB" in told[0]
-    assert seen[0] == (0, frames)
-    assert seen[-1] == (frames, frames)
+    frames = sum(len(corpus.crop_numbers(video)) for video in corpus.crop_folders)
+    log, seen = told
+    assert f"{frames:,} crops × 512 × 2 bytes = 0.00 GB" in log[0]
+    assert (seen[0], seen[-1]) == ((0, frames), (frames, frames))
     assert seen == sorted(seen)
 
 
@@ -311,7 +295,6 @@ def test_unreadable_crops_are_named_skipped_and_computed_once_replaced(
     (folder,) = (tmp_path / "out").iterdir()
     store = FeatureStore(folder)
     store.check_complete(broken.crop_folders)
-    assert store.unreadable(video) == (number,)
     assert number not in store.crops(video).numbers
     with pytest.warns(UserWarning, match="1 crops cannot be decoded"):
         extract_features(encoder, folder.name, broken, tmp_path / "out")
@@ -320,22 +303,23 @@ def test_unreadable_crops_are_named_skipped_and_computed_once_replaced(
     assert result.exit_code == 0, result.output
     assert "1 computed" in result.stdout
     store = FeatureStore(folder)
-    assert store.unreadable(video) == ()
     assert store.crops(video).numbers.tolist() == list(broken.crops(video))
 
 
-def test_a_store_travels_to_other_processes_without_its_rows(extracted: Path) -> None:
-    store = FeatureStore(extracted)
-    video = store.videos[0]
-    expected = store.crops(video).read()
-    packed = pickle.dumps(store.crops(video))
-    assert len(packed) < 0.1 * store.frames * store.description.row_bytes
-    np.testing.assert_array_equal(pickle.loads(packed).read(), expected)
-
-
-def test_a_folder_without_a_store_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"is no feature store: .*; expected the folder"):
-        FeatureStore(tmp_path)
+@pytest.mark.parametrize(
+    ("description", "message"),
+    [
+        pytest.param("", r"is no feature store: .*; expected the folder", id="none"),
+        pytest.param(
+            '{"schema_version": 1, "width": 4}', r"expected 2; delete .* run affserve train features", id="old"
+        ),
+        pytest.param('{"schema_version": 2, "size": 4}', r"cannot be understood.*; delete .* again", id="unknown-key"),
+    ],
+)
+def test_a_folder_that_is_no_store_of_today_is_refused(description: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "store.json").write_text(description)
+    with pytest.raises(DataError, match=message):
+        FeatureStore.create(tmp_path, NARROW)
 
 
 def test_the_benchmark_at_a_small_size(tmp_path: Path) -> None:
@@ -347,10 +331,10 @@ def test_the_benchmark_at_a_small_size(tmp_path: Path) -> None:
     measured = json.loads((tmp_path / "feature_scale.json").read_text())["measured"]
     assert measured["frames"] == measured["sampling"]["frames"] == 20_000
     assert measured["store_apparent_bytes"] > 0.9 * 20_000 * 1024
-    assert measured["store_actual_bytes"] < 0.1 * measured["store_apparent_bytes"]
+    assert measured["store_actual_bytes"] < 0.3 * measured["store_apparent_bytes"]  # of each video a page or two
     assert measured["sampling"]["windows_per_s"] > 0
     assert measured["sampling"]["peak_mib"] > measured["sampling"]["libraries_mib"]
-    assert measured["appending"]["rows"] > 0
+    assert measured["writing"]["rows"] > 0
     assert measured["checking"]["files"] > 0
     assert measured["decoding"]["threads_2"]["images_per_cpu_s"] > 0
     assert measured["within_limit"]

@@ -16,9 +16,8 @@ from affserve.train.corpus.affwild2 import TRAIN, VALIDATION, Corpus, open_corpu
 from affserve.train.corpus.annotations import format_annotation
 from affserve.train.errors import DataError
 from affserve.train.features.gaps import GAP_POLICIES
-from affserve.train.features.store import StoreDescription
+from affserve.train.features.store import FeatureStore, StoreDescription
 from affserve.train.features.videos import LabelledVideo, load_videos
-from affserve.train.features.writer import FeatureWriter
 from affserve.train.labels import ACTION_UNITS, EXPRESSION, VALENCE_AROUSAL
 from affserve.train.stages.fit import WindowDataset
 
@@ -131,13 +130,10 @@ def stored_corpus(root: Path, videos: dict[str, list[int]], frames: int = 30) ->
         write_annotation(root, EXPRESSION.challenge, part, video, format_annotation(EXPRESSION, labels))
         (root / "cropped_aligned" / video).mkdir(parents=True)
     folder = root / "features" / "0123456789abcdef"
-    with FeatureWriter(folder, StoreDescription(width=4, corpus="Aff-Wild2")) as writer:
-        for index, (video, numbers) in enumerate(videos.items()):
-            half = len(numbers) // 2
-            for part_of in (numbers[half:], numbers[:half]):  # as if the first half had been unreadable at first
-                rows = np.repeat(100 * index + np.array(part_of)[:, None] / 16, 4, axis=1).astype(np.float16)
-                writer.append(video, np.array(part_of), rows)
-            writer.complete(video)
+    store = FeatureStore.create(folder, StoreDescription(width=4, corpus="Aff-Wild2"))
+    for index, (video, numbers) in enumerate(videos.items()):
+        rows = np.repeat(100 * index + np.array(numbers)[:, None] / 16, 4, axis=1).astype(np.float16)
+        store.write(video, np.array(numbers), rows)
     return open_corpus(root), folder
 
 
@@ -184,7 +180,7 @@ def test_features_of_another_corpus_or_not_all_of_them_are_refused(tmp_path: Pat
 def test_windows_are_the_same_in_worker_processes(tmp_path: Path) -> None:
     corpus, folder = stored_corpus(tmp_path, {"a": list(range(1, 31)), "b": [2, 5, 6]})
     windows = WindowDataset(load_videos(corpus, folder, [EXPRESSION], TRAIN), window=12, stride=8)
-    windows[0]  # the map is open when the workers start
+    windows[0]  # what a process opens does not travel
     here = next(iter(DataLoader(windows, batch_size=len(windows))))
     there = next(iter(DataLoader(windows, batch_size=len(windows), num_workers=1, multiprocessing_context="spawn")))
     for key in ("features", "present"):

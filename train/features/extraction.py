@@ -1,8 +1,8 @@
 """Between the stages: the features of every crop, computed once with the fine-tuned encoder.
 
-In come an encoder and a corpus, out goes a feature store. What the store has already is not computed again, were it
-half a video; several processes may each take a share. Threads decode crops ahead of the encoder, so that it does not
-wait for them.
+In come an encoder and a corpus, out goes a feature store. What the store has already is not computed again, and what
+is damaged is; several processes may each take a share. Threads decode crops ahead of the encoder, so that it does not
+wait for them. A video's features are in memory until it is complete.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ from numpy.typing import NDArray
 from affserve.train.corpus.affwild2 import TRAIN, VALIDATION, Corpus
 from affserve.train.errors import DataError
 from affserve.train.features.decoding import CropBatch, decoded_ahead
-from affserve.train.features.store import FeatureStore, StoreDescription
-from affserve.train.features.writer import FeatureWriter
+from affserve.train.features.store import DTYPE, FeatureStore, StoreDescription, listed
 from affserve.train.labels import TASKS
 from affserve.train.models.device import AMP, autocast, check_device, chosen_amp
 from affserve.train.models.encoder import ClipEncoder
 
 Progress = Callable[[int, int], None]  # frames done, frames in all
+NO_NUMBERS = np.zeros(0, np.int32)
+Features = tuple[NDArray[np.int32], NDArray[np.float16]]  # frame numbers (m,) and the features (m, D) of their crops
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +39,7 @@ class ExtractConfig:
     batch: int = 64  # crops the encoder takes at once
     workers: int = 2  # threads that decode crops; one fills about one core
     amp: str = "none"  # autocast: none, bf16, fp16, or auto, by the device
-    rank: int = 0  # this process among those that share the work, from 0; it appends to the shard of this number
+    rank: int = 0  # this process among those that share the work, from 0
     world: int = 1  # processes that share the work
 
     def __post_init__(self) -> None:
@@ -71,7 +72,8 @@ class ExtractionPlan:
     description: StoreDescription
     crops: dict[str, NDArray[np.int32]]  # by video: frame numbers of its crops
     missing: dict[str, NDArray[np.int32]]  # those without a feature, by video
-    incomplete: frozenset[str]  # videos the store does not call complete
+    incomplete: frozenset[str]  # videos that have no whole file
+    damaged: tuple[str, ...] = ()  # those of them that have a damaged one
 
     @property
     def frames(self) -> int:
@@ -90,6 +92,7 @@ class ExtractionPlan:
             f"{self.frames:,} crops × {width} × {row_bytes // width} bytes = "
             f"{self.frames * row_bytes / 1e9:.2f} GB in {self.folder}; {self.missing_frames:,} crops "
             f"({self.missing_frames * row_bytes / 1e9:.2f} GB) to go"
+            + (f"; damaged, so computed again: {listed(self.damaged, 10)}" if self.damaged else "")
         )
 
     def check_space(self) -> None:
@@ -114,17 +117,19 @@ class ExtractionPlan:
         return sorted(mine)
 
 
-def plan_extraction(corpus: Corpus, folder: Path, videos: Sequence[str] | None = None) -> ExtractionPlan:
+def plan_extraction(corpus: Corpus, store: FeatureStore, videos: Sequence[str] | None = None) -> ExtractionPlan:
     """Compare the crops of some videos (None: of all that are labelled) with what a store has; no image is read."""
     if videos is None:
         videos = [v for task in TASKS.values() for part in (TRAIN, VALIDATION) for v in corpus.videos(task, part)]
-    videos = sorted(set(videos))
-    crops = {video: corpus.crop_numbers(video) for video in videos}
-    store = FeatureStore(folder)
-    missing = {v: np.setdiff1d(crops[v], store.crops(v).numbers, assume_unique=True) for v in videos}
-    incomplete = frozenset(video for video in videos if not store.is_complete(video))
+    crops = {video: corpus.crop_numbers(video) for video in sorted(set(videos))}
+    stored = {video: found.numbers for video in crops if (found := store.find(video))}
     return ExtractionPlan(
-        description=store.description, folder=folder, crops=crops, missing=missing, incomplete=incomplete
+        folder=store.folder,
+        description=store.description,
+        crops=crops,
+        missing={v: np.setdiff1d(crops[v], stored.get(v, NO_NUMBERS), assume_unique=True) for v in crops},
+        incomplete=frozenset(crops.keys() - stored.keys()),
+        damaged=tuple(store.damaged(crops)),
     )
 
 
@@ -169,24 +174,21 @@ def extract(
     """
     config = config or ExtractConfig()
     check_device(device)
-    folder = store / fingerprint
     amp = chosen_amp(config.amp, device)
     description = StoreDescription(width=encoder.config.embed_dim, corpus=corpus.image_source(), amp=amp)
     started = time.monotonic()
-    with FeatureWriter(folder, description, config.rank) as writer:
-        plan = plan_extraction(corpus, folder, videos)
-        log(plan.describe())
-        plan.check_space()
-        share = plan.share(config.rank, config.world)
-        total = sum(len(plan.crops[video]) for video in share)
-        todo = sum(len(plan.missing[video]) for video in share)
-        progress(total - todo, total)
-        run = _Run(
-            encoder=encoder.eval().to(device), device=device, amp=amp, config=config, corpus=corpus, writer=writer
-        )
-        unreadable = run.encode(plan, share, lambda count: progress(total - todo + count, total))
+    opened = FeatureStore.create(store / fingerprint, description)
+    plan = plan_extraction(corpus, opened, videos)
+    log(plan.describe())
+    plan.check_space()
+    share = plan.share(config.rank, config.world)
+    total = sum(len(plan.crops[video]) for video in share)
+    todo = sum(len(plan.missing[video]) for video in share)
+    progress(total - todo, total)
+    run = _Run(encoder=encoder.eval().to(device), device=device, config=config, corpus=corpus, store=opened)
+    unreadable = run.encode(plan, share, lambda count: progress(total - todo + count, total))
     return Extraction(
-        folder=folder,
+        folder=opened.folder,
         videos=len(share),
         frames=total - len(unreadable),
         computed=todo - len(unreadable),
@@ -197,7 +199,7 @@ def extract(
 
 def describe_unreadable(paths: tuple[Path, ...]) -> str:
     """Name crops that could not be decoded."""
-    named = ", ".join(str(path) for path in paths[:10]) + (f" and {len(paths) - 10} more" if len(paths) > 10 else "")
+    named = listed([str(path) for path in paths], 10)
     return f"{len(paths)} crops cannot be decoded and count as missing: {named}; replace them and run again"
 
 
@@ -207,29 +209,37 @@ class _Run:
 
     encoder: ClipEncoder
     device: str
-    amp: str  # none, bf16 or fp16
     config: ExtractConfig
     corpus: Corpus
-    writer: FeatureWriter
+    store: FeatureStore
 
     def encode(self, plan: ExtractionPlan, share: list[str], progress: Callable[[int], None]) -> list[Path]:
         """Compute what is missing of some videos and return the crops that could not be decoded."""
         unreadable: list[Path] = []
-        bad: list[int] = []  # of the video at hand
+        computed: list[Features] = []  # of the video at hand
         done = 0
         with ThreadPoolExecutor(self.config.workers) as pool:
             for batch in decoded_ahead(pool, self._batches(plan, share), self.config.workers + 1):
-                video = batch.crops.video
                 if len(batch.numbers):
-                    self.writer.append(video, batch.numbers, self._features(batch.frames))
+                    computed.append((batch.numbers, self._features(batch.frames)))
                 unreadable += [batch.crops.paths[number] for number in batch.unreadable]
-                bad += batch.unreadable
                 if batch.crops.last:
-                    self.writer.complete(video, tuple(bad))
-                    bad = []
+                    self._keep(batch.crops.video, computed)
+                    computed = []
                 done += len(batch.crops.paths)
                 progress(done)
         return unreadable
+
+    def _keep(self, video: str, computed: list[Features]) -> None:
+        """Write the features of a video, with those it had before."""
+        found = self.store.find(video)
+        if found and not computed:
+            return
+        nothing = np.zeros((0, self.store.description.width), DTYPE)
+        parts = [(found.numbers, found.read()) if found else (NO_NUMBERS, nothing), *computed]
+        # Another process may have computed the same meanwhile.
+        numbers, order = np.unique(np.concatenate([numbers for numbers, _ in parts]), return_index=True)
+        self.store.write(video, numbers, np.concatenate([rows for _, rows in parts])[order])
 
     def _batches(self, plan: ExtractionPlan, share: list[str]) -> Iterator[CropBatch]:
         size = self.config.batch
@@ -244,7 +254,7 @@ class _Run:
 
     def _features(self, frames: NDArray[np.uint8]) -> NDArray[np.float16]:
         """Encode frames (B, 224, 224, 3) to features (B, D)."""
-        with torch.inference_mode(), autocast(self.amp, self.device):
+        with torch.inference_mode(), autocast(self.store.description.amp, self.device):
             tensor = torch.from_numpy(frames)
             if self.device.startswith("cuda"):
                 tensor = tensor.pin_memory()  # an ordinary copy to the GPU is half as fast

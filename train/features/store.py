@@ -1,40 +1,47 @@
-"""Features on disk: rows of float16 that only grow, and an index that tells whose rows they are.
+"""Features on disk: one `.npy` per video, whole or not there, and compared with its checksum before it is used.
 
 A store is a folder named for the fingerprint of its encoder, so that two encoders' features never mix:
 
-- `store.json` says what the rows are;
-- `shard-000.rows` holds features (M, D) float16, back to back; each process that extracts has a shard of its own;
-- `shard-000.index` has one JSON line per run of rows, and one per video that is complete;
-- `shard-000.lock` is locked while somebody appends.
+- `store.json` says what the features are;
+- `VIDEO.npy` holds the features (M, D) float16 of a video's crops, as numpy.load reads them; behind them follow the
+  crops' frame numbers (M,) int32, a second array, and the CRC-32 of the file's name and of all that is before it.
 
-The index speaks of rows only after they are on the disk, so whatever a crash leaves behind it is cut off, never read.
+A file gets its name when it is complete. So any number of processes may write, and nobody who reads needs a lock.
 """
 
 from __future__ import annotations
 
-import itertools
+import errno
+import functools
 import json
-import mmap
+import os
+import shutil
+import time
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from affserve.train.errors import DataError
+from affserve.train.errors import DataError, OutputError
+from affserve.train.files import staged_file, write_file
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 DESCRIPTION_FILE = "store.json"
-MAPPED_AROUND_BYTES = 1 << 16  # Linux maps so much around a page it is asked for
 DTYPE = np.dtype("<f2")  # of a stored number
+CRC_BYTES = 4
+BLOCK_BYTES = 1 << 20  # read at once to compare a checksum
+LEFT_BEHIND_S = 3600  # nobody writes one video for so long: a file aside that is older is a killed process's
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True, kw_only=True)
 class StoreDescription:
-    """What all rows of a store have in common; nothing else may be added to it."""
+    """What all features of a store have in common; no others may be added to it."""
 
     width: int  # D, the encoder's feature width
     corpus: str  # whose crops: video names mean nothing elsewhere
@@ -50,89 +57,10 @@ class StoreDescription:
         return self.width * DTYPE.itemsize
 
 
-@dataclass(frozen=True, kw_only=True)
-class Record:
-    """One line of an index: rows of a video, or that the video is complete."""
-
-    video: str
-    first: int = 0  # row of the shard
-    runs: tuple[tuple[int, int], ...] = ()  # first and last frame number of each run; rows follow in this order
-    crc: int = 0  # CRC-32 of the rows
-    complete: bool = False  # every crop of the video is in a record before this one, or unreadable
-    unreadable: tuple[int, ...] = ()  # frames whose crops could not be decoded
-
-    @property
-    def rows(self) -> int:
-        """How many rows the record speaks of."""
-        return sum(last - first + 1 for first, last in self.runs)
-
-    def line(self) -> bytes:
-        """Render the record as its line of the index."""
-        return json.dumps(asdict(self), separators=(",", ":")).encode() + b"\n"
-
-    @staticmethod
-    def of_line(line: bytes) -> Record:
-        """Understand a line; ValueError where it is not one."""
-        try:
-            found = json.loads(line)
-            runs = tuple((int(first), int(last)) for first, last in found.pop("runs"))
-            return Record(runs=runs, unreadable=tuple(found.pop("unreadable")), **found)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{line[:80]!r} is no index line") from error
-
-
-def runs_of(numbers: NDArray[np.integer[Any]]) -> tuple[tuple[int, int], ...]:
-    """Return the first and last of each run of consecutive numbers (M,), ascending."""
-    if not len(numbers):
-        return ()
-    cuts = np.flatnonzero(np.diff(numbers) != 1)
-    firsts, lasts = numbers[np.concatenate([[0], cuts + 1])], numbers[np.concatenate([cuts, [len(numbers) - 1]])]
-    return tuple(zip(firsts.tolist(), lasts.tolist(), strict=True))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shard:
-    """The two files of a shard and the part of them that counts."""
-
-    rows_file: Path
-    index_file: Path
-    records: tuple[Record, ...]
-    rows: int  # committed
-    index_bytes: int  # committed
-
-    @staticmethod
-    def rows_path(folder: Path, number: int) -> Path:
-        """Return where a shard's rows lie."""
-        return folder / f"shard-{number:03d}.rows"
-
-
-def read_shard(rows_file: Path, description: StoreDescription) -> Shard:
-    """Read a shard's index as far as it was written completely and its rows exist.
-
-    DataError when something before the end of the index cannot be understood.
-    """
-    index_file = rows_file.with_suffix(".index")
-    lines = index_file.read_bytes().splitlines(keepends=True) if index_file.exists() else []
-    stored = rows_file.stat().st_size // description.row_bytes if rows_file.exists() else 0
-    records: list[Record] = []
-    rows = size = 0
-    for number, line in enumerate(lines, start=1):
-        try:
-            record = Record.of_line(line if line.endswith(b"\n") else b"")
-        except ValueError as error:
-            if number == len(lines):
-                break  # the line that was being written when the writer died
-            raise DataError(f"{index_file}:{number}: {error}; delete {index_file.parent} and extract again") from error
-        if rows + record.rows > stored or (record.runs and record.first != rows):
-            break  # its rows are gone with the end of the file, and so is everything after it
-        records.append(record)
-        rows, size = rows + record.rows, size + len(line)
-    return Shard(rows_file=rows_file, index_file=index_file, records=tuple(records), rows=rows, index_bytes=size)
-
-
 def read_description(folder: Path) -> StoreDescription:
-    """Read what a store's rows are; DataError says what to do where there is no store."""
+    """Read what a store's features are; DataError says what to do where there is no store."""
     path = folder / DESCRIPTION_FILE
+    again = f"delete {folder} and run affserve train features again"
     try:
         found = json.loads(path.read_text())
         version = found.pop("schema_version")
@@ -141,129 +69,190 @@ def read_description(folder: Path) -> StoreDescription:
             f"{folder} is no feature store: {error}; expected the folder that affserve train features names"
         ) from error
     if version != SCHEMA_VERSION:
-        raise DataError(f"{path}: schema version is {version}, expected {SCHEMA_VERSION}; extract the features again")
+        raise DataError(f"{path}: schema version is {version}, expected {SCHEMA_VERSION}; {again}")
     try:
         return StoreDescription(**found)
     except TypeError as error:
-        raise DataError(f"{path}: cannot be understood: {error}; extract the features again") from error
+        raise DataError(f"{path}: cannot be understood: {error}; {again}") from error
 
 
-def checksum(rows: NDArray[np.float16]) -> int:
-    """Return the CRC-32 of rows (M, D)."""
-    return zlib.crc32(np.ascontiguousarray(rows, DTYPE).view(np.uint8).data)
+def video_file(video: str) -> str:
+    """Return the name of a video's file."""
+    return f"{video}.npy"
 
 
-class FeatureStore:
-    """A store opened for reading: a few bytes a frame in memory, the rows on disk.
+def seal(file: BinaryIO, name: str, numbers: NDArray[np.integer[Any]]) -> None:
+    """Append to the file of a video, which has its features alone, their frame numbers (M,) and the checksum."""
+    file.seek(0, os.SEEK_END)
+    np.save(file, numbers.astype("<i4"))
+    size = file.tell()
+    file.write(_checksum(file, name, size))
 
-    What is appended later is not seen. Instances can be pickled and shared between processes.
-    """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.description = read_description(folder)
-        self._shards = [read_shard(path, self.description) for path in sorted(folder.glob("shard-*.rows"))]
-        # Rows are counted over all shards; the gap of one keeps a run of rows from reaching into the next shard.
-        self._starts = np.cumsum([0, *(shard.rows + 1 for shard in self._shards)])
-        self._maps: dict[int, mmap.mmap] = {}
-        self._runs: dict[str, list[tuple[int, int, int]]] = {}  # by video: first and last frame, row of the first
-        self._complete: dict[str, Record] = {}
-        for start, shard in zip(self._starts.tolist(), self._shards, strict=False):
-            self._take_in(shard, start)
+def _checksum(file: BinaryIO, name: str, size: int) -> bytes:
+    """Return the CRC-32 of a file's first bytes and leave it behind them; the name, so that exchanged files differ."""
+    crc = zlib.crc32(os.fsencode(name))
+    file.seek(0)
+    while size > 0 and (block := file.read(min(BLOCK_BYTES, size))):
+        crc, size = zlib.crc32(block, crc), size - len(block)
+    return crc.to_bytes(CRC_BYTES, "little")
 
-    def _take_in(self, shard: Shard, start: int) -> None:
-        for record in shard.records:
-            row = start + record.first
-            runs = self._runs.setdefault(record.video, [])
-            for first, last in record.runs:
-                runs.append((first, last, row))
-                row += last - first + 1
-            if record.complete:
-                self._complete[record.video] = record
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_maps": {}}  # pickling a map would copy the whole file
+_State = tuple[int, int]  # of a file: when it was last changed, in ns, and its size in bytes
 
-    @property
-    def videos(self) -> list[str]:
-        """The names of the videos that have rows or are complete, sorted."""
-        return sorted(self._runs)
 
-    @property
-    def frames(self) -> int:
-        """How many rows all shards hold."""
-        return sum(shard.rows for shard in self._shards)
-
-    def is_complete(self, video: str) -> bool:
-        """Say whether every crop that a video had when it was extracted has been dealt with."""
-        return video in self._complete
-
-    def unreadable(self, video: str) -> tuple[int, ...]:
-        """Return the frames whose crops could not be decoded when the video was completed."""
-        return self._complete[video].unreadable if video in self._complete else ()
-
-    def check_complete(self, videos: Iterable[str]) -> None:
-        """Raise a DataError that names videos without all their features."""
-        missing = [video for video in videos if not self.is_complete(video)]
-        if missing:
-            named = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
-            raise DataError(
-                f"{self.folder} lacks features of {len(missing)} videos ({named}); run affserve train features again, "
-                "it goes on where it stopped"
-            )
-
-    def crops(self, video: str) -> StoredCrops:
-        """Return the features of a video; none for one that the store has never seen."""
-        runs = self._runs.get(video, [])
-        numbers = np.concatenate([np.arange(first, last + 1) for first, last, _ in runs] or [np.zeros(0, np.int64)])
-        rows = np.concatenate(
-            [np.arange(row, row + last - first + 1) for first, last, row in runs] or [np.zeros(0, np.int64)]
-        )
-        # A frame that two processes computed is there twice, with the same feature.
-        numbers, order = np.unique(numbers, return_index=True)
-        return StoredCrops(store=self, numbers=numbers.astype(np.int32), rows=rows[order])
-
-    def read(self, rows: NDArray[np.int64]) -> NDArray[np.float16]:
-        """Return the features (m, D) of some rows, counted over all shards."""
-        features = np.empty((len(rows), self.description.width), DTYPE)
-        cuts = [0, *(np.flatnonzero(np.diff(rows) != 1) + 1).tolist(), len(rows)]
-        for start, stop in itertools.pairwise(cuts):
-            if start < stop:
-                self._copy_run(int(rows[start]), features[start:stop])
-        return features
-
-    def _copy_run(self, row: int, out: NDArray[np.float16]) -> None:
-        number = int(np.searchsorted(self._starts, row, side="right")) - 1
-        mapped, first = self._map(number), (row - int(self._starts[number])) * self.description.row_bytes
-        out[:] = np.frombuffer(mapped, DTYPE, out.size, first).reshape(out.shape)
-        # Let go of the pages, and of those the system mapped around them: they stay in its cache, but a map that keeps
-        # them is resident as a whole after an epoch.
-        start = max(0, first - MAPPED_AROUND_BYTES) // mmap.PAGESIZE * mmap.PAGESIZE
-        end = min(len(mapped), first + out.nbytes + MAPPED_AROUND_BYTES)
-        mapped.madvise(mmap.MADV_DONTNEED, start, end - start)
-
-    def _map(self, number: int) -> mmap.mmap:
-        if number not in self._maps:
-            shard = self._shards[number]
-            with shard.rows_file.open("rb") as file:
-                length = shard.rows * self.description.row_bytes
-                self._maps[number] = mmap.mmap(file.fileno(), length, access=mmap.ACCESS_READ)
-        return self._maps[number]
+def _state(found: os.stat_result) -> _State:
+    return found.st_mtime_ns, found.st_size
 
 
 @dataclass(frozen=True, kw_only=True)
 class StoredCrops:
-    """The features of one video in a store."""
+    """The features of one video in a store; they stay on disk until somebody asks for their rows."""
 
-    store: FeatureStore
+    path: Path
     numbers: NDArray[np.int32]  # (M,) frame numbers from 1, ascending
-    rows: NDArray[np.int64]  # (M,) where their features are
-
-    @property
-    def width(self) -> int:
-        """D, the width of a feature."""
-        return self.store.description.width
+    width: int  # D, the width of a feature
+    start: int  # bytes before the first feature
+    state: _State  # of the file that was compared with its checksum
 
     def read(self, positions: slice = slice(None)) -> NDArray[np.float16]:
-        """Return the features (m, D) of the crops at a range of positions in `numbers`."""
-        return self.store.read(self.rows[positions])
+        """Return the features (m, D) of the crops at a range of positions in `numbers`.
+
+        Read, not mapped: a map holds a file open (a corpus has more videos than a process may have files), keeps what
+        it has read resident, and ends the process where the file became shorter.
+        """
+        first, end, _ = positions.indices(len(self.numbers))
+        count = max(0, end - first) * self.width
+        try:
+            with self.path.open("rb") as file:
+                state = _state(os.fstat(file.fileno()))
+                rows = np.fromfile(file, DTYPE, count, offset=self.start + first * self.width * DTYPE.itemsize)
+        except OSError as error:
+            raise DataError(f"{self.path} cannot be read any more: {error}; run the same command again") from error
+        if state != self.state or len(rows) != count:
+            raise DataError(f"{self.path} was changed after it had been checked; run the same command again")
+        return rows.reshape(-1, self.width)
+
+
+@functools.cache  # a run compares a file once, however many times it is opened
+def _checked(path: Path, state: _State) -> StoredCrops | None:
+    """Compare the file of a video with its checksum; None where it is damaged."""
+    with path.open("rb") as file:
+        if _checksum(file, path.name, state[1] - CRC_BYTES) != file.read():
+            return None
+        features = np.load(path, mmap_mode="r")
+        file.seek(features.offset + features.nbytes)
+        numbers = np.load(file)
+    return StoredCrops(path=path, numbers=numbers, width=features.shape[1], start=features.offset, state=state)
+
+
+class FeatureStore:
+    """The features of a corpus by one encoder: a few bytes a frame in memory, the features on disk."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open what there is; a DataError says what to do where it is no store."""
+        self.folder = folder
+        self.description = read_description(folder)
+
+    @staticmethod
+    def create(folder: Path, description: StoreDescription) -> FeatureStore:
+        """Open a store, made where there is none; DataError where it holds other features."""
+        path = folder / DESCRIPTION_FILE
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if not path.exists():
+                write_file(
+                    path, json.dumps({"schema_version": SCHEMA_VERSION, **asdict(description)}, indent=1).encode()
+                )
+        except OSError as error:
+            raise _explained(folder, error) from error
+        store = FeatureStore(folder)
+        found, wanted = asdict(store.description), asdict(description)
+        if other := [f"{key} {value}, not {wanted[key]}" for key, value in found.items() if value != wanted[key]]:
+            raise DataError(f"{folder} holds other features ({'; '.join(other)}); choose another folder")
+        _remove_left_behind(folder)
+        return store
+
+    @property
+    def videos(self) -> list[str]:
+        """The names of the videos that have a file, sorted."""
+        return sorted(path.stem for path in self.folder.glob(video_file("*")))
+
+    def find(self, video: str) -> StoredCrops | None:
+        """Return the features of a video; None where there are none or they are damaged."""
+        path = self.folder / video_file(video)
+        try:
+            return _checked(path, _state(path.stat()))
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise DataError(f"{path} cannot be read: {error}; delete it, run affserve train features again") from error
+
+    def crops(self, video: str) -> StoredCrops:
+        """Return the features of a video; DataError where there are none or they are damaged."""
+        found = self.find(video)
+        if found is None:
+            raise self._unusable([video])
+        return found
+
+    def check_complete(self, videos: Iterable[str]) -> None:
+        """Raise a DataError that names videos without features and those whose features are damaged."""
+        if unusable := [video for video in videos if self.find(video) is None]:
+            raise self._unusable(unusable)
+
+    def damaged(self, videos: Iterable[str]) -> list[str]:
+        """Return those of some videos whose file is not what was written."""
+        return [v for v in videos if (self.folder / video_file(v)).exists() and self.find(v) is None]
+
+    def _unusable(self, videos: Sequence[str]) -> DataError:
+        damaged = self.damaged(videos)
+        missing = [video for video in videos if video not in damaged]
+        found = [
+            f"{what} of {len(names)} videos ({listed(names)})"
+            for what, names in (("lacks features", missing), ("holds damaged features", damaged))
+            if names
+        ]
+        return DataError(
+            f"{self.folder} {' and '.join(found)}; run affserve train features again, it computes what is missing or "
+            "damaged and nothing else"
+        )
+
+    def write(self, video: str, numbers: NDArray[np.integer[Any]], features: NDArray[np.float16]) -> None:
+        """Put the features (M, D) of a video's frames (M,), ascending, in the place of those it had.
+
+        DataError where float16 cannot hold them, OutputError where they cannot be written: then nothing has changed.
+        """
+        width = self.description.width
+        if features.shape != (len(numbers), width):
+            raise DataError(f"{self.folder} takes features ({len(numbers)}, {width}), got {features.shape}")
+        if not np.isfinite(features).all():
+            raise DataError(f"{video}: the encoder's features are not finite in float16; the encoder is not usable")
+        try:
+            with staged_file(self.folder / video_file(video), durable=True) as file:
+                np.save(file, np.asarray(features, DTYPE))
+                seal(file, video_file(video), numbers)
+        except OSError as error:
+            raise _explained(self.folder, error) from error
+
+
+def listed(names: Sequence[str], most: int = 5) -> str:
+    """Name the first of some things and say how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _explained(folder: Path, error: OSError) -> OutputError:
+    if error.errno in NO_SPACE:
+        free = shutil.disk_usage(folder).free
+        return OutputError(
+            f"{folder}: no room for more features ({error.strerror}, {free / 1e9:.2f} GB free); the videos that are "
+            "complete are kept: make room and run the same command again"
+        )
+    return OutputError(f"{folder}: features cannot be written: {error}; run the same command again")
+
+
+def _remove_left_behind(folder: Path) -> None:
+    """Remove what processes that were killed had written aside."""
+    for path in folder.glob(f".{video_file('*')}.*"):
+        with suppress(OSError):  # another process may be removing it too
+            if time.time() - path.stat().st_mtime > LEFT_BEHIND_S:
+                path.unlink()
