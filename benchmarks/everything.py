@@ -17,13 +17,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from affserve.benchmarks.measuring.command_line import VIT
-from affserve.benchmarks.measuring.gpus import VISIBLE, environment_of, gpu_config_name
+from affserve.benchmarks.measuring.gpus import VISIBLE, gpu_config_name, server_on
 from affserve.benchmarks.measuring.random_models import CACHE, random_repository
 from affserve.export.contract import CPU, GPU
 from affserve.export.machine.gpus import find_gpus
 from affserve.export.precision.tolerances import Precision
-from affserve.export.server.config import ServerConfig
-from affserve.export.server.server import TritonServer
 from affserve.train.errors import AffserveError, DataError
 from affserve.train.provenance import source_commit
 
@@ -131,14 +129,8 @@ def _server(part: Part) -> Iterator[str]:
     if part.serves is None:
         yield ""
         return
-    config = ServerConfig(repository=part.serves, config_name=gpu_config_name(part.serves))
-    with environment_of(part.environment):
-        server = TritonServer(config)
-        server.start()
-    try:
-        yield server.grpc_url
-    finally:
-        server.stop()
+    with server_on(part.environment, part.serves, gpu_config_name(part.serves)) as url:
+        yield url
 
 
 def _read_state(options: AllOptions) -> dict[str, object]:

@@ -10,7 +10,9 @@ from typing import Any
 
 from affserve.export.contract import CPU, GPU
 from affserve.export.pins import CUDA_CONFIG_NAME, TENSORRT_CONFIG_NAME
+from affserve.export.server.config import ServerConfig
 from affserve.export.server.installation import find_installation
+from affserve.export.server.server import TritonServer
 
 CUDA = "cuda"  # as PyTorch and ONNX Runtime call the device that a repository's use calls gpu
 DEVICES = (CPU, CUDA)
@@ -74,3 +76,15 @@ def environment_of(variables: Mapping[str, str]) -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+@contextmanager
+def server_on(variables: Mapping[str, str], repository: Path, config_name: str) -> Iterator[str]:
+    """Run a server that is started with environment variables, such as a GPU to see; yield its address."""
+    with environment_of(variables):
+        server = TritonServer(ServerConfig(repository=repository, config_name=config_name, drain_timeout_s=0.0))
+        server.start()
+    try:
+        yield server.grpc_url
+    finally:
+        server.stop()

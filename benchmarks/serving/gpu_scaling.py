@@ -8,21 +8,19 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from affserve.benchmarks.measuring.gpus import VISIBLE, environment_of
+from affserve.benchmarks.measuring.gpus import VISIBLE, server_on
 from affserve.benchmarks.measuring.random_models import Progress, generated_faces
 from affserve.benchmarks.measuring.server_side import GpuWatch
 from affserve.client.client import AffectClient
 from affserve.export.contract import CHUNK_FRAMES
-from affserve.export.server.config import ServerConfig
-from affserve.export.server.server import TritonServer
 
 CHUNKS_IN_FLIGHT = 4  # for each server
 ALL = "all"
@@ -40,7 +38,7 @@ def measure_gpus(
     faces = generated_faces()[:CHUNK_FRAMES]
     crops = np.resize(faces, (frames, *faces.shape[1:]))
     with ExitStack() as stack:
-        urls = [stack.enter_context(_server_on(gpu, repository, config_name)) for gpu in gpus]
+        urls = [stack.enter_context(server_on({VISIBLE: str(gpu)}, repository, config_name)) for gpu in gpus]
         sides = {str(gpu): url for gpu, url in zip(gpus, urls, strict=True)}
         if len(gpus) > 1:
             sides[ALL] = ",".join(urls)
@@ -81,16 +79,3 @@ def _in_turns(
         }
         for name, values in times_s.items()
     }
-
-
-@contextmanager
-def _server_on(gpu: int, repository: Path, config_name: str) -> Iterator[str]:
-    """Run a server that sees one GPU; yield its address."""
-    config = ServerConfig(repository=repository, config_name=config_name, drain_timeout_s=0.0)
-    with environment_of({VISIBLE: str(gpu)}):
-        server = TritonServer(config)
-        server.start()
-    try:
-        yield server.grpc_url
-    finally:
-        server.stop()

@@ -59,16 +59,13 @@ class FaceCropper:
 
     @property
     def name(self) -> str:
-        """Name of the detector."""
         return self._detector.name
 
     @property
     def patience_frames(self) -> int:
-        """For how many frames a person may be out of sight and keep their number."""
         return self._settings.patience_frames
 
     def crop(self, image: NDArray[np.uint8]) -> list[FaceCrop]:
-        """Return the crops of the people asked for in the next RGB frame (H, W, 3); none where there is no face."""
         people = self._tracker.step(image)
         chosen = self._chooser.choose(people, cut=self._tracker.cut, width_px=image.shape[1])
         found = [self._crop(image, person) for person in chosen]

@@ -58,7 +58,6 @@ class YuNetDetector:
             ) from error
 
     def detect(self, image: NDArray[np.uint8], *, width_px: int = WIDTH_PX, closely: bool = True) -> list[Face]:
-        """Find the faces in an RGB image (H, W, 3)."""
         faces = self._detect_at(image, width_px)
         if not faces and closely and max(image.shape[:2]) > width_px:
             faces = self._detect_at(image, 2 * width_px)

@@ -39,7 +39,6 @@ class Everybody:
     """All people."""
 
     def choose(self, people: Sequence[Track], *, cut: bool, width_px: int) -> list[Track]:
-        """Return all."""
         return list(people)
 
 
@@ -51,7 +50,6 @@ class Largest:
         self._absent = 0  # frames
 
     def choose(self, people: Sequence[Track], *, cut: bool, width_px: int) -> list[Track]:
-        """Return the subject, or nobody."""
         largest = max(people, key=lambda track: track.face.area_px, default=None)
         subject = next((track for track in people if track.track_id == self._subject), None)
         self._absent = 0 if subject else self._absent + 1
@@ -78,7 +76,6 @@ class OneOfTwo:
         self._absent = 0  # frames since a person of the wanted side was last seen
 
     def choose(self, people: Sequence[Track], *, cut: bool, width_px: int) -> list[Track]:
-        """Return the person of the wanted side, or nobody."""
         pair = self._main_two(people)
         if cut:
             self._absent = ABSENCE_FRAMES

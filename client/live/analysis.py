@@ -170,9 +170,7 @@ class LiveAnalysis:
         except InferenceError as error:
             if not _is_away(error):
                 raise
-            self._counters.server_trouble = str(error)
             return None
-        self._counters.server_trouble = ""
         return answer
 
     def _forget(self, newest: int) -> None:

@@ -206,7 +206,6 @@ class LiveCounters:
     analysed: int = 0  # frames that were answered
     thinned: int = 0  # frames dropped because there were more than can be done in time
     lost: int = 0  # frames dropped because the server did not answer
-    server_trouble: str = ""
     delays: Delays = field(default_factory=Delays)
 
     @property

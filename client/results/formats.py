@@ -59,7 +59,6 @@ class TextWriter:
         file.write(header.encode())
 
     def write(self, rows: Rows) -> None:
-        """Append a block."""
         self._file.write(self._text(rows).encode())
 
     def finish(self, closing: Mapping[str, str]) -> None:

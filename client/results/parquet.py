@@ -43,13 +43,11 @@ class ParquetRowWriter:
         self._waiting: list[pyarrow.RecordBatch] = []
 
     def write(self, rows: Rows) -> None:
-        """Append a block."""
         self._waiting.append(self._batch(rows))
         if sum(batch.num_rows for batch in self._waiting) >= GROUP_ROWS:
             self._write_group()
 
     def finish(self, closing: Mapping[str, str]) -> None:
-        """Write the last row group and the index."""
         self._write_group()
         self._writer.add_key_value_metadata(dict(closing))
         self._writer.close()

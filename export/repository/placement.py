@@ -116,21 +116,17 @@ class LocalTarget:
 
     @property
     def name(self) -> str:
-        """Return the path."""
         return str(self.root)
 
     def read(self, file: str) -> bytes | None:
-        """Return a file's content; None when there is no such file."""
         path = self.root / file
         return path.read_bytes() if path.is_file() else None
 
     def size(self, file: str) -> int | None:
-        """Return a file's size in bytes; None when there is no such file."""
         path = self.root / file
         return path.stat().st_size if path.is_file() else None
 
     def occupied(self) -> bool:
-        """Say whether there is a file of this name, or a folder with anything in it."""
         return self.root.exists() and (not self.root.is_dir() or any(self.root.iterdir()))
 
     def check_free(self, present: Manifest | None, version: int | None) -> None:
@@ -148,13 +144,11 @@ class LocalTarget:
             shutil.rmtree(folder, ignore_errors=True)
 
     def place_whole(self, staging: Path) -> None:
-        """Rename the staged repository into place."""
         with self._explained():
             staging.chmod(0o755)  # mkdtemp's 0700 would lock out a server of another user
             replace_folder(staging, self.root)
 
     def place_version(self, staging: Path, version: int) -> None:
-        """Rename the version folders into place, then write configurations and manifest."""
         with self._explained():
             for model in MODELS:
                 (self.root / model).mkdir(parents=True, exist_ok=True)
@@ -162,7 +156,6 @@ class LocalTarget:
         self.write({file: (staging / file).read_bytes() for file in in_order(staging) if _version_of(file) is None})
 
     def write(self, files: Mapping[str, bytes]) -> None:
-        """Write small files, each by renaming."""
         with self._explained():
             for file, content in files.items():
                 (self.root / file).parent.mkdir(parents=True, exist_ok=True)
@@ -186,24 +179,20 @@ class RemoteTarget:
 
     @property
     def name(self) -> str:
-        """Return the URL."""
         return self.url
 
     def read(self, file: str) -> bytes | None:
-        """Return a file's content; None when there is no such file."""
         with self._explained():
             self.fs.invalidate_cache()
             path = f"{self.root}/{file}"
             return bytes(self.fs.cat_file(path)) if self.fs.exists(path) else None
 
     def size(self, file: str) -> int | None:
-        """Return an object's size in bytes; None when there is no such object."""
         with self._explained():
             path = f"{self.root}/{file}"
             return int(self.fs.size(path)) if self.fs.exists(path) else None
 
     def occupied(self) -> bool:
-        """Say whether anything is below the URL."""
         with self._explained():
             return bool(self.fs.exists(self.root) and self.fs.find(self.root))
 
@@ -222,16 +211,13 @@ class RemoteTarget:
 
     @contextlib.contextmanager
     def staging(self) -> Iterator[Path]:
-        """Yield a temporary folder of this machine."""
         with tempfile.TemporaryDirectory(prefix="affserve-export-") as folder:
             yield Path(folder)
 
     def place_whole(self, staging: Path) -> None:
-        """Upload a repository to where there is none."""
         self._upload(staging, in_order(staging))
 
     def place_version(self, staging: Path, version: int) -> None:
-        """Upload the version folders, then configurations and manifest."""
         with self._explained():
             for model in MODELS:  # what an earlier export of this version left must not stay beside the new files
                 if self.fs.exists(old := f"{self.root}/{model}/{version}"):
@@ -239,7 +225,6 @@ class RemoteTarget:
         self._upload(staging, in_order(staging))
 
     def write(self, files: Mapping[str, bytes]) -> None:
-        """Write small files; a single object appears whole."""
         with self._explained():
             for file, content in files.items():
                 self.fs.makedirs(str(PurePosixPath(self.root, file).parent), exist_ok=True)
