@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +25,9 @@ from affserve.train.models.temporal_head import TemporalHead, demo_head_config
 from affserve.train.provenance import Provenance
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
+
+# A shell that starts the tests in the background has them, and so all that they start, ignore Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Two processes that test side by side have a core each; on two threads each they would wait for one another.
 THREADS = 2 // min(2, int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,7 +37,7 @@ def analyze(
     *,
     seconds: StageSeconds | None = None,
     progress: Progress | None = None,
-) -> Iterator[Rows]:
+) -> Generator[Rows, None, None]:
     """Yield the rows of every frame of a source, in order, in blocks, as soon as no later frame can change them.
 
     source: a video, an image, a folder of images, or one that is open. cropper: unless given, the largest face of each

@@ -5,6 +5,7 @@ In come an open source and a connected client; out come files that appear only w
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -76,8 +77,9 @@ def analyze_to_files(
     table = _table(job, client, model or ModelRecord.of(client))
     with OutputFile(None if outputs.to_stdout else outputs.rows) as file:
         writer = outputs.row_format.open(file, table)
-        blocks = analyze(job.source, client, job.cropper, seconds=stages, progress=progress)
-        error = _write_rows(writer, blocks, tally, stages)
+        # Closed here, or the thread that reads ahead waits for ever where the writing failed.
+        with contextlib.closing(analyze(job.source, client, job.cropper, seconds=stages, progress=progress)) as blocks:
+            error = _write_rows(writer, blocks, tally, stages)
         closing = {"frames": str(tally.frames), "rows": str(tally.rows), **({ERROR: error} if error else {})}
         writer.finish(closing)
     metadata = _write_metadata(outputs, table, closing)
