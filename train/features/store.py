@@ -7,6 +7,7 @@ A store is a folder named for the fingerprint of its encoder, so that two encode
   crops' frame numbers (M,) int32, a second array, and the CRC-32 of the file's name and of all that is before it.
 
 A file gets its name when it is complete. So any number of processes may write, and nobody who reads needs a lock.
+None is forced to the disk: one that a power cut spoils is found like any other that is damaged, and made again.
 """
 
 from __future__ import annotations
@@ -223,7 +224,7 @@ class FeatureStore:
         if not np.isfinite(features).all():
             raise DataError(f"{video}: the encoder's features are not finite in float16; the encoder is not usable")
         try:
-            with staged_file(self.path(video), durable=True) as file:
+            with staged_file(self.path(video)) as file:
                 np.save(file, np.asarray(features, DTYPE))
                 seal(file, self.path(video).name, numbers)
         except OSError as error:
