@@ -25,7 +25,7 @@ from affserve.train.corpus.affwild2 import IMAGE_ROOT_PREFIX, TRAIN, VALIDATION,
 from affserve.train.corpus.annotations import format_annotation
 from affserve.train.corpus.check import PARTS, PUBLISHED, check_corpus
 from affserve.train.crops import CROP_SIZE_PX
-from affserve.train.features.store import DTYPE, FeatureStore, StoreDescription, seal, video_file
+from affserve.train.features.store import DTYPE, FeatureStore, StoreDescription, seal
 from affserve.train.labels import ACTION_UNITS, EXPRESSION, TASKS, VALENCE_AROUSAL, Task
 from affserve.train.provenance import AFF_WILD2
 
@@ -50,7 +50,7 @@ def measure_feature_scale(frames: int, files: int, work_s: float, scratch: Path)
     _write_corpus(scratch / "corpus", lengths, files)
     store = scratch / "features" / FINGERPRINT
     _write_store(store, lengths)
-    written = [path.stat() for path in store.glob(video_file("*"))]
+    written = [path.stat() for path in store.glob("*.npy")]
     measured: dict[str, Any] = {
         "videos": VIDEOS,
         "frames": sum(lengths.values()),
@@ -109,7 +109,7 @@ def _write_store(folder: Path, lengths: dict[str, int]) -> None:
         numbers = np.arange(1, frames + 1)
         # Most videos of Aff-Wild2 have gaps.
         numbers = numbers[(numbers + GAP_EVERY_FRAMES // 2) % GAP_EVERY_FRAMES >= GAP_FRAMES]
-        path = store.folder / video_file(video)
+        path = store.path(video)
         np.lib.format.open_memmap(path, "w+", DTYPE, (len(numbers), WIDTH))  # type: ignore[no-untyped-call]
         with path.open("r+b") as file:
             seal(file, path.name, numbers)

@@ -192,11 +192,11 @@ def _train_encoder(corpus: Path, config: DemoConfig, log: Log, target: Path) -> 
 
 def _extract(corpus: Path, encoder: Path, target: Path) -> None:
     from affserve.train.corpus.affwild2 import open_corpus
-    from affserve.train.features.extraction import extract_features
+    from affserve.train.features.extraction import extract
     from affserve.train.models.checkpoint import load_encoder
 
     model, checkpoint = load_encoder(encoder)
-    extract_features(model, checkpoint.fingerprint, open_corpus(corpus), target)
+    extract(model, checkpoint.fingerprint, open_corpus(corpus), target).warn()
 
 
 def _train_head(corpus: Path, features: Path, config: FitConfig, log: Log, target: Path) -> None:

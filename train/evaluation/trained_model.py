@@ -21,7 +21,7 @@ from affserve.train.evaluation.prediction import Segmenting, judge, predict_all,
 from affserve.train.evaluation.report import write_report
 from affserve.train.evaluation.scores import OFFICIAL, PROTOCOLS, Scores, score
 from affserve.train.evaluation.submission import FillOptions, Template, check_fillable, fill_template
-from affserve.train.features.extraction import Progress, extract_features
+from affserve.train.features.extraction import Progress, extract
 from affserve.train.features.gaps import HOLD, CropFeatures, fill_gaps
 from affserve.train.features.store import FeatureStore
 from affserve.train.features.videos import load_videos
@@ -81,7 +81,7 @@ def evaluate_heads(
 ) -> dict[str, Scores]:
     """Return the scores of both validators on the validation set.
 
-    features: the folder that extract_features returned. report: folder for the report on the official protocol's
+    features: the folder of an extraction. report: folder for the report on the official protocol's
     frames, and for `scores.json` with both protocols. A protocol that finds no frame to score has empty scores.
     """
     arrays: dict[str, list[dict[str, Any]]] = {name: [{}, {}, {}] for name in PROTOCOLS}  # predicted, truth, valid
@@ -124,7 +124,7 @@ class TrainedModel:
 
     def features(self, videos: Sequence[str]) -> Path:
         """Compute what is missing of some videos' features, labelled or not, and return the folder."""
-        return extract_features(
+        done = extract(
             self._encoder,
             self._fingerprint,
             self._corpus,
@@ -133,6 +133,7 @@ class TrainedModel:
             progress=self._progress,
             videos=videos,
         )
+        return done.warn().folder
 
     def evaluate(self, report: Path | None) -> dict[str, Scores]:
         """Return both validators' scores on the validation set; see evaluate_heads."""

@@ -63,6 +63,12 @@ class Extraction:
     seconds: float  # wall-clock
     unreadable: tuple[Path, ...]  # crops that could not be decoded; they count as missing
 
+    def warn(self) -> Extraction:
+        """Warn of crops that could not be decoded."""
+        if self.unreadable:
+            warnings.warn(describe_unreadable(self.unreadable), stacklevel=2)
+        return self
+
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractionPlan:
@@ -72,8 +78,7 @@ class ExtractionPlan:
     description: StoreDescription
     crops: dict[str, NDArray[np.int32]]  # by video: frame numbers of its crops
     missing: dict[str, NDArray[np.int32]]  # those without a feature, by video
-    incomplete: frozenset[str]  # videos that have no whole file
-    damaged: tuple[str, ...] = ()  # those of them that have a damaged one
+    damaged: tuple[str, ...] = ()  # videos whose file is not what was written
 
     @property
     def frames(self) -> int:
@@ -128,31 +133,8 @@ def plan_extraction(corpus: Corpus, store: FeatureStore, videos: Sequence[str] |
         description=store.description,
         crops=crops,
         missing={v: np.setdiff1d(crops[v], stored.get(v, NO_NUMBERS), assume_unique=True) for v in crops},
-        incomplete=frozenset(crops.keys() - stored.keys()),
         damaged=tuple(store.damaged(crops)),
     )
-
-
-def extract_features(
-    encoder: ClipEncoder,
-    fingerprint: str,
-    corpus: Corpus,
-    store: Path,
-    *,
-    device: str = "cpu",
-    config: ExtractConfig | None = None,
-    progress: Progress = lambda done, total: None,
-    videos: Sequence[str] | None = None,
-) -> Path:
-    """Encode every crop of every labelled video and return the folder of the features; warn of unreadable crops.
-
-    The folder is `store`/`fingerprint`. Run again, it computes what is missing. videos: others than the labelled ones,
-    such as those of a test set.
-    """
-    done = extract(encoder, fingerprint, corpus, store, device=device, config=config, progress=progress, videos=videos)
-    if done.unreadable:
-        warnings.warn(describe_unreadable(done.unreadable), stacklevel=2)
-    return done.folder
 
 
 def extract(
@@ -169,8 +151,9 @@ def extract(
 ) -> Extraction:
     """Encode this process's share of the crops of some videos; None: of all that are labelled.
 
-    A crop that cannot be decoded is left out and named in the result; it is tried again in the next run. DataError
-    when the disk is too small for what is missing, before anything is computed.
+    The features are in `store`/`fingerprint`; what is there is not computed again. A crop that cannot be decoded is
+    left out and named in the result; it is tried again in the next run. DataError when the disk is too small for what
+    is missing, before anything is computed.
     """
     config = config or ExtractConfig()
     check_device(device)
@@ -245,7 +228,7 @@ class _Run:
         size = self.config.batch
         for video in share:
             numbers = plan.missing[video].tolist()
-            if not numbers and video not in plan.incomplete:
+            if not numbers and self.store.find(video):
                 continue
             paths = self.corpus.crops(video) if numbers else {}
             for start in range(0, max(1, len(numbers)), size):

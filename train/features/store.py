@@ -7,6 +7,7 @@ A store is a folder named for the fingerprint of its encoder, so that two encode
   crops' frame numbers (M,) int32, a second array, and the CRC-32 of the file's name and of all that is before it.
 
 A file gets its name when it is complete. So any number of processes may write, and nobody who reads needs a lock.
+None is forced to the disk: one that a power cut spoils is found like any other that is damaged, and made again.
 """
 
 from __future__ import annotations
@@ -47,10 +48,6 @@ class StoreDescription:
     corpus: str  # whose crops: video names mean nothing elsewhere
     amp: str = "none"  # autocast the encoder computed in: none, bf16 or fp16
 
-    def __post_init__(self) -> None:
-        if self.width < 1:
-            raise DataError(f"feature width is {self.width}, expected at least 1")
-
     @property
     def row_bytes(self) -> int:
         """Size of one feature on disk."""
@@ -74,11 +71,6 @@ def read_description(folder: Path) -> StoreDescription:
         return StoreDescription(**found)
     except TypeError as error:
         raise DataError(f"{path}: cannot be understood: {error}; {again}") from error
-
-
-def video_file(video: str) -> str:
-    """Return the name of a video's file."""
-    return f"{video}.npy"
 
 
 def seal(file: BinaryIO, name: str, numbers: NDArray[np.integer[Any]]) -> None:
@@ -176,11 +168,15 @@ class FeatureStore:
     @property
     def videos(self) -> list[str]:
         """The names of the videos that have a file, sorted."""
-        return sorted(path.stem for path in self.folder.glob(video_file("*")))
+        return sorted(path.stem for path in self.folder.glob("*.npy"))
+
+    def path(self, video: str) -> Path:
+        """Return where a video's features lie or would lie."""
+        return self.folder / f"{video}.npy"
 
     def find(self, video: str) -> StoredCrops | None:
         """Return the features of a video; None where there are none or they are damaged."""
-        path = self.folder / video_file(video)
+        path = self.path(video)
         try:
             return _checked(path, _state(path.stat()))
         except FileNotFoundError:
@@ -202,7 +198,7 @@ class FeatureStore:
 
     def damaged(self, videos: Iterable[str]) -> list[str]:
         """Return those of some videos whose file is not what was written."""
-        return [v for v in videos if (self.folder / video_file(v)).exists() and self.find(v) is None]
+        return [v for v in videos if self.path(v).exists() and self.find(v) is None]
 
     def _unusable(self, videos: Sequence[str]) -> DataError:
         damaged = self.damaged(videos)
@@ -228,9 +224,9 @@ class FeatureStore:
         if not np.isfinite(features).all():
             raise DataError(f"{video}: the encoder's features are not finite in float16; the encoder is not usable")
         try:
-            with staged_file(self.folder / video_file(video), durable=True) as file:
+            with staged_file(self.path(video)) as file:
                 np.save(file, np.asarray(features, DTYPE))
-                seal(file, video_file(video), numbers)
+                seal(file, self.path(video).name, numbers)
         except OSError as error:
             raise _explained(self.folder, error) from error
 
@@ -252,7 +248,7 @@ def _explained(folder: Path, error: OSError) -> OutputError:
 
 def _remove_left_behind(folder: Path) -> None:
     """Remove what processes that were killed had written aside."""
-    for path in folder.glob(f".{video_file('*')}.*"):
+    for path in folder.glob(".*.npy.*"):
         with suppress(OSError):  # another process may be removing it too
             if time.time() - path.stat().st_mtime > LEFT_BEHIND_S:
                 path.unlink()

@@ -43,7 +43,7 @@ def load_videos(
 ) -> list[LabelledVideo]:
     """Lay out the videos of a set that are labelled for at least one of the tasks.
 
-    features: the folder that extract_features returned. hold_out: as in Corpus.part_videos. DataError when there are
+    features: the folder of an extraction. hold_out: as in Corpus.part_videos. DataError when there are
     no such videos, or when the features are another corpus's or not all there.
     """
     check_policy(gaps)

@@ -86,7 +86,7 @@ def fit(
 ) -> Scores:
     """Train a head, write the best epoch's checkpoint to `target` and return its scores on the validation videos.
 
-    features: the folder that extract_features returned; its name is the encoder's fingerprint. Run again after it was
+    features: the folder of an extraction; its name is the encoder's fingerprint. Run again after it was
     stopped or killed, it goes on; its state, log and last checkpoint are in `<target>.run/` (trainer.run_folder).
     CheckpointError when another training is there.
     """

@@ -19,7 +19,7 @@ from affserve.train.corpus.folds import OFFICIAL_FOLD, fold_corpus
 from affserve.train.errors import CheckpointError
 from affserve.train.evaluation.scores import Scores, constant_guess, score
 from affserve.train.evaluation.trained_model import evaluate_heads, load_served_heads
-from affserve.train.features.extraction import ExtractConfig, extract_features
+from affserve.train.features.extraction import ExtractConfig, extract
 from affserve.train.features.videos import labels_of, load_videos
 from affserve.train.labels import task_by_key
 from affserve.train.models.checkpoint import fingerprint_of, load_encoder, load_head, save_encoder, save_head
@@ -68,7 +68,7 @@ class Runs:
         store = self.out / "features"
         base = self.config.encoder
         reading = ExtractConfig(workers=max(base.workers, ExtractConfig().workers))
-        extract_features(model, checkpoint.fingerprint, self.corpus, store, device=base.device, config=reading)
+        extract(model, checkpoint.fingerprint, self.corpus, store, device=base.device, config=reading).warn()
         return "computed"
 
     def head(self, variant: Variant, fold: int, name: str, seed: int) -> Summaries:
