@@ -148,9 +148,8 @@ def test_a_promise_that_no_rate_keeps_is_a_failed_check(server_url: str, tmp_pat
     options = ["--model", "temporal_head", "--frames", "301", "--slo", "p99=100ms", "--seconds", "0.05"]
     result = CliRunner().invoke(bench_app, ["load", server_url, *options, "--folder", str(tmp_path)])
     assert result.exit_code == 1
-    assert (
-        json.loads((tmp_path / "load-temporal_head.json").read_text())["measured"]["slo"][0]["requests_per_second"] == 0
-    )
+    measured = json.loads((tmp_path / "load-temporal_head.json").read_text())["measured"]
+    assert measured["slo"][0]["requests_per_second"] == 0
 
 
 @pytest.mark.parametrize("capacity", [0.4, 1, 37, 2000], ids=str)
@@ -208,18 +207,12 @@ def test_a_target_that_cannot_be_asked_is_refused(wrong: dict[str, object]) -> N
 
 
 def test_a_split_is_the_mean_over_the_requests_between_two_readings() -> None:
-    before = {"m": dict.fromkeys(("requests", "failed", "executions", "inferences", "request_ns"), 7)}
-    for name in ("queue", "compute_input", "compute_infer", "compute_output"):
-        before["m"][f"{name}_ns"] = 1_000_000
-    after = {"m": {name: value + 4 for name, value in before["m"].items()}, "idle": dict(before["m"])}
-    after["m"]["failed"] = 7
-    after["m"]["queue_ns"] = 9_000_000
-    after["idle"] = dict.fromkeys(before["m"], 0)
-    split = server_split(before, after)
+    names = ("requests", "failed", "executions", "inferences", "request_ns", "queue_ns")
+    before = dict.fromkeys((*names, "compute_input_ns", "compute_infer_ns", "compute_output_ns"), 7)
+    later = {"requests": 11, "executions": 11, "inferences": 11, "queue_ns": 8_000_007}
+    split = server_split({"m": before, "idle": before}, {"m": before | later, "idle": before})
     assert list(split) == ["m"]
-    assert split["m"]["queue_ms"] == 2.0
-    assert split["m"]["requests"] == 4
-    assert split["m"]["batch"] == 1.0
+    assert (split["m"]["queue_ms"], split["m"]["requests"], split["m"]["batch"]) == (2.0, 4, 1.0)
 
 
 def test_samples_of_processes_add_up() -> None:
@@ -238,20 +231,13 @@ def test_samples_of_processes_add_up() -> None:
 
 @pytest.mark.parametrize(
     ("done", "per_second"),
-    [
-        ([0.4, 0.8, 1.2], 2.5),
-        ([0.4, 0.8, 4.8], 2.05),
-        ([1.6], 0.625),
-        ([0.5, 1.0], 2.0),
-        ([], 0.0),
-    ],
+    [([0.4, 0.8, 1.2], 2.5), ([0.4, 0.8, 4.8], 2.05), ([1.6], 0.625), ([0.5, 1.0], 2.0), ([], 0.0)],
     ids=["steady", "stalled", "slow", "exact", "silent"],
 )
 def test_a_slow_service_is_not_counted_in_whole_answers(done: list[float], per_second: float) -> None:
     times = np.array(done)
-    samples = Samples(
-        start_s=0, duration_s=1, intended_s=times, sent_s=times, done_s=times, kinds=[""] * len(done), cpu_s=0
-    )
+    kinds = [""] * len(done)
+    samples = Samples(start_s=0, duration_s=1, intended_s=times, sent_s=times, done_s=times, kinds=kinds)
     assert samples.per_second == pytest.approx(per_second)
 
 

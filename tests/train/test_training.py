@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from corpora import write_annotation, write_crops
-from feature_corpora import temporal_corpus, three_task_corpus
+from feature_corpora import Rows, temporal_corpus, three_task_corpus
 from numpy.typing import NDArray
 
 from affserve.train.corpus.affwild2 import TRAIN, VALIDATION, open_corpus
@@ -53,18 +53,6 @@ def corpus_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = SyntheticConfig(videos=8, validation_share=0.5, frames_min=40, frames_max=60, whole_frame_videos=0)
     write_corpus(root, config, workers=1)
     return root
-
-
-class Rows:
-    """Features of a video without gaps, in memory."""
-
-    def __init__(self, rows: NDArray[np.float16]) -> None:
-        self.numbers = np.arange(1, len(rows) + 1, dtype=np.int32)
-        self.width = rows.shape[1]
-        self._rows = rows
-
-    def read(self, positions: slice) -> NDArray[np.float16]:
-        return self._rows[positions]
 
 
 def quiet(_: str) -> None:
@@ -128,7 +116,7 @@ def test_the_official_validator_merges_and_the_papers_counts_overlaps_twice_and_
         return LabelledVideo(
             name=name,
             frames=frames,
-            crops=Rows(rows),
+            crops=Rows(np.arange(1, frames + 1, dtype=np.int32), rows),
             truth={EXPRESSION.key: (np.arange(frames)[:, None] % 8).astype(np.float32)},
             valid={EXPRESSION.key: np.arange(frames) % 10 != 0},
         )
