@@ -27,9 +27,6 @@ def test_a_line_is_found_and_a_curve_is_told_from_one() -> None:
     straight = linear_fit([1, 2, 3, 4], [12.0, 14.0, 16.0, 18.0])
     assert (straight["slope"], straight["intercept"], straight["r_squared"]) == pytest.approx((2.0, 10.0, 1.0))
     assert linear_fit([1, 2, 3, 4], [1.0, 4.0, 9.0, 16.0])["r_squared"] < 0.98
-
-
-def test_one_amount_of_work_is_no_line() -> None:
     with pytest.raises(ValueError, match="two different"):
         linear_fit([5, 5], [1.0, 2.0])
 

@@ -100,13 +100,10 @@ def test_the_higher_peak_counts() -> None:
     assert limits.better(first, second) == second
 
 
-@pytest.mark.parametrize("batches", [(), (0,), (301,)], ids=["none", "zero", "too-many"])
-def test_sizes_that_cannot_be_measured_are_refused(batches: tuple[int, ...], repository: Path) -> None:
-    with pytest.raises(DataError, match="1 to 300"):
-        StagesConfig(repositories=(repository,), batches=batches)
-
-
-def test_wrong_engines_devices_and_folders_are_told(repository: Path, tmp_path: Path) -> None:
+def test_wrong_sizes_engines_devices_and_folders_are_told(repository: Path, tmp_path: Path) -> None:
+    for batches in ((), (0,), (301,)):
+        with pytest.raises(DataError, match="1 to 300"):
+            StagesConfig(repositories=(repository,), batches=batches)
     with pytest.raises(DataError, match="openvino"):
         find_engines([repository], "cpu", 1, ["openvino"])
     with pytest.raises(DataError, match="tpu"):

@@ -22,7 +22,7 @@ from affserve.train.stages.fit import FitConfig, fit
 from affserve.train.synthetic.corpus import write_corpus
 from affserve.train.synthetic.plan import SyntheticConfig
 from affserve.train.trainer.log import read_log
-from affserve.train.trainer.run_folder import RunFolder, differences
+from affserve.train.trainer.run_folder import RunFolder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 KILL, TERMINATE = signal.SIGKILL, signal.SIGTERM
@@ -171,11 +171,3 @@ def test_the_command_stopped_in_the_middle_of_an_epoch_goes_on_bit_for_bit(tmp_p
     assert steps_logged(tmp_path / "disturbed") == 2
     assert train("disturbed").end() == train("straight").end() == 0
     assert weights(tmp_path / "disturbed") == weights(tmp_path / "straight")
-
-
-def test_differences_name_nested_fields_and_both_values() -> None:
-    old = {"a": {"b": 1, "c": [1, 2]}, "d": None}
-    assert differences(old, {"a": {"b": 1, "c": [1]}, "e": 3}) == [
-        "a.c ([1, 2] there, [1] here)",
-        "e (null there, 3 here)",
-    ]

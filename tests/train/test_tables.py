@@ -176,7 +176,9 @@ def study(corpus_root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     return out, tables_command(corpus_root, out), found
 
 
-def test_a_killed_study_goes_on_and_repeats_nothing(study: tuple[Path, Result, dict[Path, int]]) -> None:
+def test_a_killed_study_goes_on_repeats_nothing_and_prints_what_it_writes(
+    study: tuple[Path, Result, dict[Path, int]],
+) -> None:
     out, result, found = study
     assert result.exit_code == 0, f"{result.output}{result.exception!r}"
     assert {path.parent.name for path in found} >= {"fold0", "seed0"}
@@ -190,15 +192,10 @@ def test_a_killed_study_goes_on_and_repeats_nothing(study: tuple[Path, Result, d
     assert document["table_1"][PAPER][0]["ours"]["valence"]["mean"] is None  # no video has a full window
     assert document["constant_guess"]["action_units"] > 0
     assert document["failures"] == []
-
-
-def test_what_is_printed_is_what_is_written(study: tuple[Path, Result, dict[Path, int]]) -> None:
-    out, result, _ = study
     text = (out / "tables.md").read_text()
     assert result.stdout.strip() == text.strip()
     assert "Generated faces: these figures test the code" in text
     assert "[16/16] ensemble of the folds' heads" in result.stderr
-    assert "0.5615" in text
 
 
 def test_the_folds_heads_become_one_checkpoint_that_evaluates(

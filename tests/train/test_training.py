@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
 
 import cv2
 import numpy as np
@@ -20,29 +19,20 @@ from numpy.typing import NDArray
 from affserve.train.corpus.affwild2 import TRAIN, VALIDATION, open_corpus
 from affserve.train.crops import read_crop, to_encoder_input
 from affserve.train.errors import CheckpointError, DataError
-from affserve.train.evaluation.metrics import METRIC_NAMES, SCORE_EACH
 from affserve.train.evaluation.prediction import Segmenting, judge, predict_all, predict_video
-from affserve.train.evaluation.submission import CELLS
 from affserve.train.features.store import FeatureStore
 from affserve.train.features.videos import LabelledVideo
-from affserve.train.labels import EXPRESSION, TASKS, Kind, Task
+from affserve.train.labels import EXPRESSION, TASKS, Task
 from affserve.train.models.checkpoint import load_encoder, load_head
 from affserve.train.models.encoder import DEMO_ARCHITECTURE, create_encoder
-from affserve.train.models.temporal_head import ACTIVATIONS, TemporalHead, TemporalHeadConfig, demo_head_config
+from affserve.train.models.temporal_head import TemporalHead, TemporalHeadConfig, demo_head_config
 from affserve.train.stages.finetune import FinetuneConfig, finetune
 from affserve.train.stages.fit import FitConfig, fit
 from affserve.train.stages.frames import TURN_DEGREES, Augmentation, FrameDataset, labelled_frames, resampled
 from affserve.train.synthetic.corpus import write_corpus
 from affserve.train.synthetic.plan import SyntheticConfig
 from affserve.train.trainer.log import read_log
-from affserve.train.trainer.losses import (
-    LOSSES,
-    SUMS_OVER_FRAMES,
-    BalanceConfig,
-    balanced_order,
-    class_weights,
-    loss_weights,
-)
+from affserve.train.trainer.losses import BalanceConfig, balanced_order, class_weights, loss_weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -180,11 +170,6 @@ def test_another_task_of_a_known_kind_needs_only_its_line_in_the_vocabulary(
     assert set(scores.summary()) == {*TASKS, "valence", "arousal", *names}
     assert "| gaze | mean CCC |" in (tmp_path / "head.run/report/report.md").read_text()
     assert load_head(tmp_path / "head")[1].provenance.data["fingerprint"] == fingerprint
-
-
-@pytest.mark.parametrize("by_kind", [LOSSES, SUMS_OVER_FRAMES, ACTIVATIONS, SCORE_EACH, METRIC_NAMES, CELLS])
-def test_what_depends_on_a_kind_is_said_for_every_kind(by_kind: dict[str, object]) -> None:
-    assert set(by_kind) == set(get_args(Kind)) == {task.kind for task in TASKS.values()}
 
 
 def test_augmentation_depends_on_seed_epoch_and_index_alone(corpus_root: Path) -> None:
