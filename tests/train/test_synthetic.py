@@ -29,15 +29,9 @@ from affserve.train.synthetic.motion import ACTIVE_INTENSITY, draw_motion
 from affserve.train.synthetic.plan import Difficulty, SyntheticConfig, plan_videos
 from affserve.train.synthetic.scene import draw_performance, draw_person
 
-SMALL = SyntheticConfig(
-    videos=16,
-    validation_share=0.4,
-    frames_min=60,
-    frames_max=80,
-    fps=(10.0,),  # 60 frames then hold two expressions
-    whole_frame_videos=2,
-    whole_frame_frames=40,
-)
+WHOLE = SyntheticConfig(whole_frame_videos=2, whole_frame_frames=40)
+# At 10 frames per second, 60 frames hold two expressions.
+SMALL = replace(WHOLE, videos=16, validation_share=0.4, frames_min=60, frames_max=80, fps=(10.0,))
 TINY = SyntheticConfig(videos=3, frames_min=30, frames_max=32, fps=(15.0,), whole_frame_videos=1, whole_frame_frames=30)
 
 

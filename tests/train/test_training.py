@@ -234,9 +234,8 @@ def test_losses_are_weighed_where_that_was_asked_for_and_there_are_labels() -> N
     assert weighed.units is not None
     assert weighed.units.tolist() == [2.0] * 12  # two passive frames to an active one; the last is not labelled
     assert loss_weights(BalanceConfig(), truth, valid, "cpu").units is None
-    assert (
-        loss_weights(BalanceConfig(unit_weights=True, class_weights="inverse_frequency"), {}, {}, "cpu").units is None
-    )
+    both = BalanceConfig(unit_weights=True, class_weights="inverse_frequency")
+    assert loss_weights(both, {}, {}, "cpu").units is None
 
 
 def test_balanced_sampling_draws_every_expression_equally_often() -> None:
@@ -248,19 +247,10 @@ def test_balanced_sampling_draws_every_expression_equally_often() -> None:
 
 
 def test_the_options_against_skew_train_an_encoder(corpus_root: Path, tmp_path: Path) -> None:
-    balance = BalanceConfig(
-        class_weights="effective_number", label_smoothing=0.1, unit_weights=True, sampling="balanced"
-    )
-    config = FinetuneConfig(
-        architecture=DEMO_ARCHITECTURE,
-        pretrained=None,
-        tasks=(EXPRESSION.key, "action_units"),
-        epochs=1,
-        batch=32,
-        micro_batch=8,
-        balance=balance,
-        frame_step=2,
-    )
+    weights = BalanceConfig(class_weights="effective_number", unit_weights=True)
+    balance = replace(weights, label_smoothing=0.1, sampling="balanced")
+    demo = FinetuneConfig(architecture=DEMO_ARCHITECTURE, pretrained=None, epochs=1, batch=32, frame_step=2)
+    config = replace(demo, tasks=(EXPRESSION.key, "action_units"), micro_batch=8, balance=balance)
     scores = finetune(open_corpus(corpus_root), config, tmp_path / "encoder", quiet)
     assert set(scores.by_task) == {EXPRESSION.key, "action_units"}
     document = json.loads((tmp_path / "encoder/config.json").read_text())
@@ -297,7 +287,6 @@ def test_pretrained_weights_are_read_from_a_local_file(tmp_path: Path) -> None:
     encoder = create_encoder(DEMO_ARCHITECTURE, pretrained=str(tmp_path / "weights.pt"))
     for name, values in model.visual.state_dict().items():
         torch.testing.assert_close(encoder.visual.state_dict()[name], values)
-    shutil.rmtree(tmp_path)
 
 
 def test_the_commands_of_the_readme_lead_from_a_corpus_to_a_repository(tmp_path: Path) -> None:
