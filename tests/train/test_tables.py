@@ -161,8 +161,9 @@ def tables_command(corpus_root: Path, out: Path, *more: str) -> Result:
 
 def killed_in_the_middle(corpus_root: Path, out: Path) -> str:
     """Run the command in a process of its own that is killed for good while the second head is being trained."""
+    second = "/full/fold0/multi_task/seed1"
     command = ("tables", str(corpus_root), "--out", str(out), *TINY)
-    training = start(out.with_suffix(".out"), interrupted, "/full/", 1, signal.SIGKILL, run_command, *command)
+    training = start(out.with_suffix(".out"), interrupted, second, 1, signal.SIGKILL, run_command, *command)
     assert training.end() == -signal.SIGKILL, training.told
     return training.told
 
