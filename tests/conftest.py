@@ -35,6 +35,14 @@ os.environ.setdefault("OMP_NUM_THREADS", str(THREADS))  # of commands that tests
 torch.set_num_threads(THREADS)
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Sums over two threads need not be those over one; and small models gain nothing from a second one."""
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(THREADS)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real clips that lies beside the checkout where the project is developed."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,23 @@ from affserve.train.labels import TASKS, VALENCE_AROUSAL
 
 FINGERPRINT = "0123456789abcdef"
 WIDTH = 8  # D
+
+
+@dataclass
+class Rows:
+    """Features of some crops in memory: (C, D) of the crops with these numbers (C,)."""
+
+    numbers: NDArray[np.int32]
+    rows: NDArray[np.float16]
+    most_read: int = 0  # rows at once
+
+    @property
+    def width(self) -> int:
+        return self.rows.shape[1]
+
+    def read(self, positions: slice) -> NDArray[np.float16]:
+        self.most_read = max(self.most_read, positions.stop - positions.start)
+        return self.rows[positions]
 
 
 def write_features(root: Path, rows: Mapping[str, NDArray[np.float16]]) -> Path:

@@ -20,6 +20,7 @@ from affserve.train.trainer.gradient import Batch, BatchGradient, parts_of
 from affserve.train.trainer.ranks import Ranks, joined_ranks, share_batch_norms
 
 TINY_VIT = {"image_size": 224, "layers": 1, "width": 64, "head_width": 32, "patch_size": 32}
+HEAD = demo_head_config(feature_width=8, width=32, layers=1, tcn_channels=(16, 16, 16), dropout=0.0)
 CASES = {  # samples of the global batch and of a forward pass
     "head-of-all-tasks": (5, None),
     "head-in-micro-batches": (5, 2),
@@ -28,15 +29,6 @@ CASES = {  # samples of the global batch and of a forward pass
     "encoder-in-micro-batches": (7, 2),
     "encoder-with-an-idle-rank": (1, None),
 }
-
-
-def tiny_encoder() -> FrameClassifier:
-    encoder = ClipEncoder(EncoderConfig(architecture="tiny", embed_dim=16, vision_cfg=TINY_VIT))
-    return FrameClassifier(encoder, [EXPRESSION.key], dropout=0.0)
-
-
-def tiny_head() -> TemporalHead:
-    return TemporalHead(demo_head_config(feature_width=8, width=32, layers=1, tcn_channels=(16, 16, 16), dropout=0.0))
 
 
 def labels(shape: tuple[int, ...], keys: list[str]) -> Batch:
@@ -55,11 +47,13 @@ def gradients_of(case: str, ranks: Ranks, micro_batch: int | None = None) -> dic
     """Return the gradient of a fixed global batch by parameter, the loss as `loss`, and what batch norms remember."""
     count, split = CASES[case]
     torch.manual_seed(3)
-    model: nn.Module = tiny_head() if case.startswith("head") else tiny_encoder()
     if case.startswith("head"):
+        model: nn.Module = TemporalHead(HEAD)
         batch = {"features": torch.randn(count, 30, 8), "present": torch.ones(count, 30, dtype=torch.bool)}
         batch |= labels((count, 30), list(TASKS))
     else:
+        encoder = ClipEncoder(EncoderConfig(architecture="tiny", embed_dim=16, vision_cfg=TINY_VIT))
+        model = FrameClassifier(encoder, [EXPRESSION.key], dropout=0.0)
         batch = {"frames": torch.randint(0, 256, (count, 224, 224, 3), dtype=torch.uint8)}
         batch |= labels((count,), [EXPRESSION.key])
     wrapped = model.train()
@@ -74,14 +68,10 @@ def gradients_of(case: str, ranks: Ranks, micro_batch: int | None = None) -> dic
     return {**found, "loss": torch.tensor(loss)}
 
 
-def training_config() -> FitConfig:
-    head = demo_head_config(feature_width=8, width=32, layers=1, tcn_channels=(16, 16, 16), dropout=0.0)
-    return FitConfig(head=head, epochs=3, batch=5, lr=1e-3, window=60, stride=40)
-
-
 def train(corpus: Path, out: Path) -> None:
     [features] = (corpus / "features").iterdir()
-    fit(open_corpus(corpus), features, training_config(), out, lambda text: print(text, file=sys.stderr))
+    config = FitConfig(head=HEAD, epochs=3, batch=5, lr=1e-3, window=60, stride=40)
+    fit(open_corpus(corpus), features, config, out, lambda text: print(text, file=sys.stderr))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Trainings in processes of their own that a test may kill; started from a process that has everything imported."""
+"""Trainings in processes of their own, to be killed at a step; the process that starts them has everything imported."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ import os
 import resource
 import signal
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from affserve.train.corpus.affwild2 import open_corpus
 from affserve.train.errors import AffserveError, TrainingStopped
 from affserve.train.stages.fit import FitConfig, fit
+from affserve.train.trainer.log import TrainingLog
 
 START = multiprocessing.get_context("forkserver")
 START.set_forkserver_preload(
@@ -32,18 +33,9 @@ class Training:
     process: multiprocessing.process.BaseProcess
     output: Path
 
-    def wait_for(self, true: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 120
-        while not true():
-            assert self.process.is_alive(), self.output.read_text()
-            assert time.monotonic() < deadline
-            time.sleep(0.002)
-
-    def end(self, number: signal.Signals | None = None) -> int:
-        """Send a signal if one is given, and return the exit code once the process has ended."""
-        if number is not None:
-            os.kill(self.process.pid or 0, number)
-        self.process.join(timeout=120)
+    def end(self) -> int:
+        """Return the exit code once the process has ended."""
+        self.process.join(timeout=600)
         assert self.process.exitcode is not None, "still running"
         return self.process.exitcode
 
@@ -66,6 +58,19 @@ def _run(output: Path, work: Callable[..., None], *arguments: object) -> None:
         os.dup2(file.fileno(), 2)
         sys.stdout = sys.stderr = file
         work(*arguments)
+
+
+def interrupted(where: str, step: int, number: signal.Signals, work: Callable[..., None], *arguments: object) -> None:
+    """Do some work that sends itself a signal when it has logged this step in a log whose path contains `where`."""
+    write = TrainingLog.step
+
+    def logged(log: TrainingLog, at: int, *line: Any) -> None:
+        write(log, at, *line)
+        if at == step and where in log._file.name:
+            os.kill(os.getpid(), number)
+
+    TrainingLog.step = logged  # type: ignore[method-assign]
+    work(*arguments)
 
 
 def train_head(corpus: Path, features: Path, target: Path, config: FitConfig, limit_bytes: int | None = None) -> None:

@@ -38,14 +38,6 @@ class Actor:
             draw_face(image, self._identity, FaceState.at(self._motion, frame), placement, Lighting())
 
 
-def room(number: int) -> NDArray[np.uint8]:
-    """Draw an empty background (H, W, 3)."""
-    rng = np.random.default_rng([8, number])
-    person = draw_person(8, number, 1.0)
-    performance = draw_performance(rng, person, frames=30, fps=30.0, difficulty=Difficulty(), size=SIZE_PX)
-    return performance._background
-
-
 def scene(
     actors: list[Actor],
     frames: int,
@@ -54,7 +46,9 @@ def scene(
     board: Callable[[int], tuple[int, int] | None] | None = None,
 ) -> Iterator[NDArray[np.uint8]]:
     """Yield the frames; later actors stand in front. board: frame to the x range (px) that a grey board hides."""
-    empty = room(background)
+    rng = np.random.default_rng([8, background])
+    person = draw_person(8, background, 1.0)
+    empty = draw_performance(rng, person, frames=30, fps=30.0, difficulty=Difficulty(), size=SIZE_PX)._background
     noise = np.random.default_rng(9)
     for frame in range(frames):
         image = empty.copy()

@@ -12,41 +12,15 @@ from collections.abc import Iterator
 import onnx
 from onnx import TensorProto, defs
 
-TABLE_EDITION = "10.15"
 OPSETS = range(9, 24 + 1)
-TYPES = {
-    "FLOAT": "FP32",
-    "FLOAT16": "FP16",
-    "BFLOAT16": "BF16",
-    "INT32": "INT32",
-    "INT64": "INT64",
-    "BOOL": "BOOL",
-    "UINT8": "UINT8",
-    "DOUBLE": "DOUBLE",
-    "INT8": "INT8",
-}
+TYPES = {"FLOAT": "FP32", "FLOAT16": "FP16", "BFLOAT16": "BF16"}  # the others have the table's names
 
 _FLOATS = frozenset({"FP32", "FP16", "BF16"})
 _NUMBERS = _FLOATS | {"INT32", "INT64"}
 _ALL = _NUMBERS | {"BOOL"}
 SUPPORTED_TYPES: dict[str, frozenset[str]] = {
-    **dict.fromkeys(
-        (
-            "BatchNormalization",
-            "Ceil",
-            "Celu",
-            "Clip",
-            "Conv",
-            "Cos",
-            "CumSum",
-            "Dropout",
-            "Einsum",
-            "Elu",
-            "Erf",
-            "Exp",
-        ),
-        _FLOATS,
-    ),
+    **dict.fromkeys(("BatchNormalization", "Ceil", "Celu", "Clip", "Conv", "Cos", "CumSum", "Dropout"), _FLOATS),
+    **dict.fromkeys(("Einsum", "Elu", "Erf", "Exp"), _FLOATS),
     **dict.fromkeys(("Floor", "Gemm", "GlobalAveragePool", "GlobalMaxPool", "HardSigmoid", "HardSwish"), _FLOATS),
     **dict.fromkeys(("InstanceNormalization", "LayerNormalization", "LeakyRelu", "Log", "LogSoftmax"), _FLOATS),
     **dict.fromkeys(("MatMul", "PRelu", "Reciprocal", "RMSNormalization", "Round", "Sigmoid", "Sin"), _FLOATS),
@@ -93,12 +67,8 @@ def tensor_types(model: onnx.ModelProto) -> dict[str, str]:
     values = [*graph.input, *graph.output, *graph.value_info]
     numbers = {value.name: value.type.tensor_type.elem_type for value in values}
     numbers |= {tensor.name: tensor.data_type for tensor in graph.initializer}
-    return {name: _table_name(number) for name, number in numbers.items()}
-
-
-def _table_name(number: int) -> str:
-    name = TensorProto.DataType.Name(number)
-    return TYPES.get(name, name)
+    names = {name: TensorProto.DataType.Name(number) for name, number in numbers.items()}
+    return {tensor: TYPES.get(name, name) for tensor, name in names.items()}
 
 
 def _reasons(node: onnx.NodeProto, types: dict[str, str], constants: set[str], opset: int) -> Iterator[str]:

@@ -7,11 +7,13 @@ import os
 import re
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from typer.testing import CliRunner
 
 from affserve.benchmarks.cli import bench_app
@@ -20,12 +22,9 @@ from affserve.benchmarks.load.loops import Load, Samples, merge, poisson, run_lo
 from affserve.benchmarks.load.request import Target
 from affserve.benchmarks.load.slo import Promise, highest_rate
 from affserve.benchmarks.load.workers import Generators
-from affserve.benchmarks.measuring.samples import percentiles
 from affserve.benchmarks.measuring.server_side import server_processes, server_split
 from affserve.benchmarks.video.cameras import within
 from affserve.train.errors import DataError, ServerError
-
-STALL_S = 0.4
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +36,7 @@ def generators() -> Iterator[Generators]:
 def test_arrivals_are_those_of_independent_callers() -> None:
     times = poisson(500, 10, seed=1)
     gaps = np.diff(times)
-    assert len(times) == 5000
-    assert np.all(gaps >= 0)
-    assert times[-1] < 10
+    assert (len(times), times[-1] < 10, np.all(gaps >= 0)) == (5000, True, True)
     assert gaps.std() / gaps.mean() == pytest.approx(1, abs=0.05)  # exponential gaps; 0 would be a clock's
     assert not np.array_equal(times, poisson(500, 10, seed=2))
 
@@ -54,63 +51,67 @@ def test_processes_share_a_load_without_losing_any(processes: int) -> None:
     assert len({share.seed for share in rates}) == processes
 
 
-def stalled(url: str, asked: Load) -> Samples:
-    """Run a load while the server stands still for its first moments."""
-    pid = server_processes(url)[0]
-    waker = threading.Timer(STALL_S, os.kill, (pid, signal.SIGCONT))
-
-    def stall() -> None:
-        os.kill(pid, signal.SIGSTOP)
-        waker.start()
-
-    samples = run_load(Target(url=url, model="temporal_head", frames=1), asked, ready=stall)
-    waker.join()
-    return samples
+@pytest.fixture
+def server_pid(server_url: str) -> Iterator[int]:
+    """The server's process, which a test may stop; it goes on afterwards."""
+    pid = server_processes(server_url)[0]
+    yield pid
+    os.kill(pid, signal.SIGCONT)
 
 
-def test_an_open_loop_shows_a_stall_that_a_closed_loop_hides(server_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_open_loop_shows_a_stall_that_a_closed_loop_hides(
+    server_url: str, server_pid: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    woken_s: list[float] = []
+
+    def wake() -> None:
+        woken_s.append(time.monotonic())
+        os.kill(server_pid, signal.SIGCONT)
+
+    waker = threading.Timer(0.1, wake)
+
+    def all_at_once(*_: object) -> NDArray[np.float64]:
+        waker.start()  # after the start of the clock: every request is meant to be sent while the server stands still
+        return np.zeros(40)
+
     # Room for 16 requests on the way, so that the generator itself has to wait and sends late.
     monkeypatch.setattr(loops, "IN_FLIGHT_BYTES", 1)
-    opened = stalled(server_url, Load(duration_s=1.5, rate_per_s=100))
-    closed = stalled(server_url, Load(duration_s=1.5, concurrency=1))
-    assert not opened.errors
-    assert len(opened.kinds) == 150
-    assert percentiles(opened.latencies_s.tolist())["p99"] > 0.75 * STALL_S
-    assert (
-        percentiles(opened.latencies_s.tolist())["p90"] > 0.25 * STALL_S
-    )  # a quarter of all was meant to be sent then
-    assert closed.latencies_s.max() > 0.75 * STALL_S  # one caller, one late answer
-    # An open loop counts from when a request was meant to be sent, a closed one from when it was.
-    assert (opened.sent_s - opened.intended_s).max() > 0.25 * STALL_S
+    monkeypatch.setattr(loops, "poisson", all_at_once)
+    target = Target(url=server_url, model="temporal_head", frames=1)
+    asked = Load(duration_s=1, rate_per_s=40)
+    opened = run_load(target, asked, ready=lambda: os.kill(server_pid, signal.SIGSTOP))
+    assert (opened.errors, len(opened.kinds)) == ({}, 40)
+    assert opened.latencies_s.min() >= woken_s[0] - opened.start_s  # of those too that were sent after the stall
+    assert (opened.sent_s >= woken_s[0]).sum() >= 40 - 16
+    closed = run_load(target, Load(duration_s=0.1, concurrency=1))
     assert (closed.sent_s == closed.intended_s).all()
 
 
 def test_wrong_requests_are_counted_by_kind(server_url: str, generators: Generators) -> None:
-    point = generators.measure(
-        Target(url=server_url, model="temporal_head", frames=301), Load(duration_s=0.3, concurrency=2)
-    )
-    assert point["requests"] > 2
-    assert point["errors"] == {"INVALID_ARGUMENT": point["requests"]}
+    target = Target(url=server_url, model="temporal_head", frames=301)
+    point = generators.measure(target, Load(duration_s=0.2, rate_per_s=20))
+    assert point["errors"] == {"INVALID_ARGUMENT": 4}
     assert "1 to 300 frames" in point["error_examples"]["INVALID_ARGUMENT"]
     assert point["latency"] is None
-    assert point["requests_per_second"] == 0
+    assert (point["requests"], point["requests_per_second"]) == (4, 0)
 
 
-def test_too_slow_answers_are_deadlines(server_url: str) -> None:
-    target = Target(url=server_url, model="clip_encoder", frames=300, timeout_s=0.02)
-    samples = run_load(target, Load(duration_s=0.2, rate_per_s=20))
+def test_too_slow_answers_are_deadlines(server_url: str, server_pid: int) -> None:
+    target = Target(url=server_url, model="temporal_head", frames=1, timeout_s=0.02)
+    asked = Load(duration_s=0.2, rate_per_s=20)
+    samples = run_load(target, asked, ready=lambda: os.kill(server_pid, signal.SIGSTOP))
     assert samples.errors == {"DEADLINE_EXCEEDED": 4}
 
 
 def test_a_server_that_is_not_there_is_told_and_the_generator_still_works(
     server_url: str, generators: Generators
 ) -> None:
-    short = Load(duration_s=0.2, concurrency=1)
+    short = Load(duration_s=0.2, rate_per_s=20)
     with pytest.raises(ServerError, match=r"127\.0\.0\.1:9 "):
         generators.measure(Target(url="127.0.0.1:9", model="temporal_head", frames=1), short)
     with pytest.raises(ServerError, match="shared memory"):
         generators.measure(Target(url="127.0.0.1:9", model="temporal_head", frames=1, transport="shm"), short)
-    assert generators.measure(Target(url=server_url, model="temporal_head", frames=1), short)["requests"] > 0
+    assert generators.measure(Target(url=server_url, model="temporal_head", frames=1), short)["requests"] == 4
 
 
 def test_points_say_what_server_generator_and_machine_did(server_url: str, tmp_path: Path) -> None:
@@ -130,9 +131,9 @@ def test_points_say_what_server_generator_and_machine_did(server_url: str, tmp_p
         for model in ("affect", "clip_encoder", "temporal_head"):
             assert point["server"][model]["requests"] == point["requests"]
         split = point["server"]["clip_encoder"]
-        assert 0 < split["compute_infer_ms"] <= split["request_ms"] <= 1.5 * point["latency"]["mean_ms"]
+        assert 0 < split["compute_infer_ms"] <= split["request_ms"]
         assert point["cpu"]["server_cores"] > 0
-        assert 0 < point["generator"]["cores"] < 1
+        assert point["generator"]["cores"] > 0
     raw, shm = (next(p for p in measured["points"] if p["transport"] == name) for name in ("raw", "shm"))
     assert raw["request_bytes"] > 4 * 224 * 224 * 3
     assert shm["request_bytes"] < 1000
@@ -145,9 +146,8 @@ def test_a_promise_that_no_rate_keeps_is_a_failed_check(server_url: str, tmp_pat
     options = ["--model", "temporal_head", "--frames", "301", "--slo", "p99=100ms", "--seconds", "0.05"]
     result = CliRunner().invoke(bench_app, ["load", server_url, *options, "--folder", str(tmp_path)])
     assert result.exit_code == 1
-    assert (
-        json.loads((tmp_path / "load-temporal_head.json").read_text())["measured"]["slo"][0]["requests_per_second"] == 0
-    )
+    measured = json.loads((tmp_path / "load-temporal_head.json").read_text())["measured"]
+    assert measured["slo"][0]["requests_per_second"] == 0
 
 
 @pytest.mark.parametrize("capacity", [0.4, 1, 37, 2000], ids=str)
@@ -205,18 +205,12 @@ def test_a_target_that_cannot_be_asked_is_refused(wrong: dict[str, object]) -> N
 
 
 def test_a_split_is_the_mean_over_the_requests_between_two_readings() -> None:
-    before = {"m": dict.fromkeys(("requests", "failed", "executions", "inferences", "request_ns"), 7)}
-    for name in ("queue", "compute_input", "compute_infer", "compute_output"):
-        before["m"][f"{name}_ns"] = 1_000_000
-    after = {"m": {name: value + 4 for name, value in before["m"].items()}, "idle": dict(before["m"])}
-    after["m"]["failed"] = 7
-    after["m"]["queue_ns"] = 9_000_000
-    after["idle"] = dict.fromkeys(before["m"], 0)
-    split = server_split(before, after)
+    names = ("requests", "failed", "executions", "inferences", "request_ns", "queue_ns")
+    before = dict.fromkeys((*names, "compute_input_ns", "compute_infer_ns", "compute_output_ns"), 7)
+    later = {"requests": 11, "executions": 11, "inferences": 11, "queue_ns": 8_000_007}
+    split = server_split({"m": before, "idle": before}, {"m": before | later, "idle": before})
     assert list(split) == ["m"]
-    assert split["m"]["queue_ms"] == 2.0
-    assert split["m"]["requests"] == 4
-    assert split["m"]["batch"] == 1.0
+    assert (split["m"]["queue_ms"], split["m"]["requests"], split["m"]["batch"]) == (2.0, 4, 1.0)
 
 
 def test_samples_of_processes_add_up() -> None:
@@ -235,20 +229,13 @@ def test_samples_of_processes_add_up() -> None:
 
 @pytest.mark.parametrize(
     ("done", "per_second"),
-    [
-        ([0.4, 0.8, 1.2], 2.5),
-        ([0.4, 0.8, 4.8], 2.05),
-        ([1.6], 0.625),
-        ([0.5, 1.0], 2.0),
-        ([], 0.0),
-    ],
+    [([0.4, 0.8, 1.2], 2.5), ([0.4, 0.8, 4.8], 2.05), ([1.6], 0.625), ([0.5, 1.0], 2.0), ([], 0.0)],
     ids=["steady", "stalled", "slow", "exact", "silent"],
 )
 def test_a_slow_service_is_not_counted_in_whole_answers(done: list[float], per_second: float) -> None:
     times = np.array(done)
-    samples = Samples(
-        start_s=0, duration_s=1, intended_s=times, sent_s=times, done_s=times, kinds=[""] * len(done), cpu_s=0
-    )
+    kinds = [""] * len(done)
+    samples = Samples(start_s=0, duration_s=1, intended_s=times, sent_s=times, done_s=times, kinds=kinds)
     assert samples.per_second == pytest.approx(per_second)
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import blurred_noise
+from tiny_server import wait_for
 
 from affserve.benchmarks.measuring.random_models import Checkpoints
 from affserve.benchmarks.measuring.samples import largest_difference
@@ -28,6 +29,9 @@ from affserve.train.windows import Outputs
 
 PROJECT = Path(__file__).parents[2]
 FRAMES = 48
+needs_peers = pytest.mark.skipif(
+    not (PROJECT / SITE / "fastapi").is_dir(), reason="affserve bench peers installs the peers once"
+)
 
 
 @pytest.fixture(scope="module")
@@ -49,9 +53,8 @@ def test_the_plain_script_answers_as_our_server(settings: PeerSettings, served: 
     assert told["equal"], told
 
 
+@needs_peers
 def test_the_naive_service_answers_as_our_server(settings: PeerSettings, served: Outputs) -> None:
-    if not (PROJECT / SITE / "fastapi").is_dir():
-        pytest.skip("the peers are not installed: affserve bench peers does that once")
     with naive_service(settings, 1) as service:
         answers = [service.answer(blurred_noise(FRAMES), in_flight) for in_flight in (1, 2)]
     for answer in answers:
@@ -64,23 +67,18 @@ def test_a_peer_that_does_not_start_shows_its_log(settings: PeerSettings) -> Non
         peer_server("affserve.benchmarks.nobody", settings, []).__enter__()
 
 
+@needs_peers
 def test_a_peer_ends_with_a_benchmark_that_is_killed(settings: PeerSettings) -> None:
-    if not (PROJECT / SITE / "fastapi").is_dir():
-        pytest.skip("the peers are not installed: affserve bench peers does that once")
-    code = "import sys, time; from test_peers import hold; hold(*sys.argv[1:])"
-    paths = [str(settings.checkpoints.encoder), str(settings.checkpoints.head)]
-    holder = subprocess.Popen(
-        [sys.executable, "-c", code, *paths], stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1]
-    )
+    code = "import sys; sys.path += sys.argv[3:]; from test_peers import hold; hold(*sys.argv[1:3])"
+    paths = [settings.checkpoints.encoder, settings.checkpoints.head, Path(__file__).parent, Path(__file__).parents[1]]
+    command = [sys.executable, "-c", code, *map(str, paths)]
+    holder = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     with holder:
         assert holder.stdout is not None
         port = int(holder.stdout.readline())
         assert listening("127.0.0.1", port)
         holder.kill()
-    deadline = time.monotonic() + 120
-    while listening("127.0.0.1", port) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not listening("127.0.0.1", port)
+    wait_for(lambda: not listening("127.0.0.1", port))
 
 
 def hold(encoder: str, head: str) -> None:
@@ -89,7 +87,7 @@ def hold(encoder: str, head: str) -> None:
     settings = PeerSettings(checkpoints=found, threads=1, site=PROJECT / SITE)
     with peer_server("affserve.benchmarks.peers.naive", settings, [1]) as port:
         print(port, flush=True)
-        time.sleep(600)
+        signal.pause()
 
 
 def outputs(shift: float) -> Outputs:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import random
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +27,8 @@ def around(middle: float, count: int = 30, seed: int = 0) -> list[float]:
 
 def system(seconds: float) -> dict[str, Any]:
     answers = {"equal": True, "largest_difference": 1e-6, "lowest_ccc": 1.0}
-    return {
-        "settings": "2 threads",
-        "in_flight": 2,
-        "frames_per_s": 300 / seconds,
-        "times_s": around(seconds),
-        "answers": answers,
-    }
+    more = {"settings": "2 threads", "in_flight": 2, "answers": answers}
+    return {"frames_per_s": 300 / seconds, "times_s": around(seconds), **more}
 
 
 PEERS: dict[str, Any] = {
@@ -69,53 +63,44 @@ def point(model: str, frames_per_s: float, **more: Any) -> dict[str, Any]:
     }
 
 
+def kept(transport: str, rate: float) -> dict[str, Any]:
+    asked = {"model": "clip_encoder", "frames": 1, "transport": transport, "slo": "p99=100ms"}
+    return {**asked, "requests_per_second": rate, "frames_per_second": rate}
+
+
+GPUS = [{"mean_percent": 71.4, "mean_watts": 250.2}, {"mean_percent": 3.0}]
 LOAD: dict[str, Any] = {
     "engine": "Triton",
-    "points": [point("clip_encoder", 64.0), point("temporal_head", 9000.0)],
-    "slo": [
-        {
-            "model": "clip_encoder",
-            "frames": 1,
-            "transport": transport,
-            "slo": "p99=100ms",
-            "requests_per_second": rate,
-            "frames_per_second": rate,
-        }
-        for transport, rate in (("raw", 27.0), ("shm", 25.0))
-    ],
+    "points": [point("clip_encoder", 64.0), point("temporal_head", 9000.0), point("clip_encoder", 60.0, gpus=GPUS)],
+    "slo": [kept("raw", 27.0), kept("shm", 25.0)],
 }
+
+
+def cameras(streams: int, delay: dict[str, float], *, dropped: float) -> dict[str, Any]:
+    kept = {"delay": delay, "dropped_share": dropped, "within_limit": not dropped}
+    return {"streams": streams, "engine": "Triton", **kept}
+
+
 CAMERAS: dict[str, Any] = {
     "cameras": 3,
     "hop_frames": 10,
     "limit_p95_ms": 1000.0,
     "limit_dropped": 0.01,
     "runs": [
-        {
-            "streams": streams,
-            "engine": "Triton",
-            "delay": delay,
-            "dropped_share": 0.0625 * carried,
-            "within_limit": not carried,
-        }
-        for streams, carried, delay in (
-            (3, 0, {"frames": 9, "p50_ms": 201.5, "p95_ms": 402.5, "p99_ms": 503.5}),
-            (4, 1, {"frames": 0}),
-        )
+        cameras(3, {"frames": 9, "p50_ms": 201.5, "p95_ms": 402.5, "p99_ms": 503.5}, dropped=0),
+        cameras(4, {"frames": 0}, dropped=0.0625),
     ],
 }
-MEMORY = {"client_peak_mib": 160.0, "server_peak_mib": 340.0}
+
+
+def length(frames: int) -> dict[str, Any]:
+    memory = {"client_peak_mib": 160.0, "server_peak_mib": 340.0}
+    return {"frames": frames, "times_s": around(frames / 50, 4), "ms_per_frame": 20.0, **memory}
+
+
 LENGTH: dict[str, Any] = {
     "detector": "haar",
-    "rows": [
-        {
-            "frames": n,
-            "times_s": around(n / 50, 4),
-            "ms_per_frame": 20.0,
-            "client_peak_mib": 160.0,
-            "server_peak_mib": 340.0,
-        }
-        for n in (300, 2000)
-    ],
+    "rows": [length(300), length(2000)],
     "fit": {"slope": 0.02, "intercept": 0.1, "r_squared": 0.999},
     "exponent": 1.0,
     "bars": [{"what": "peak memory of 2000 frames to that of 300", "figure": 1.2, "at_most": 1.05, "met": False}],
@@ -142,23 +127,29 @@ def test_a_report_tells_figures_bars_and_commands(results: Path) -> None:
     assert f"`{command}` → `peers-ViT-B-32.json`" in text
 
 
-def test_a_report_of_load_tells_what_the_server_did(results: Path) -> None:
-    gpus = [{"mean_percent": 71.4, "mean_watts": 250.2}, {"mean_percent": 3.0}]
-    save("load-ViT-B-32", {**LOAD, "points": [*LOAD["points"], point("clip_encoder", 70.0, gpus=gpus)]}, results)
-    write_report(results)
-    text = (results / "report.md").read_text()
-    row = next(line for line in text.splitlines() if "clip_encoder × 32, shm | 2 callers | 41 | 64.0" in line)
-    assert "| 12.3 | 456.8 | 32.0 | 1.75 | no GPU | 0 |" in row
-    assert "| 71 %, 250 W, 3 % |" in text
-    assert "| clip_encoder × 1, shm | p99=100ms | 25.0 | 25.0 |" in text
-
-
-def test_a_report_of_cameras_tells_every_number_of_them(results: Path) -> None:
-    save("cameras", CAMERAS, results)
-    write_report(results)
-    text = (results / "report.md").read_text()
-    assert "| 3 | 201.5 | 402.5 | 503.5 | 0.00 | yes |" in text
-    assert "| 4 |  |  |  | 6.25 | no |" in text  # nothing was answered
+@pytest.mark.parametrize(
+    ("name", "measured", "parts"),
+    [
+        (
+            "load-ViT-B-32",
+            LOAD,
+            [
+                "clip_encoder × 32, shm | 2 callers | 41 | 64.0",
+                "| 12.3 | 456.8 | 32.0 | 1.75 | no GPU | 0 |",
+                "| 71 %, 250 W, 3 % |",
+                "| clip_encoder × 1, shm | p99=100ms | 25.0 | 25.0 |",
+            ],
+        ),
+        # Of the fourth camera nothing was answered.
+        ("cameras", CAMERAS, ["| 3 | 201.5 | 402.5 | 503.5 | 0.00 | yes |", "| 4 |  |  |  | 6.25 | no |"]),
+    ],
+    ids=["load", "cameras"],
+)
+def test_a_report_tells_every_number(name: str, measured: dict[str, Any], parts: list[str], tmp_path: Path) -> None:
+    save(name, measured, tmp_path)
+    write_report(tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert [part for part in parts if part not in text] == []
 
 
 def test_headlines_of_load_are_those_of_frames(results: Path) -> None:
@@ -177,13 +168,9 @@ def test_the_same_results_give_the_same_bytes(results: Path) -> None:
     assert {path: path.read_bytes() for path in write_report(results)} == before
 
 
-def test_a_folder_without_results_has_no_report(tmp_path: Path) -> None:
-    (tmp_path / "notes.json").write_text("{}")
+def test_a_folder_without_results_and_a_damaged_result_are_named(results: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="bench all"):
         write_report(tmp_path)
-
-
-def test_a_damaged_result_is_named(results: Path) -> None:
     (results / "peers-ViT-B-32.json").write_text("{")
     with pytest.raises(DataError, match=r"peers-ViT-B-32\.json"):
         write_report(results)
@@ -213,23 +200,18 @@ def test_a_measured_gpu_takes_the_place_of_the_empty_columns(results: Path) -> N
 
 def test_the_readme_is_filled_between_its_markers(results: Path, tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
-    fill_markers(readme, [results])
-    text = readme.read_text()
-    assert text.startswith("before\n")
-    assert text.endswith("\nafter\n")
-    assert "old" not in text
-    assert "75 frames/s" in text
-    fill_markers(readme, [results])
-    assert readme.read_text() == text
-
-
-def test_a_readme_without_markers_is_left_alone(results: Path, tmp_path: Path) -> None:
-    readme = tmp_path / "README.md"
     readme.write_text("nothing here")
     with pytest.raises(OutputError, match="begin"):
         fill_markers(readme, [results])
     assert readme.read_text() == "nothing here"
+    readme.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    for _ in range(2):
+        fill_markers(readme, [results])
+        before, _, rest = readme.read_text().partition(BEGIN)
+        filled, _, after = rest.partition(END)
+        assert (before, after) == ("before\n", "\nafter\n")
+        assert filled.count("75 frames/s") == 1
+        assert "old" not in filled
 
 
 def times(factor: float, seed: int) -> dict[str, Any]:
@@ -254,24 +236,14 @@ def test_only_a_change_beyond_noise_is_called_one(factor: float, verdict: str, t
     }
 
 
-def load(point: Mapping[str, Any], middle_ms: float, seed: int) -> dict[str, Any]:
-    other = {"model": "clip_encoder", "frames": 32, "transport": "shm", "loop": "closed", "concurrency": 1}
-    return {
-        "points": [
-            {**other, "samples_ms": around(9.0, seed=seed)},
-            {**point, "samples_ms": around(middle_ms, seed=seed)},
-        ]
-    }
-
-
 def test_points_are_matched_by_what_they_are_and_not_by_their_place(tmp_path: Path) -> None:
-    point = {"model": "clip_encoder", "frames": 32, "transport": "raw", "loop": "closed", "concurrency": 1}
-    after = load(point, 12.0, seed=4)
-    after["points"].reverse()
-    comparison = compare_results(
-        save("load", load(point, 12.0, seed=3), tmp_path / "a"), save("load", after, tmp_path / "b")
-    )
-    assert [change.verdict for change in comparison.changes] == [SAME, SAME]
+    def points(seed: int) -> list[dict[str, Any]]:
+        pairs = (("shm", 9.0), ("raw", 12.0))
+        return [point("clip_encoder", 64.0, transport=one, samples_ms=around(ms, seed=seed)) for one, ms in pairs]
+
+    before = save("load", {"points": points(3)}, tmp_path / "a")
+    after = save("load", {"points": points(4)[::-1]}, tmp_path / "b")
+    assert [change.verdict for change in compare_results(before, after).changes] == [SAME, SAME]
 
 
 def stages(middle_ms: float) -> dict[str, Any]:

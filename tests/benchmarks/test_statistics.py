@@ -45,12 +45,6 @@ def test_the_same_samples_give_the_same_interval() -> None:
     assert ratio_interval(times, times, in_turns=True) == Interval(value=1, low=1, high=1)
 
 
-def test_long_runs_are_resampled_in_little_memory() -> None:
-    times = np.random.default_rng(3).exponential(size=20_000)
-    interval = median_interval(times.tolist())
-    assert interval.low < np.log(2) < interval.high
-
-
 @pytest.mark.parametrize(
     ("values", "said"),
     [([], "at least one"), ([1.0, float("nan")], "not finite"), ([[1.0]], "one axis")],

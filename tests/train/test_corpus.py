@@ -43,7 +43,6 @@ def test_nested_roots_second_roots_and_older_folder_names_are_found(tmp_path: Pa
     "place",
     [
         "cropped_aligned",
-        "cropped_aligned/cropped_aligned",
         "cropped_aligned/batch of 2019",
         "cropped_aligned_new_50_vids/cropped_aligned",
         "images/cropped_aligned",
@@ -79,11 +78,8 @@ def test_only_files_named_like_frames_are_crops(tmp_path: Path) -> None:
     ("video", "base", "recording"),
     [
         ("video10_1_left", "video10_1", "video10"),
-        ("video10_1", "video10_1", "video10"),
-        ("video10_2_right", "video10_2", "video10"),
         ("video86_1", "video86_1", "video86"),
         ("video59_right", "video59", "video59"),
-        ("122-60-1920x1080-4", "122-60-1920x1080-4", "122-60-1920x1080"),
         ("6-30-1920x1080_left", "6-30-1920x1080", "6-30-1920x1080"),
         ("135-24-1920x1080-2_right", "135-24-1920x1080-2", "135-24-1920x1080"),
         ("202", "202", "202"),
@@ -110,26 +106,12 @@ def test_what_is_validated_is_not_trained_on(hold_out: str, trained: list[str], 
         corpus.part_videos([EXPRESSION], TRAIN, "none")
 
 
-@pytest.mark.parametrize(
-    ("prepare", "message"),
-    [
-        pytest.param(lambda root: None, "no annotation files", id="empty"),
-        pytest.param(
-            lambda root: write_annotation(root, EXPRESSION.challenge, TRAIN, "a", EXPR + "0\n"),
-            "no face crops",
-            id="no-crops",
-        ),
-    ],
-)
-def test_a_folder_that_is_no_corpus_is_refused(prepare: object, message: str, tmp_path: Path) -> None:
-    assert callable(prepare)
-    prepare(tmp_path)
-    with pytest.raises(DataError, match=message):
+def test_a_folder_that_is_no_corpus_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no annotation files"):
         open_corpus(tmp_path)
-
-
-def test_an_image_root_that_is_not_there_is_named(tmp_path: Path) -> None:
     write_annotation(tmp_path, EXPRESSION.challenge, TRAIN, "a", EXPR + "0\n")
+    with pytest.raises(DataError, match="no face crops"):
+        open_corpus(tmp_path)
     with pytest.raises(DataError, match="nowhere is not a folder"):
         open_corpus(tmp_path, [tmp_path / "nowhere"])
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ from rank_cases import CASES, gradients_of, train
 from affserve.train.models.checkpoint import load_encoder, load_head
 from affserve.train.synthetic.corpus import write_corpus
 from affserve.train.synthetic.plan import SyntheticConfig
-from affserve.train.trainer.ranks import Ranks, share_of
+from affserve.train.trainer.ranks import Ranks
 from affserve.train.trainer.run_folder import RunFolder
 
 TESTS = Path(__file__).parents[1]
@@ -27,7 +26,7 @@ def torchrun(*command: str, ranks: int = 2) -> subprocess.CompletedProcess[str]:
     """Run a script or module on some ranks of this machine, at a free port that torchrun finds."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS)}
-    return subprocess.run([*launcher, *command], env=environment, capture_output=True, text=True, timeout=120)
+    return subprocess.run([*launcher, *command], env=environment, capture_output=True, text=True, timeout=600)
 
 
 @pytest.fixture(scope="module")
@@ -98,17 +97,3 @@ def test_the_command_runs_under_torchrun_and_only_one_rank_speaks(tmp_path: Path
     assert done.stderr.count("encoder epoch 1/1") == 1
     _, checkpoint = load_encoder(tmp_path / "encoder")
     assert checkpoint.provenance.training["batch"] == 9
-
-
-@pytest.mark.parametrize(
-    ("count", "world", "sizes"),
-    [
-        pytest.param(256, 2, [128, 128], id="even"),
-        pytest.param(5, 2, [3, 2], id="odd"),
-        pytest.param(1, 3, [1, 0, 0], id="fewer-than-ranks"),
-    ],
-)
-def test_shares_are_contiguous_and_complete(count: int, world: int, sizes: Sequence[int]) -> None:
-    spans = [share_of(count, rank, world) for rank in range(world)]
-    assert [span.stop - span.start for span in spans] == sizes
-    assert [index for span in spans for index in range(span.start, span.stop)] == list(range(count))

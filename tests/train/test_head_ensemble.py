@@ -34,25 +34,18 @@ def test_answer_is_the_mean_of_the_members_answers() -> None:
 
 
 def test_checkpoint_exports_as_one_model(checkpoints: tuple[Path, Path], tmp_path: Path) -> None:
-    _, encoder = load_encoder(checkpoints[0])
-    save_head(
-        tmp_path / "folds", HeadEnsemble(heads(2)), Provenance(trained_on="synthetic", encoder=encoder.fingerprint)
-    )
-    loaded, _ = load_head(tmp_path / "folds")
-    export_repository(
-        checkpoints[0],
-        [tmp_path / "folds"],
-        tmp_path / "repository",
-        material=parity_only(blurred_noise(4)),
-        options=CPU_FP32,
-    )
-    graph = onnxruntime.InferenceSession(str(tmp_path / "repository/temporal_head/1/model.onnx"))
+    folds, repository = tmp_path / "folds", tmp_path / "repository"
+    provenance = Provenance(trained_on="synthetic", encoder=load_encoder(checkpoints[0])[1].fingerprint)
+    save_head(folds, HeadEnsemble(heads(2)), provenance)
+    loaded, _ = load_head(folds)
+    export_repository(checkpoints[0], [folds], repository, material=parity_only(blurred_noise(4)), options=CPU_FP32)
+    graph = onnxruntime.InferenceSession(repository / "temporal_head/1/model.onnx")
     features = np.random.default_rng(0).standard_normal((1, 9, 512)).astype(np.float32)
     with torch.inference_mode():
         truth = loaded.answers(torch.from_numpy(features))
     for output, values in zip(graph.get_outputs(), graph.run(None, {"features": features}), strict=True):
         np.testing.assert_allclose(values, truth[output.name].numpy(), atol=1e-5)
-    assert json.loads((tmp_path / "folds/config.json").read_text())["kind"] == "head_ensemble"
+    assert json.loads((folds / "config.json").read_text())["kind"] == "head_ensemble"
 
 
 def test_members_for_other_tasks_are_refused() -> None:

@@ -40,12 +40,6 @@ def test_ccc_of_no_information_is_zero(x: list[float], y: list[float]) -> None:
     assert ccc(x, y) == 0
 
 
-def test_action_unit_threshold_is_one_half_inclusive() -> None:
-    truth = np.ones((2, 12), np.float32)
-    np.testing.assert_allclose(f1_of_units(truth, np.full((2, 12), 0.5, np.float32)), 1)
-    np.testing.assert_allclose(f1_of_units(truth, np.full((2, 12), 0.499, np.float32)), 0)
-
-
 def torchmetrics_ccc(truth: NDArray[np.float64], prediction: NDArray[np.float64]) -> float:
     """The CCC of torchmetrics, made to mean population variances.
 
@@ -63,34 +57,26 @@ def affect_series(seed: int, frames: int, likeness: float, offset: float) -> tup
     return truth, likeness * truth + offset + 0.3 * rng.normal(size=frames)
 
 
-CCC_CASES = [
-    pytest.param(50_000, 0.7, 0.1, id="corpus"),
-    pytest.param(300, 0.5, -0.4, id="window"),
-    pytest.param(300, -0.8, 0.0, id="opposite"),
-    pytest.param(300, 0.0, 0.9, id="unrelated-and-far"),
-    pytest.param(2, 1.0, 0.2, id="two-frames"),
-]
-
-
-@pytest.mark.parametrize(("frames", "likeness", "offset"), CCC_CASES)
-def test_ccc_equals_torchmetrics(frames: int, likeness: float, offset: float) -> None:
-    for seed in range(5):
-        truth, prediction = affect_series(seed, frames, likeness, offset)
-        assert ccc(truth, prediction) == pytest.approx(torchmetrics_ccc(truth, prediction), abs=1e-6)
-        reference = pearson_corrcoef(torch.from_numpy(prediction), torch.from_numpy(truth))
-        assert pearson(truth, prediction) == pytest.approx(float(reference), abs=1e-6)
-
-
-@pytest.mark.parametrize(("frames", "likeness", "offset"), CCC_CASES)
-def test_score_of_valence_and_arousal_equals_torchmetrics(frames: int, likeness: float, offset: float) -> None:
+@pytest.mark.parametrize(
+    ("frames", "likeness", "offset"),
+    [
+        pytest.param(50_000, 0.7, 0.1, id="corpus"),
+        pytest.param(300, 0.5, -0.4, id="window"),
+        pytest.param(300, -0.8, 0.0, id="opposite"),
+        pytest.param(300, 0.0, 0.9, id="unrelated-and-far"),
+        pytest.param(2, 1.0, 0.2, id="two-frames"),
+    ],
+)
+def test_valence_and_arousal_equal_torchmetrics(frames: int, likeness: float, offset: float) -> None:
     valence, arousal = (affect_series(seed, frames, likeness, offset) for seed in (0, 1))
+    for truth, predicted in (valence, arousal):
+        reference = pearson_corrcoef(torch.from_numpy(predicted), torch.from_numpy(truth))
+        assert pearson(truth, predicted) == pytest.approx(float(reference), abs=1e-6)
     truth, predicted = (np.stack(pair, axis=1) for pair in zip(valence, arousal, strict=True))
-    scored = score(
-        {VALENCE_AROUSAL.key: predicted}, {VALENCE_AROUSAL.key: truth}, {VALENCE_AROUSAL.key: np.ones(frames, bool)}
-    )
+    key = VALENCE_AROUSAL.key
     expected = [torchmetrics_ccc(truth[:, k], predicted[:, k]) for k in range(2)]
-    assert scored.summary() == {
-        VALENCE_AROUSAL.key: pytest.approx(np.mean(expected), abs=1e-6),
+    assert score({key: predicted}, {key: truth}, {key: np.ones(frames, bool)}).summary() == {
+        key: pytest.approx(np.mean(expected), abs=1e-6),
         "valence": pytest.approx(expected[0], abs=1e-6),
         "arousal": pytest.approx(expected[1], abs=1e-6),
     }

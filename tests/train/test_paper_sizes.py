@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 
 import open_clip
@@ -14,11 +13,9 @@ from affserve.train.models.encoder import FrameClassifier, create_encoder
 from affserve.train.stages.memory import MemoryPlan, plan_memory
 
 
-def test_one_step_of_stage_1_with_the_full_encoder(record_property: Callable[[str, object], None]) -> None:
+def test_one_step_of_stage_1_with_the_full_encoder() -> None:
     # bf16: the real shapes and batch in half the time. Micro batches of 32: what does not fit at once.
     told = in_a_process(partial(encoder_step, "ViT-B-32", micro_batch=32, amp="bf16"))
-    record_property("peak_resident_mib", told["peak_resident_mib"])
-    print(f"stage 1, 256 frames: {told['seconds']:.1f} s, {told['peak_resident_mib']} MiB resident at most")
     assert told["batch"] == 256
     assert told["loss"] == pytest.approx(2.08, abs=0.2)  # ln 8: eight classes and no idea
     assert told["tensors_changed"] == told["tensors"] > 150
@@ -26,10 +23,8 @@ def test_one_step_of_stage_1_with_the_full_encoder(record_property: Callable[[st
     assert told["peak_resident_mib"] < 4000
 
 
-def test_one_step_of_stage_2_with_the_papers_head(record_property: Callable[[str, object], None]) -> None:
+def test_one_step_of_stage_2_with_the_papers_head() -> None:
     told = in_a_process(head_step)
-    record_property("peak_resident_mib", told["peak_resident_mib"])
-    print(f"stage 2, 32 windows: {told['seconds']:.1f} s, {told['peak_resident_mib']} MiB resident at most")
     assert told["batch"] == 32
     assert 2.5 < told["loss"] < 5  # 1 - CCC about 1, ln 8, ln 2
     assert told["tensors_changed"] == told["tensors"] > 100

@@ -6,13 +6,11 @@ import dataclasses
 import json
 import signal
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from feature_corpora import three_task_corpus
-from restart_case import Training, run_command, start, train_head
+from restart_case import Training, interrupted, run_command, start, train_head
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -24,18 +22,10 @@ from affserve.train.stages.fit import FitConfig, fit
 from affserve.train.synthetic.corpus import write_corpus
 from affserve.train.synthetic.plan import SyntheticConfig
 from affserve.train.trainer.log import read_log
-from affserve.train.trainer.run_folder import RunFolder, differences
+from affserve.train.trainer.run_folder import RunFolder
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 KILL, TERMINATE = signal.SIGKILL, signal.SIGTERM
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Sums over two threads need not be those over one."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def config(**changes: object) -> FitConfig:
@@ -77,16 +67,13 @@ def test_killed_and_stopped_again_and_again_the_weights_are_the_same(
     target = tmp_path / "head"
     total = steps_logged(undisturbed)
 
-    def started() -> Training:
-        return start(tmp_path / "out", train_head, *corpus, target, config())
-
+    work = (train_head, *corpus, target, config())
     for number, step in ((KILL, 2), (TERMINATE, total // 2), (KILL, total - 3)):
-        training = started()
-        training.wait_for(lambda step=step: steps_logged(target) >= step)  # type: ignore[misc]
-        assert training.end(number) == (143 if number == TERMINATE else -KILL)
+        training = start(tmp_path / "out", interrupted, "", step, number, *work)
+        assert training.end() == (143 if number == TERMINATE else -KILL)
         assert ("the same command goes on" in training.told) == (number == TERMINATE)
         assert not target.exists()
-    training = started()
+    training = start(tmp_path / "out", *work)
     assert training.end() == 0, training.told
     assert "goes on after step" in training.told
     assert weights(target) == weights(undisturbed)
@@ -125,18 +112,17 @@ def test_a_state_that_outgrows_the_limit_is_a_clear_error_and_the_last_good_one_
 ) -> None:
     target = tmp_path / "head"
     state = RunFolder(target).path / "state" / "state.pt"
-    training = start(tmp_path / "out", train_head, *corpus, target, config())
-    training.wait_for(state.exists)
-    training.end(KILL)
+    work = (train_head, *corpus, target, config())
+    assert start(tmp_path / "out", interrupted, "", 2, KILL, *work).end() == -KILL
     good = state.read_bytes()
 
-    training = start(tmp_path / "out", train_head, *corpus, target, config(), len(good) // 2)
+    training = start(tmp_path / "out", *work, len(good) // 2)
     assert training.end() == 1
     assert "cannot be written: File too large; what was saved last is intact" in training.told.splitlines()[-1]
     assert state.read_bytes() == good
     assert [path.name for path in state.parent.iterdir()] == ["state.pt"]
 
-    training = start(tmp_path / "out", train_head, *corpus, target, config())
+    training = start(tmp_path / "out", *work)
     assert training.end() == 0, training.told
     assert weights(target) == weights(undisturbed)
 
@@ -176,23 +162,12 @@ def test_the_command_stopped_in_the_middle_of_an_epoch_goes_on_bit_for_bit(tmp_p
     root = write_corpus(tmp_path / "corpus", small, workers=1).root
     line = f"encoder {root} --architecture affserve-demo --pretrained none --epochs 2 --batch 8 --workers 1 --out"
 
-    def train(target: Path) -> Training:
-        return start(tmp_path / "out", run_command, *line.split(), str(target))
+    def train(name: str, *before: object) -> Training:
+        return start(tmp_path / "out", *before, run_command, *line.split(), str(tmp_path / name))  # type: ignore[arg-type]
 
-    training = train(tmp_path / "disturbed")
-    training.wait_for(lambda: steps_logged(tmp_path / "disturbed") >= 2)
-    assert training.end(TERMINATE) == 143, training.told
+    training = train("disturbed", interrupted, "", 2, TERMINATE)
+    assert training.end() == 143, training.told
     assert "stopped as asked, state saved" in training.told
-    stopped_at = steps_logged(tmp_path / "disturbed")
-    assert train(tmp_path / "disturbed").end() == 0
-    assert train(tmp_path / "straight").end() == 0
-    assert stopped_at % (steps_logged(tmp_path / "straight") // 2), "stopped at the end of an epoch: proves little"
+    assert steps_logged(tmp_path / "disturbed") == 2
+    assert train("disturbed").end() == train("straight").end() == 0
     assert weights(tmp_path / "disturbed") == weights(tmp_path / "straight")
-
-
-def test_differences_name_nested_fields_and_both_values() -> None:
-    old = {"a": {"b": 1, "c": [1, 2]}, "d": None}
-    assert differences(old, {"a": {"b": 1, "c": [1]}, "e": 3}) == [
-        "a.c ([1, 2] there, [1] here)",
-        "e (null there, 3 here)",
-    ]

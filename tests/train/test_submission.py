@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from click.testing import Result
 from typer.testing import CliRunner
 
@@ -24,7 +23,7 @@ from affserve.train.features.gaps import fill_gaps
 from affserve.train.features.store import FeatureStore
 from affserve.train.labels import ACTION_UNITS, EXPRESSION, TASKS, VALENCE_AROUSAL, Task
 from affserve.train.models.checkpoint import load_encoder, load_head, save_head
-from affserve.train.models.temporal_head import HeadEnsemble, TemporalHead, demo_head_config
+from affserve.train.models.temporal_head import TemporalHead, demo_head_config
 from affserve.train.provenance import Provenance
 from affserve.train.synthetic.corpus import write_corpus
 from affserve.train.synthetic.plan import SyntheticConfig
@@ -83,22 +82,6 @@ def test_evaluate_scores_with_both_validators_and_reports(
     table = evaluate(corpus, checkpoints, store, "--report", tmp_path / "report").stdout
     assert "trained on synthetic" in table
     assert f"{scores['official']['scores'][EXPRESSION.key]:.4f}" in table
-
-
-def test_an_ensemble_is_evaluated_like_a_head(
-    corpus: Corpus, checkpoints: tuple[Path, Path], store: Path, tmp_path: Path
-) -> None:
-    encoder, head = checkpoints
-    one, checkpoint = load_head(head)
-    assert isinstance(one, TemporalHead)
-    torch.manual_seed(5)
-    other = TemporalHead(demo_head_config()).eval()
-    save_head(tmp_path / "folds", HeadEnsemble([one, other]), checkpoint.provenance)
-    model = TrainedModel(encoder, [tmp_path / "folds"], corpus, store, "cpu", lambda done, total: None)
-    scores = model.evaluate(tmp_path / "report")
-    single = TrainedModel(encoder, [head], corpus, store, "cpu", lambda done, total: None).evaluate(None)
-    assert scores["official"].frames == single["official"].frames
-    assert scores["official"].by_task != single["official"].by_task
 
 
 def test_heads_that_do_not_belong_together_are_refused(

@@ -4,54 +4,37 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
 
 import cv2
 import numpy as np
 import pytest
 import torch
 from corpora import write_annotation, write_crops
-from feature_corpora import temporal_corpus, three_task_corpus
+from feature_corpora import Rows, temporal_corpus, three_task_corpus
 from numpy.typing import NDArray
 
 from affserve.train.corpus.affwild2 import TRAIN, VALIDATION, open_corpus
 from affserve.train.crops import read_crop, to_encoder_input
 from affserve.train.errors import CheckpointError, DataError
-from affserve.train.evaluation.metrics import METRIC_NAMES, SCORE_EACH
 from affserve.train.evaluation.prediction import Segmenting, judge, predict_all, predict_video
-from affserve.train.evaluation.submission import CELLS
 from affserve.train.features.store import FeatureStore
 from affserve.train.features.videos import LabelledVideo
-from affserve.train.labels import EXPRESSION, TASKS, Kind, Task
+from affserve.train.labels import EXPRESSION, TASKS, Task
 from affserve.train.models.checkpoint import load_encoder, load_head
 from affserve.train.models.encoder import DEMO_ARCHITECTURE, create_encoder
-from affserve.train.models.temporal_head import ACTIVATIONS, TemporalHead, TemporalHeadConfig, demo_head_config
+from affserve.train.models.temporal_head import TemporalHead, TemporalHeadConfig, demo_head_config
 from affserve.train.stages.finetune import FinetuneConfig, finetune
 from affserve.train.stages.fit import FitConfig, fit
 from affserve.train.stages.frames import TURN_DEGREES, Augmentation, FrameDataset, labelled_frames, resampled
 from affserve.train.synthetic.corpus import write_corpus
 from affserve.train.synthetic.plan import SyntheticConfig
 from affserve.train.trainer.log import read_log
-from affserve.train.trainer.losses import (
-    LOSSES,
-    SUMS_OVER_FRAMES,
-    BalanceConfig,
-    balanced_order,
-    class_weights,
-    loss_weights,
-)
+from affserve.train.trainer.losses import BalanceConfig, balanced_order, class_weights, loss_weights
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Models this small gain nothing from a second thread, and lose much where others want the core."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -60,18 +43,6 @@ def corpus_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = SyntheticConfig(videos=8, validation_share=0.5, frames_min=40, frames_max=60, whole_frame_videos=0)
     write_corpus(root, config, workers=1)
     return root
-
-
-class Rows:
-    """Features of a video without gaps, in memory."""
-
-    def __init__(self, rows: NDArray[np.float16]) -> None:
-        self.numbers = np.arange(1, len(rows) + 1, dtype=np.int32)
-        self.width = rows.shape[1]
-        self._rows = rows
-
-    def read(self, positions: slice) -> NDArray[np.float16]:
-        return self._rows[positions]
 
 
 def quiet(_: str) -> None:
@@ -135,7 +106,7 @@ def test_the_official_validator_merges_and_the_papers_counts_overlaps_twice_and_
         return LabelledVideo(
             name=name,
             frames=frames,
-            crops=Rows(rows),
+            crops=Rows(np.arange(1, frames + 1, dtype=np.int32), rows),
             truth={EXPRESSION.key: (np.arange(frames)[:, None] % 8).astype(np.float32)},
             valid={EXPRESSION.key: np.arange(frames) % 10 != 0},
         )
@@ -201,11 +172,6 @@ def test_another_task_of_a_known_kind_needs_only_its_line_in_the_vocabulary(
     assert load_head(tmp_path / "head")[1].provenance.data["fingerprint"] == fingerprint
 
 
-@pytest.mark.parametrize("by_kind", [LOSSES, SUMS_OVER_FRAMES, ACTIVATIONS, SCORE_EACH, METRIC_NAMES, CELLS])
-def test_what_depends_on_a_kind_is_said_for_every_kind(by_kind: dict[str, object]) -> None:
-    assert set(by_kind) == set(get_args(Kind)) == {task.kind for task in TASKS.values()}
-
-
 def test_augmentation_depends_on_seed_epoch_and_index_alone(corpus_root: Path) -> None:
     frames = labelled_frames(open_corpus(corpus_root), [EXPRESSION], TRAIN)
 
@@ -268,9 +234,8 @@ def test_losses_are_weighed_where_that_was_asked_for_and_there_are_labels() -> N
     assert weighed.units is not None
     assert weighed.units.tolist() == [2.0] * 12  # two passive frames to an active one; the last is not labelled
     assert loss_weights(BalanceConfig(), truth, valid, "cpu").units is None
-    assert (
-        loss_weights(BalanceConfig(unit_weights=True, class_weights="inverse_frequency"), {}, {}, "cpu").units is None
-    )
+    both = BalanceConfig(unit_weights=True, class_weights="inverse_frequency")
+    assert loss_weights(both, {}, {}, "cpu").units is None
 
 
 def test_balanced_sampling_draws_every_expression_equally_often() -> None:
@@ -282,19 +247,10 @@ def test_balanced_sampling_draws_every_expression_equally_often() -> None:
 
 
 def test_the_options_against_skew_train_an_encoder(corpus_root: Path, tmp_path: Path) -> None:
-    balance = BalanceConfig(
-        class_weights="effective_number", label_smoothing=0.1, unit_weights=True, sampling="balanced"
-    )
-    config = FinetuneConfig(
-        architecture=DEMO_ARCHITECTURE,
-        pretrained=None,
-        tasks=(EXPRESSION.key, "action_units"),
-        epochs=1,
-        batch=32,
-        micro_batch=8,
-        balance=balance,
-        frame_step=2,
-    )
+    weights = BalanceConfig(class_weights="effective_number", unit_weights=True)
+    balance = replace(weights, label_smoothing=0.1, sampling="balanced")
+    demo = FinetuneConfig(architecture=DEMO_ARCHITECTURE, pretrained=None, epochs=1, batch=32, frame_step=2)
+    config = replace(demo, tasks=(EXPRESSION.key, "action_units"), micro_batch=8, balance=balance)
     scores = finetune(open_corpus(corpus_root), config, tmp_path / "encoder", quiet)
     assert set(scores.by_task) == {EXPRESSION.key, "action_units"}
     document = json.loads((tmp_path / "encoder/config.json").read_text())
@@ -331,7 +287,6 @@ def test_pretrained_weights_are_read_from_a_local_file(tmp_path: Path) -> None:
     encoder = create_encoder(DEMO_ARCHITECTURE, pretrained=str(tmp_path / "weights.pt"))
     for name, values in model.visual.state_dict().items():
         torch.testing.assert_close(encoder.visual.state_dict()[name], values)
-    shutil.rmtree(tmp_path)
 
 
 def test_the_commands_of_the_readme_lead_from_a_corpus_to_a_repository(tmp_path: Path) -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import pickle
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 from corpora import write_annotation
-from numpy.typing import NDArray
+from feature_corpora import Rows
 from torch.utils.data import DataLoader
 
 from affserve.train.corpus.affwild2 import TRAIN, VALIDATION, Corpus, open_corpus
@@ -22,26 +21,15 @@ from affserve.train.labels import ACTION_UNITS, EXPRESSION, VALENCE_AROUSAL
 from affserve.train.stages.fit import WindowDataset
 
 
-@dataclass
-class Rows:
-    """Features in memory: the feature of crop k is k."""
-
-    numbers: NDArray[np.int32]
-    width: int = 1
-    most_read: int = 0  # rows at once
-
-    def read(self, positions: slice) -> NDArray[np.float16]:
-        self.most_read = max(self.most_read, positions.stop - positions.start)
-        return np.repeat(self.numbers[positions, None], self.width, axis=1).astype(np.float16)
-
-
 def video_of(numbers: list[int], frames: int, gaps: str = "hold") -> LabelledVideo:
+    """A video in which the feature of crop k is k."""
+    crops = np.array(numbers, np.int32)
     return LabelledVideo(
         name="a",
         frames=frames,
         truth={EXPRESSION.key: np.arange(frames, dtype=np.float32)[:, None]},
         valid={EXPRESSION.key: np.ones(frames, bool)},
-        crops=Rows(np.array(numbers, np.int32)),
+        crops=Rows(crops, crops[:, None].astype(np.float16)),
         gaps=gaps,
     )
 
