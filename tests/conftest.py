@@ -86,6 +86,13 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    """A repository like `tiny` that the test may damage."""
+    write_repository(tmp_path / "repository")
+    return tmp_path / "repository"
+
+
 @pytest.fixture(scope="session")
 def server_url(repository: Path) -> Iterator[str]:
     """The gRPC address of a server for `repository`, for tests that only ask it."""

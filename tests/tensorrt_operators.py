@@ -13,32 +13,33 @@ import onnx
 from onnx import TensorProto, defs
 
 OPSETS = range(9, 24 + 1)
-TYPES = {"FLOAT": "FP32", "FLOAT16": "FP16", "BFLOAT16": "BF16"}  # the others have the table's names
+TYPES = {"FLOAT": "FP32", "FLOAT16": "FP16", "BFLOAT16": "BF16"}  # where its names are not ONNX's
 
 _FLOATS = frozenset({"FP32", "FP16", "BF16"})
 _NUMBERS = _FLOATS | {"INT32", "INT64"}
 _ALL = _NUMBERS | {"BOOL"}
-SUPPORTED_TYPES: dict[str, frozenset[str]] = {
-    **dict.fromkeys(("BatchNormalization", "Ceil", "Celu", "Clip", "Conv", "Cos", "CumSum", "Dropout"), _FLOATS),
-    **dict.fromkeys(("Einsum", "Elu", "Erf", "Exp"), _FLOATS),
-    **dict.fromkeys(("Floor", "Gemm", "GlobalAveragePool", "GlobalMaxPool", "HardSigmoid", "HardSwish"), _FLOATS),
-    **dict.fromkeys(("InstanceNormalization", "LayerNormalization", "LeakyRelu", "Log", "LogSoftmax"), _FLOATS),
-    **dict.fromkeys(("MatMul", "PRelu", "Reciprocal", "RMSNormalization", "Round", "Sigmoid", "Sin"), _FLOATS),
-    **dict.fromkeys(("Softmax", "Softplus", "Sqrt", "Tanh"), _FLOATS),
-    **dict.fromkeys(("Abs", "Add", "ArgMax", "ArgMin", "Div", "Equal", "Greater", "GreaterOrEqual", "Less"), _NUMBERS),
-    **dict.fromkeys(("LessOrEqual", "Max", "Min", "Mod", "Mul", "Neg", "Pad", "Pow", "Range", "Relu"), _NUMBERS),
-    **dict.fromkeys(("ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum", "ScatterND"), _NUMBERS),
-    **dict.fromkeys(("Sign", "Sub", "Sum", "TopK"), _NUMBERS),
-    **dict.fromkeys(("Concat", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Identity"), _ALL),
-    **dict.fromkeys(("OneHot", "Reshape", "Shape", "Size", "Slice", "Split", "Squeeze", "Tile", "Transpose"), _ALL),
-    **dict.fromkeys(("Trilu", "Unsqueeze", "Where"), _ALL),
-    **dict.fromkeys(("And", "Not", "Or", "Xor"), frozenset({"BOOL"})),
+_OPERATORS = {
+    _FLOATS: (
+        "BatchNormalization Ceil Celu Clip Conv Cos CumSum Dropout Einsum Elu Erf Exp Floor Gemm GlobalAveragePool "
+        "GlobalMaxPool HardSigmoid HardSwish InstanceNormalization LayerNormalization LeakyRelu Log LogSoftmax MatMul "
+        "PRelu Reciprocal RMSNormalization Round Sigmoid Sin Softmax Softplus Sqrt Tanh"
+    ),
+    _NUMBERS: (
+        "Abs Add ArgMax ArgMin Div Equal Greater GreaterOrEqual Less LessOrEqual Max Min Mod Mul Neg Pad Pow Range "
+        "Relu ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ScatterND Sign Sub Sum TopK"
+    ),
+    _ALL: (
+        "Concat Expand Flatten Gather GatherElements GatherND Identity OneHot Reshape Shape Size Slice Split Squeeze "
+        "Tile Transpose Trilu Unsqueeze Where"
+    ),
+    frozenset({"BOOL"}): "And Not Or Xor",
     # "UINT8 is only supported as network input or output": Cast is the one operator whose row has it.
-    **dict.fromkeys(("Cast", "CastLike"), _ALL | {"UINT8"}),
-    **dict.fromkeys(("Constant", "ConstantOfShape"), _ALL | {"FP8", "FP4", "INT4"}),
-    "Attention": _FLOATS | {"INT8", "FP8"},
-    "Gelu": _NUMBERS | {"INT8"},
+    _ALL | {"UINT8"}: "Cast CastLike",
+    _ALL | {"FP8", "FP4", "INT4"}: "Constant ConstantOfShape",
+    _FLOATS | {"INT8", "FP8"}: "Attention",
+    _NUMBERS | {"INT8"}: "Gelu",
 }
+SUPPORTED_TYPES = {name: types for types, names in _OPERATORS.items() for name in names.split()}
 # Restrictions of the table: inputs that must be known when the plan is built, by operator and position.
 CONSTANT_INPUTS = {"ReduceMax": 1, "ReduceMean": 1, "ReduceMin": 1, "ReduceSum": 1, "Squeeze": 1, "Unsqueeze": 1}
 CONSTANT_INPUTS |= {"CumSum": 1, "OneHot": 1}
@@ -67,8 +68,12 @@ def tensor_types(model: onnx.ModelProto) -> dict[str, str]:
     values = [*graph.input, *graph.output, *graph.value_info]
     numbers = {value.name: value.type.tensor_type.elem_type for value in values}
     numbers |= {tensor.name: tensor.data_type for tensor in graph.initializer}
-    names = {name: TensorProto.DataType.Name(number) for name, number in numbers.items()}
-    return {tensor: TYPES.get(name, name) for tensor, name in names.items()}
+    return {name: _table_name(number) for name, number in numbers.items()}
+
+
+def _table_name(number: int) -> str:
+    name = TensorProto.DataType.Name(number)
+    return TYPES.get(name, name)
 
 
 def _reasons(node: onnx.NodeProto, types: dict[str, str], constants: set[str], opset: int) -> Iterator[str]:

@@ -10,7 +10,7 @@ import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from tritonclient.utils import InferenceServerException
@@ -153,9 +153,7 @@ class SupervisedServer:
         except InferenceServerException as error:
             if "DEADLINE_EXCEEDED" not in str(error.status()):
                 return f"a request failed: {error.message()}"
-            silent_s = time.monotonic() - min(self._last_answer_s.values())
-            if silent_s > STUCK_AFTER_S:
-                return f"a model has answered nothing for {silent_s:.0f} s"
+            return silence(self._last_answer_s.values(), time.monotonic())
         return None
 
     def _probe_model(self, prober: Prober, model: ModelSpec) -> None:
@@ -186,7 +184,7 @@ class SupervisedServer:
         while not self._stopping.is_set():
             tail = self._log_tail()
             self._server.kill()
-            failures = self._count_failure()
+            failures = count_failure(self._failures, time.monotonic())
             if failures >= MAX_FAILURES:
                 log = f"; its log says:\n{tail}" if tail else ""
                 often = f"tritonserver failed {MAX_FAILURES} times within {FAILURE_PERIOD_S:g} s"
@@ -234,17 +232,24 @@ class SupervisedServer:
             if self._stopping.wait(ROOM_PERIOD_S):
                 raise ServerError("the server was stopped while it waited for room")
 
-    def _count_failure(self) -> int:
-        now_s = time.monotonic()
-        self._failures.append(now_s)
-        while now_s - self._failures[0] > FAILURE_PERIOD_S:
-            self._failures.popleft()
-        return len(self._failures)
-
     def _give_up(self, reason: str) -> None:
         self._failure = ServerError(reason)
         self._tell({"event": "gave up", "reason": reason, "url": self.grpc_url})
         self._ended.set()
+
+
+def silence(last_answers_s: Iterable[float], now_s: float) -> str | None:
+    """Say so when the model that has answered longest ago has been silent for too long."""
+    silent_s = now_s - min(last_answers_s)
+    return f"a model has answered nothing for {silent_s:.0f} s" if silent_s > STUCK_AFTER_S else None
+
+
+def count_failure(failures: deque[float], now_s: float) -> int:
+    """Add a failure to those of the last FAILURE_PERIOD_S, forget older ones, and return how many there are."""
+    failures.append(now_s)
+    while now_s - failures[0] > FAILURE_PERIOD_S:
+        failures.popleft()
+    return len(failures)
 
 
 def pause_s(failures: int) -> float:

@@ -70,7 +70,7 @@ def test_options_are_known_to_the_real_tritonserver(repository: Path, tls: Serve
 
     def parsed(*words: str) -> str:
         command = [str(installation.binary), *words, "--help"]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=20).stderr
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120).stderr
 
     assert parsed(*service(config)["command"][1:]).startswith("Usage: tritonserver")
     assert "unrecognized option" in parsed("--no-such-option=1"), "this server would have accepted anything"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import fsspec
 import onnxruntime
 import pytest
-from test_repository import RTX_3090, write_plan
+from plan_files import AMPERE, put_plan
 
 from affserve.export.repository.inspection import closest, inspect_repository
 from affserve.export.repository.placement import LocalTarget, in_order, open_target
@@ -45,12 +46,10 @@ def test_json_is_the_manifest_with_the_plans(repository: Path) -> None:
 
 
 def test_plans_are_listed_with_where_they_run(repository: Path, tmp_path: Path) -> None:
-    import shutil
-
     shutil.copytree(repository, tmp_path / "repository")
-    write_plan(tmp_path / "repository/clip_encoder/1")
+    put_plan(tmp_path / "repository/clip_encoder/1")
     text = inspect_repository(LocalTarget(tmp_path / "repository")).text()
-    assert f"clip_encoder model.sm86.plan: 0 MB, for {RTX_3090.name}, TensorRT" in text
+    assert f"clip_encoder model.sm86.plan: 180 MB, for {AMPERE.name}, TensorRT" in text
     assert "cannot run here: " in text or "may run here" in text
 
 

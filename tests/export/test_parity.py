@@ -7,11 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 import torch
 from conftest import blurred_noise
-from onnx import TensorProto, helper, numpy_helper
+from numpy.typing import NDArray
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from tiny_models import make_decisive, run_torch, tiny_head, tiny_vit
 
@@ -107,7 +106,6 @@ def test_wrong_preprocessing_is_caught_at_every_precision(
 
 
 def test_the_worst_frame_is_named(truth: Truth, files: Path) -> None:
-    by_what = {check.what: check for check in check_encoder(truth, files / "encoder.onnx", FP32)}
     broken = copy.copy(truth)
     features = truth.features.copy()
     features[17] *= -1
@@ -118,106 +116,53 @@ def test_the_worst_frame_is_named(truth: Truth, files: Path) -> None:
     features[-1] *= -1
     checks = {check.what: check for check in check_encoder(broken, files / "encoder.onnx", FP32)}
     assert checks["features, largest difference"].where == f"worst is {ADVERSARIAL[-1]} of 43 frames"
-    assert by_what["features, largest difference"].passed
 
 
-def test_layer_norm_in_half_that_overflows_is_caught(encoder: ClipEncoder, graph: HeadGraph, tmp_path: Path) -> None:
-    """Variance as half precision holds it: the square of an outlier in the residual stream is infinite."""
-    loud = copy.deepcopy(encoder)
-    with torch.no_grad():
-        loud.visual.transformer.resblocks[0].mlp.c_proj.bias[7] += 400  # 400^2 > 65504
-    export_encoder(loud, tmp_path / "fp32.onnx")
-    to_half(tmp_path / "fp32.onnx", tmp_path / "islands.onnx")
-    truth = establish(loud, graph, blurred_noise(8))
-    assert failed(check_encoder(truth, tmp_path / "islands.onnx", FP16)) == []
-    model = onnx.load(tmp_path / "fp32.onnx")
-    _spell_out_norms(model)
-    onnx.save(model, tmp_path / "no_islands.onnx")
-    assert "features, cosine of the worst frame" in failed(check_encoder(truth, tmp_path / "no_islands.onnx", FP16))
+def with_outputs(truth: Truth, change: Callable[[dict[str, NDArray[np.float32]]], None]) -> Truth:
+    """The truth with its outputs changed, one window after the other: to it, a faithful graph is the altered one."""
+    altered = [dict(outputs) for outputs in truth.outputs]
+    for outputs in altered:
+        change(outputs)
+    other = copy.copy(truth)
+    object.__setattr__(other, "outputs", tuple(altered))
+    return other
 
 
-def _spell_out_norms(model: onnx.ModelProto) -> None:
-    """Write LayerNormalization as the arithmetic it is, with the squares held in half precision, as a GPU would.
-
-    The rest stays float32: ONNX Runtime has no half arithmetic on a CPU and would compute all of it wider anyway.
-    """
-    nodes = []
-    model.graph.initializer.append(numpy_helper.from_array(np.array([-1]), "last"))
-    model.graph.initializer.append(numpy_helper.from_array(np.array(1e-5, np.float32), "epsilon"))
-    for node in model.graph.node:
-        if node.op_type != "LayerNormalization":
-            nodes.append(node)
-            continue
-        x, weight, bias = node.input
-        stem = node.output[0]
-        steps = [
-            ("ReduceMean", [x, "last"], "mean"),
-            ("Sub", [x, f"{stem}.mean"], "centred"),
-            ("Mul", [f"{stem}.centred", f"{stem}.centred"], "squares"),
-            ("Cast", [f"{stem}.squares"], "half"),
-            ("Cast", [f"{stem}.half"], "held"),
-            ("ReduceMean", [f"{stem}.held", "last"], "variance"),
-            ("Add", [f"{stem}.variance", "epsilon"], "steady"),
-            ("Sqrt", [f"{stem}.steady"], "deviation"),
-            ("Div", [f"{stem}.centred", f"{stem}.deviation"], "normal"),
-            ("Mul", [f"{stem}.normal", weight], "scaled"),
-        ]
-        for operator, inputs, name in steps:
-            to = TensorProto.FLOAT16 if name == "half" else TensorProto.FLOAT
-            more = {"to": to} if operator == "Cast" else {}
-            nodes.append(helper.make_node(operator, inputs, [f"{stem}.{name}"], f"{stem}.{name}", **more))
-        nodes.append(helper.make_node("Add", [f"{stem}.scaled", bias], [stem], f"{stem}.add"))
-    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
-    del model.graph.node[:]
-    model.graph.node.extend(copies)
+def shuffle_classes(outputs: dict[str, NDArray[np.float32]]) -> None:
+    outputs["expression"] = outputs["expression"][:, [0, 1, 2, 4, 3, 5, 6, 7]]
 
 
-def alter(model: onnx.ModelProto, fault: str) -> None:
-    """Change what a head graph answers, behind its last nodes."""
-    concerned = {"classes shuffled": ["expression"], "valence and arousal swapped": ["valence_arousal"]}
-    constants = {
-        "classes shuffled": [0, 1, 2, 4, 3, 5, 6, 7],
-        "valence and arousal swapped": [1, 0],
-        "zero": [0],
-        "one": [1],
-        "minus one": [-1],
-        "far": [-(10**6)],
-    }
-    for name, values in constants.items():
-        model.graph.initializer.append(numpy_helper.from_array(np.array(values), name))
-    for key in concerned.get(fault, list(TASK_OUTPUTS)):
-        for node in model.graph.node:
-            node.output[:] = [f"{key}.true" if name == key else name for name in node.output]
-        true, reversal = f"{key}.true", ["minus one", "far", "one", "minus one"]  # start, end, axis, step
-        nodes = {
-            "time reversed": [("Slice", [true, *reversal], key, {})],
-            "one frame late": [
-                ("Slice", [true, "zero", "one", "one"], f"{key}.first", {}),
-                ("Slice", [true, "zero", "minus one", "one"], f"{key}.rest", {}),
-                ("Concat", [f"{key}.first", f"{key}.rest"], key, {"axis": 1}),
-            ],
-        }.get(fault, [("Gather", [true, fault], key, {"axis": 2})])
-        model.graph.node.extend(helper.make_node(kind, ins, [out], **more) for kind, ins, out, more in nodes)
+def swap_valence_and_arousal(outputs: dict[str, NDArray[np.float32]]) -> None:
+    outputs["valence_arousal"] = outputs["valence_arousal"][:, ::-1]
+
+
+def reverse_time(outputs: dict[str, NDArray[np.float32]]) -> None:
+    outputs |= {key: values[::-1] for key, values in outputs.items()}
+
+
+def delay_by_a_frame(outputs: dict[str, NDArray[np.float32]]) -> None:
+    outputs |= {key: np.concatenate([values[:1], values[:-1]]) for key, values in outputs.items()}
 
 
 @pytest.mark.parametrize("precision", [FP32, FP16, INT8], ids=lambda one: one.value)
 @pytest.mark.parametrize(
     ("fault", "tasks"),
     [
-        ("classes shuffled", ["expression"]),
-        ("valence and arousal swapped", ["valence_arousal"]),
-        ("time reversed", list(TASK_OUTPUTS)),
-        ("one frame late", list(TASK_OUTPUTS)),
+        (shuffle_classes, ["expression"]),
+        (swap_valence_and_arousal, ["valence_arousal"]),
+        (reverse_time, list(TASK_OUTPUTS)),
+        (delay_by_a_frame, list(TASK_OUTPUTS)),
     ],
-    ids=lambda one: one.replace(" ", "-") if isinstance(one, str) else "",
+    ids=lambda one: getattr(one, "__name__", ""),
 )
 def test_altered_answers_are_caught(
-    truth: Truth, files: Path, tmp_path: Path, fault: str, tasks: list[str], precision: Precision
+    truth: Truth,
+    files: Path,
+    fault: Callable[[dict[str, NDArray[np.float32]]], None],
+    tasks: list[str],
+    precision: Precision,
 ) -> None:
-    model = onnx.load(files / "head.onnx")
-    alter(model, fault)
-    onnx.save(model, tmp_path / "faulty.onnx")
-    names = failed(check_head(truth, tmp_path / "faulty.onnx", precision))
+    names = failed(check_head(with_outputs(truth, fault), files / "head.onnx", precision))
     for key in tasks:
         assert f"{key}, T = 300, CCC" in names, names
 
@@ -239,17 +184,16 @@ def test_a_tie_may_fall_either_way_and_a_decision_may_not(
     truth: Truth, files: Path, margin: float, agrees: bool
 ) -> None:
     """PyTorch's margin in units of the tie; the graph decides otherwise in every frame."""
-    tie = TOLERANCES[INT8].tie
-    altered = [dict(outputs) for outputs in truth.outputs]
-    for outputs in altered:
+    half_margin = margin * TOLERANCES[INT8].tie / 2
+
+    def decide_otherwise(outputs: dict[str, NDArray[np.float32]]) -> None:
         second, first = np.argsort(outputs["expression"], axis=1)[:, -2:].T
         frames = np.arange(len(first))
         values = outputs["expression"] = outputs["expression"].copy()
         middle = (values[frames, first] + values[frames, second]) / 2
-        values[frames, second], values[frames, first] = middle + margin * tie / 2, middle - margin * tie / 2
-    other = copy.copy(truth)
-    object.__setattr__(other, "outputs", tuple(altered))
-    names = failed(check_head(other, files / "head.onnx", INT8))
+        values[frames, second], values[frames, first] = middle + half_margin, middle - half_margin
+
+    names = failed(check_head(with_outputs(truth, decide_otherwise), files / "head.onnx", INT8))
     assert ("expression, T = 300, agreement" not in names) is agrees
 
 

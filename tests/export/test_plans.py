@@ -12,83 +12,50 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from plan_files import ADA, AMPERE, RECORD, put_plan
 
 from affserve.export.contract import CLIP_ENCODER, GPU_ONNX_FILE, TEMPORAL_HEAD
-from affserve.export.engine.building import write_plan
-from affserve.export.engine.plans import (
-    PlanRecord,
-    missing_plan,
-    obstacle,
-    plan_file,
-    read_record,
-    record_file,
-    verify_plan,
-    write_record,
-)
+from affserve.export.engine.plans import obstacle, plan_file, read_record, record_file, verify_plan, write_record
 from affserve.export.engine.profile import ENCODER_PROFILE, EngineOptions
 from affserve.export.engine.trtexec import NOT_COMPARED, container_script, trtexec_command
 from affserve.export.machine.gpus import Gpu, driver_obstacle, find_gpus, installed_tensorrt, parse_gpus
 from affserve.export.pins import TENSORRT_REQUIREMENT, TENSORRT_VERSION, image
+from affserve.export.repository.check import check_plans
 from affserve.train.errors import RepositoryError
-from affserve.train.files import file_sha256
-
-AMPERE = Gpu(
-    index=0,
-    name="NVIDIA GeForce RTX 3090",
-    compute_capability="8.6",
-    memory_bytes=24 << 30,
-    driver="580.95.05",
-    uuid="GPU-5f1c",
-)
-ADA = replace(AMPERE, index=1, name="NVIDIA GeForce RTX 4090", compute_capability="8.9", uuid="GPU-77aa")
-RECORD = PlanRecord(
-    model=CLIP_ENCODER.name,
-    built_by="affserve",
-    tensorrt=TENSORRT_VERSION,
-    gpu=AMPERE.name,
-    compute_capability="8.6",
-    driver=AMPERE.driver,
-    onnx_sha256="0" * 64,
-    plan_sha256="1" * 64,
-    bytes=180_000_000,
-    seconds=74.2,
-    flags={"builder_optimization_level": 3},
-    profile={"frames": [[1, 224, 224, 3], [64, 224, 224, 3], [300, 224, 224, 3]]},
-    inspector={"layers": 12, "types": {"FP16": 11, "FP32": 1}},
-    parity=[{"what": "features", "figure": 0.9999, "limit": 0.9995, "at_least": True}],
-)
 
 
-# --- which machine may run a plan ---
+def test_a_plan_for_this_gpu_may_be_served(tmp_path: Path) -> None:
+    plan = put_plan(tmp_path)
+    assert verify_plan(plan, tmp_path / GPU_ONNX_FILE).gpu == AMPERE.name
+    check_plans("clip_encoder", tmp_path, [AMPERE])
+
+
+def test_where_a_plan_may_run_is_told_of_any_server_and_machine() -> None:
+    assert obstacle(RECORD, [ADA, AMPERE]) is None
+    assert obstacle(replace(RECORD, tensorrt="11.1.0.106"), [AMPERE], tensorrt="11.1.0.106") is None
+    assert "serve on the CPU with --config-name onnx" in str(obstacle(RECORD, []))
+    assert "this machine has NVIDIA GeForce RTX 4090 (compute capability 8.9" in str(obstacle(RECORD, [ADA]))
 
 
 @pytest.mark.parametrize(
-    ("record", "gpus", "reason"),
+    ("changed", "gpus", "message"),
     [
-        (RECORD, [AMPERE], None),
-        (RECORD, [ADA, AMPERE], None),
-        (replace(RECORD, tensorrt="11.1.0.106"), [AMPERE], f"the server ({image()}) has {TENSORRT_VERSION}"),
-        (replace(RECORD, tensorrt="11.1.0.106"), [AMPERE], f"pip install {TENSORRT_REQUIREMENT}"),
-        (RECORD, [], "serve on the CPU with --config-name onnx"),
-        (RECORD, [ADA], "this machine has NVIDIA GeForce RTX 4090 (compute capability 8.9"),
-        (RECORD, [replace(AMPERE, driver="570.211.01")], "has driver 570.211.01; the serving container needs 580"),
+        ({"tensorrt": "11.1.0.106"}, [AMPERE], rf"\({image()}\) has {TENSORRT_VERSION}.*{TENSORRT_REQUIREMENT}"),
+        ({}, [], "serve on the CPU with --config-name onnx"),
+        ({}, [ADA], r"clip_encoder has no model\.sm89\.plan for NVIDIA GeForce RTX 4090"),
+        ({}, [AMPERE, ADA], r"no model\.sm89\.plan for NVIDIA GeForce RTX 4090"),
+        ({}, [replace(AMPERE, driver="570.211.01")], "has driver 570.211.01; the serving container needs 580"),
+        ({"onnx_sha256": "0"}, [AMPERE], r"built from another graph than model\.gpu\.onnx"),
+        ({"plan_sha256": "0"}, [AMPERE], "not the file its sidecar describes"),
     ],
-    ids=["same", "one_of_two", "other_tensorrt", "how_to_rebuild", "no_gpu", "other_gpu", "old_driver"],
+    ids=["other_tensorrt", "no_gpu", "other_gpu", "one_of_two", "old_driver", "other_graph", "altered"],
 )
-def test_a_plan_that_cannot_run_here_says_why(record: PlanRecord, gpus: list[Gpu], reason: str | None) -> None:
-    found = obstacle(record, gpus)
-    assert (found is None) if reason is None else (found is not None and reason in found)
-
-
-def test_a_plan_of_another_server_may_run_on_that_server() -> None:
-    assert obstacle(replace(RECORD, tensorrt="11.1.0.106"), [AMPERE], tensorrt="11.1.0.106") is None
-
-
-def test_a_gpu_without_a_plan_is_found() -> None:
-    assert missing_plan("clip_encoder", ["8.6", "8.9"], [AMPERE, ADA]) is None
-    reason = missing_plan("clip_encoder", ["8.6"], [AMPERE, ADA])
-    assert reason is not None
-    assert "clip_encoder has no model.sm89.plan for NVIDIA GeForce RTX 4090" in reason
+def test_a_plan_that_cannot_run_here_is_refused_with_what_to_do(
+    tmp_path: Path, changed: dict[str, str], gpus: list[Gpu], message: str
+) -> None:
+    put_plan(tmp_path, **changed)
+    with pytest.raises(RepositoryError, match=message):
+        check_plans("clip_encoder", tmp_path, gpus)
 
 
 def test_turing_is_the_oldest_the_container_runs_on() -> None:
@@ -130,21 +97,6 @@ def test_a_sidecar_that_cannot_be_trusted_is_refused(tmp_path: Path, content: st
         path.write_text(content)
     with pytest.raises(RepositoryError, match=message):
         read_record(path)
-
-
-def test_an_altered_plan_and_a_plan_of_another_graph_are_refused(tmp_path: Path) -> None:
-    plan, onnx = tmp_path / "model.sm86.plan", tmp_path / GPU_ONNX_FILE
-    onnx.write_bytes(b"graph")
-    plan.write_bytes(b"plan")
-    record = replace(RECORD, onnx_sha256=file_sha256(onnx), plan_sha256=file_sha256(plan))
-    write_plan(plan, b"plan", record)
-    assert verify_plan(plan, onnx) == record
-    onnx.write_bytes(b"a newer graph")
-    with pytest.raises(RepositoryError, match=r"built from another graph than model\.gpu\.onnx"):
-        verify_plan(plan, onnx)
-    plan.write_bytes(b"altered")
-    with pytest.raises(RepositoryError, match="not the file its sidecar describes"):
-        verify_plan(plan, onnx)
 
 
 # --- the machine ---

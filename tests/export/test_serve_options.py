@@ -6,7 +6,6 @@ import contextlib
 import datetime
 import json
 import signal
-import subprocess
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ import psutil
 import pytest
 import tritonclient.grpc as triton
 import trustme
-from tiny_server import ask, expected_features, make_frames, needs_wheel, serve_command, wait_for
+from tiny_server import RECOVERY_S, ask, expected_features, make_frames, needs_wheel, serve_command, wait_for
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
@@ -77,9 +76,9 @@ def test_closed_interface_refuses_grpc_callers_without_the_key(
     with grpc.insecure_channel(closed.grpc_url) as channel:
         call = getattr(service_pb2_grpc.GRPCInferenceServiceStub(channel), method)
         with pytest.raises(grpc.RpcError, match="restricted"):
-            call(request_, timeout=5)
+            call(request_, timeout=RECOVERY_S)
         with pytest.raises(grpc.RpcError, match="restricted"):
-            call(request_, timeout=5, metadata=[("triton-grpc-protocol-affserve", "guessed")])
+            call(request_, timeout=RECOVERY_S, metadata=[("triton-grpc-protocol-affserve", "guessed")])
 
 
 CLOSED_PATHS = [
@@ -99,14 +98,16 @@ CLOSED_PATHS = [
 def test_closed_interface_refuses_http_callers_without_the_key(closed: TritonServer, path: str) -> None:
     body = b"{}" if "repository" in path or path.endswith("register") else None
     with pytest.raises(urllib.error.HTTPError) as caught:
-        urllib.request.urlopen(urllib.request.Request(f"http://{closed.http_url}/v2/{path}", data=body), timeout=5)
+        urllib.request.urlopen(
+            urllib.request.Request(f"http://{closed.http_url}/v2/{path}", data=body), timeout=RECOVERY_S
+        )
     assert caught.value.code == 403, caught.value.read()
     caught.value.close()
 
 
 def test_open_interfaces_still_answer(closed: TritonServer) -> None:
     assert closed.healthy()
-    with urllib.request.urlopen(f"http://{closed.http_url}/v2/models/affect/config", timeout=5) as answer:
+    with urllib.request.urlopen(f"http://{closed.http_url}/v2/models/affect/config", timeout=RECOVERY_S) as answer:
         assert json.load(answer)["name"] == "affect"
 
 
@@ -164,7 +165,6 @@ def test_instances_are_for_cpus(tiny: Path, tmp_path: Path) -> None:
     [
         pytest.param(1, {}, (1, 1), id="one_core"),
         pytest.param(2, {}, (1, 2), id="laptop"),
-        pytest.param(8, {}, (1, 8), id="desktop"),
         pytest.param(12, {}, (1, 12), id="between"),
         pytest.param(32, {}, (4, 8), id="server"),
         pytest.param(32, {"threads": 4}, (8, 4), id="threads_given"),
@@ -211,7 +211,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 def call(url: str, tls: CallerTls | None) -> str:
     with Prober(url, tls=tls) as prober:
-        return prober.identity(3)[1]
+        return prober.identity(RECOVERY_S)[1]
 
 
 def test_command_encrypts_asks_for_certificates_and_keeps_a_log(
@@ -234,10 +234,10 @@ def test_command_encrypts_asks_for_certificates_and_keeps_a_log(
             call(url, CallerTls(root=certificates.ca, server_name=SERVER_NAME))  # no certificate of its own
         with pytest.raises(InferenceServerException):
             call(url, None)
-        with urllib.request.urlopen(f"http://{metrics}/metrics", timeout=5) as answer:
+        with urllib.request.urlopen(f"http://{metrics}/metrics", timeout=RECOVERY_S) as answer:
             assert b"nv_inference_request_success" in answer.read()
         process.send_signal(signal.SIGHUP)  # as when its terminal is closed
-        assert process.wait(120) == 0
+        assert process.wait(RECOVERY_S) == 0
     events = [json.loads(text) for text in log.read_text().splitlines()]
     assert [event["event"] for event in events] == ["starting", "ready", "stopping", "stopped"]
     assert events[1]["url"] == url
@@ -292,23 +292,14 @@ def test_event_log_starts_over_when_it_is_full(tmp_path: Path, monkeypatch: pyte
 
 def test_tritons_log_starts_over_while_it_writes(tmp_path: Path) -> None:
     log = tmp_path / "triton.log"
-    talk = "i=0; while [ $i -lt 300 ]; do echo line $i; i=$((i+1)); sleep 0.001; done; sleep 30"
-    with log.open("ab") as output:
-        process = subprocess.Popen(["sh", "-c", talk], stdout=output)
-    try:
-        seen: set[str] = set()
-
-        def look() -> bool:
+    with log.open("a") as triton_writes:
+        for number in range(300):
+            print("line", number, file=triton_writes, flush=True)
             guardian.limit_log(log, 1000)
-            seen.update(log.read_text().splitlines())
-            return "line 299" in seen
-
-        wait_for(look)
-    finally:
-        process.kill()
-        process.wait()
-    assert log.stat().st_size < 2000
-    assert log.with_name("triton.log.1").stat().st_size < 2500
+    assert log.read_text().endswith("line 299\n")
+    assert log.read_text().startswith("line ")  # no hole where the writer was before
+    assert log.stat().st_size <= 1000
+    assert 1000 < log.with_name("triton.log.1").stat().st_size < 1020
 
 
 def test_refused_requests_are_events(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:

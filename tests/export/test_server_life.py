@@ -8,8 +8,8 @@ import signal
 import socket
 import tempfile
 import threading
-import time
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ import psutil
 import pytest
 from tiny_server import (
     RECOVERY_S,
+    Tensors,
     ask,
     assert_nothing_left,
     family,
@@ -24,13 +25,13 @@ from tiny_server import (
     leftovers,
     needs_wheel,
     run_in_process,
-    seconds_until_answer,
     serve_command,
     server_name,
     stub_of,
+    url_of,
     wait_for,
+    wait_for_answer,
     write_head,
-    write_repository,
 )
 
 from affserve.export.contract import FEATURE_WIDTH
@@ -52,7 +53,7 @@ def test_recovers_on_the_same_address(tiny: Path, victim: str) -> None:
         for _ in range(2 if victim == "server_twice" else 1):
             os.kill(stub_of(pid, "clip_encoder") if victim == "stub" else running.pid, signal.SIGKILL)
             wait_for(lambda before=pid: running.pid not in (0, before))
-            assert seconds_until_answer(url) < RECOVERY_S
+            wait_for_answer(url)
             wait_for(lambda: events[-1]["event"] == "ready")
             pid = running.pid
         assert running.grpc_url == url
@@ -62,51 +63,65 @@ def test_recovers_on_the_same_address(tiny: Path, victim: str) -> None:
 
 def test_a_stopped_model_that_answers_nobody_is_restarted(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stub that hangs is alive to the process table; only a true request shows it."""
-    for name, value in {"PROBE_PERIOD_S": 0.2, "PROBE_TIMEOUT_S": 0.5, "STUCK_AFTER_S": 1.0}.items():
-        monkeypatch.setattr(supervisor, name, value)
     events: list[Event] = []
-    with SupervisedServer(ServerConfig(repository=tiny, drain_timeout_s=0), on_event=events.append) as running:
+
+    def be_patient_again(event: Event) -> None:
+        monkeypatch.undo()
+        events.append(event)
+
+    with SupervisedServer(ServerConfig(repository=tiny, drain_timeout_s=0), on_event=be_patient_again) as running:
         os.kill(stub_of(running.pid, "temporal_head"), signal.SIGSTOP)
+        for name in ("PROBE_PERIOD_S", "PROBE_TIMEOUT_S", "STUCK_AFTER_S"):
+            monkeypatch.setattr(supervisor, name, 0.1)
         wait_for(lambda: events)
-        assert "answered nothing" in str(events[0]["reason"])
-        assert seconds_until_answer(running.grpc_url) < RECOVERY_S
+        # Whichever notices first: the supervisor, or Triton while it waits for the stub.
+        assert any(words in str(events[0]["reason"]) for words in ("answered nothing", "is not healthy"))
+        wait_for_answer(running.grpc_url)
 
 
-def test_a_server_is_restarted_at_once_and_then_after_growing_pauses() -> None:
+def test_the_model_that_has_been_silent_for_longest_counts() -> None:
+    assert supervisor.silence([0.0, 100.0], now_s=120) is None
+    assert supervisor.silence([0.0, 100.0], now_s=121) == "a model has answered nothing for 121 s"
+
+
+def test_failures_count_for_a_minute_and_pauses_between_restarts_grow() -> None:
+    failures: deque[float] = deque()
+    assert [supervisor.count_failure(failures, now_s) for now_s in (0, 10, 60, 61, 70, 200)] == [1, 2, 3, 3, 4, 1]
     assert [supervisor.pause_s(failures) for failures in (1, 2, 3, 4)] == [0, 0.5, 1, 2]
 
 
-def test_gives_up_on_a_server_that_cannot_live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gives_up_on_a_server_that_cannot_live(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor, "FIRST_DELAY_S", 0.01)
-    root = tmp_path / "repository"
-    write_repository(root)
-    with SupervisedServer(ServerConfig(repository=root, drain_timeout_s=0), on_event=lambda event: None) as running:
-        (root / "clip_encoder" / "1" / "model.onnx").unlink()
+    monkeypatch.setattr(supervisor, "FAILURE_PERIOD_S", float("inf"))
+    with SupervisedServer(ServerConfig(repository=own, drain_timeout_s=0), on_event=lambda event: None) as running:
+        (own / "clip_encoder" / "1" / "model.onnx").unlink()
         os.kill(running.pid, signal.SIGKILL)
         with pytest.raises(ServerError, match=r"failed 5 times .* has no clip_encoder/1/model\.onnx"):
             running.wait()
 
 
-def test_command_drains_and_leaves_nothing(tmp_path: Path) -> None:
-    root = tmp_path / "repository"
-    write_repository(root)
-    write_head(root / "temporal_head" / "1" / "model.onnx", detours=500)  # a second or so for 300 frames
+def test_command_drains_and_leaves_nothing(own: Path) -> None:
+    write_head(own / "temporal_head" / "1" / "model.onnx", detours=500)  # a second or so for 300 frames
     features = np.random.default_rng(0).normal(size=(300, FEATURE_WIDTH)).astype(np.float32)
-    with serve_command(root, "--threads=1") as (process, line):
-        assert line.startswith(f"serving {root} on grpc://127.0.0.1:"), process.stderr and process.stderr.read()
+    with serve_command(own, "--threads=1") as (process, line):
+        assert line.startswith(f"serving {own} on grpc://127.0.0.1:"), process.stderr and process.stderr.read()
         processes, name = family(process)
         assert leftovers(name), "the server's shared memory has another name: the check below would prove nothing"
-        url = line.split("grpc://")[1].split()[0]
+        stub = next(child for child in processes if "temporal_head_0_0" in child.cmdline())
         with ThreadPoolExecutor(1) as client:
-            stub = next(child for child in processes if "temporal_head_0_0" in " ".join(child.cmdline()))
-            idle_s = stub.cpu_times().user
-            in_flight = client.submit(ask, url, "temporal_head", {"features": features})
-            wait_for(lambda: stub.cpu_times().user > idle_s + 0.05 or in_flight.done())
-            assert not in_flight.done(), "answered before the signal: nothing would be drained"
+
+            def in_flight() -> Future[Tensors]:
+                idle_s = stub.cpu_times().user
+                asked = client.submit(ask, url_of(line), "temporal_head", {"features": features})
+                wait_for(lambda: stub.cpu_times().user > idle_s + 0.05 or asked.done())
+                return asked
+
+            # One that was answered before it could be seen at work would not be drained: the next one may be.
+            asked = next(one for one in iter(in_flight, None) if not one.done())
             process.send_signal(signal.SIGTERM)
-            served = in_flight.result()
-        write_head(root / "temporal_head" / "1" / "model.onnx")
-        expected = run_in_process(root, "temporal_head", {"features": features[None]})
+            served = asked.result()
+        write_head(own / "temporal_head" / "1" / "model.onnx")
+        expected = run_in_process(own, "temporal_head", {"features": features[None]})
         np.testing.assert_allclose(served["expression"], expected["expression"][0], rtol=1e-5)
         assert process.wait(RECOVERY_S) == 0
         assert process.stdout is not None
@@ -143,28 +158,29 @@ def test_killed_guardian_takes_the_server_along_and_it_comes_back(tiny: Path) ->
         tritonserver.parent().kill()
         wait_for(lambda: all(has_ended(process) for process in (tritonserver, *stubs)))
         wait_for(lambda: events and events[-1]["event"] == "ready")
-        assert seconds_until_answer(running.grpc_url) < RECOVERY_S
+        wait_for_answer(running.grpc_url)
 
 
 def test_context_started_in_a_thread_that_ends_keeps_serving(tiny: Path) -> None:
-    running = SupervisedServer(ServerConfig(repository=tiny, drain_timeout_s=0))
+    events: list[Event] = []
+    running = SupervisedServer(ServerConfig(repository=tiny, drain_timeout_s=0), on_event=events.append)
     starter = threading.Thread(target=running.start)
     starter.start()
     starter.join()
-    pid = running.pid
+    guardian = psutil.Process(running.pid).parent()
     try:
-        time.sleep(0.5)  # time to be ended with the thread, and to be started again
-        assert seconds_until_answer(running.grpc_url) < RECOVERY_S
-        assert running.pid == pid
+        # The kernel sends death signals before a thread is gone from its list.
+        wait_for(lambda: not Path(f"/proc/self/task/{starter.native_id}").exists())
+        wait_for_answer(running.grpc_url)
+        assert not has_ended(guardian)
+        assert not events
     finally:
         running.stop()
 
 
-def test_broken_graph_is_named_and_nothing_is_left(tmp_path: Path) -> None:
-    root = tmp_path / "repository"
-    write_repository(root)
-    (root / "clip_encoder" / "1" / "model.onnx").write_bytes(b"not a graph")
-    server = TritonServer(ServerConfig(repository=root, drain_timeout_s=0))
+def test_broken_graph_is_named_and_nothing_is_left(own: Path) -> None:
+    (own / "clip_encoder" / "1" / "model.onnx").write_bytes(b"not a graph")
+    server = TritonServer(ServerConfig(repository=own, drain_timeout_s=0))
     with pytest.raises(ServerError, match=r"clip_encoder: ONNX Runtime cannot load model\.onnx") as caught:
         server.start()
     assert "affserve export" in str(caught.value)
@@ -172,12 +188,10 @@ def test_broken_graph_is_named_and_nothing_is_left(tmp_path: Path) -> None:
     assert server.exit_code is None
 
 
-def test_graph_that_does_not_fit_its_configuration_is_refused(tmp_path: Path) -> None:
-    root = tmp_path / "repository"
-    write_repository(root)
-    write_head(root / "clip_encoder" / "1" / "model.onnx")
+def test_graph_that_does_not_fit_its_configuration_is_refused(own: Path) -> None:
+    write_head(own / "clip_encoder" / "1" / "model.onnx")
     with pytest.raises(ServerError, match="clip_encoder: the graph has no input frames; it has features"):
-        TritonServer(ServerConfig(repository=root, drain_timeout_s=0)).start()
+        TritonServer(ServerConfig(repository=own, drain_timeout_s=0)).start()
 
 
 def test_taken_port_is_an_error_that_names_it(tiny: Path) -> None:

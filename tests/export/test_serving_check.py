@@ -7,20 +7,13 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tiny_server import (
-    write_head,
-    write_repository,
-)
 
-from affserve.export.contract import CLIP_ENCODER, CPU, ONNX_FILE, TEMPORAL_HEAD, default_head_description
 from affserve.export.machine.cores import cgroup_cpus, usable_cores
 from affserve.export.repository.check import verify_repository
-from affserve.export.repository.manifest import ArtefactRecord, Manifest, VersionRecord
 from affserve.export.server import installation
 from affserve.export.server.config import ServerConfig
 from affserve.export.server.server import TritonServer
 from affserve.train.errors import MissingExtraError, RepositoryError
-from affserve.train.files import file_sha256
 
 
 def test_missing_wheel_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -37,84 +30,47 @@ BREAKAGES = [
 ]
 
 
+@pytest.fixture
+def exported(repository: Path, tmp_path: Path) -> Path:
+    """A repository that the test may damage."""
+    return Path(shutil.copytree(repository, tmp_path / "repository"))
+
+
 @pytest.mark.parametrize(("gone", "message"), BREAKAGES)
-def test_incomplete_repository_is_refused(tmp_path: Path, gone: str, message: str) -> None:
-    root = tmp_path / "repository"
-    write_repository(root)
-    path = root / gone
+def test_incomplete_repository_is_refused(exported: Path, gone: str, message: str) -> None:
+    path = exported / gone
     if path.is_dir():
         shutil.rmtree(path)
     else:
         path.unlink()
     with pytest.raises(RepositoryError, match=message):
-        TritonServer(ServerConfig(repository=root, drain_timeout_s=0)).start()
+        TritonServer(ServerConfig(repository=exported, drain_timeout_s=0)).start()
 
 
-@pytest.fixture
-def with_manifest(tmp_path: Path) -> Path:
-    root = tmp_path / "repository"
-    write_repository(root)
-    artefacts = tuple(
-        ArtefactRecord(
-            path=f"{model.name}/1/{ONNX_FILE}",
-            model=model.name,
-            use=CPU,
-            precision="fp32",
-            sha256=file_sha256(root / model.name / "1" / ONNX_FILE),
-            bytes=0,
-            flops=0,
-            parity=(),
-        )
-        for model in (CLIP_ENCODER, TEMPORAL_HEAD)
-    )
-    described = default_head_description()
-    version = VersionRecord(
-        trained_on="synthetic",
-        labels=described.labels,
-        window_frames=described.window_frames,
-        stride_frames=described.stride_frames,
-        encoder={"fingerprint": "unknown"},
-        heads=(),
-        built_with={},
-        artefacts=artefacts,
-    )
-    configs = {path.relative_to(root).as_posix(): file_sha256(path) for path in root.rglob("*.pbtxt")}
-    manifest = Manifest(served=1, versions={1: version}, configs=configs)
-    (root / "manifest.json").write_bytes(manifest.to_json())
-    return root
+@pytest.mark.parametrize("file", ["clip_encoder/1/model.onnx", "temporal_head/configs/onnx.pbtxt"])
+def test_altered_file_is_refused(exported: Path, file: str) -> None:
+    (exported / file).write_bytes((exported / file).read_bytes() + b"\n")
+    with pytest.raises(RepositoryError, match=f"{file} was altered after export"):
+        TritonServer(ServerConfig(repository=exported)).start()
 
 
-def test_manifest_of_an_unaltered_repository_is_returned(with_manifest: Path) -> None:
-    manifest = verify_repository(with_manifest)
-    assert manifest is not None
-    assert manifest.versions[1].trained_on == "synthetic"
-    (with_manifest / "manifest.json").unlink()
-    assert verify_repository(with_manifest) is None
-
-
-def test_altered_file_is_refused(with_manifest: Path) -> None:
-    write_head(with_manifest / "clip_encoder" / "1" / "model.onnx")
-    with pytest.raises(RepositoryError, match=r"clip_encoder/1/model\.onnx was altered after export"):
-        TritonServer(ServerConfig(repository=with_manifest)).start()
-
-
-def test_version_that_the_manifest_does_not_know_is_refused(with_manifest: Path) -> None:
-    shutil.copytree(with_manifest / "clip_encoder" / "1", with_manifest / "clip_encoder" / "2")
-    config = with_manifest / "clip_encoder" / "configs" / "onnx.pbtxt"
+def test_version_that_the_manifest_does_not_know_is_refused(exported: Path) -> None:
+    shutil.copytree(exported / "clip_encoder" / "1", exported / "clip_encoder" / "2")
+    config = exported / "clip_encoder" / "configs" / "onnx.pbtxt"
     config.write_text(config.read_text().replace("versions: [ 1 ]", "versions: [ 2 ]"))
     with pytest.raises(RepositoryError, match=r"clip_encoder/2/model\.onnx would be served"):
-        verify_repository(with_manifest)
+        verify_repository(exported)
 
 
 @pytest.mark.parametrize(
     "text",
-    ["{", '{"schema": 99}', '{"schema": 2}', '{"schema": 2, "served": 1, "versions": {}, "configs": {}}', "[]"],
-    ids=["cut_off", "newer", "empty", "nothing_served", "list"],
+    ["{", '{"schema": 1}', '{"schema": 2}', '{"schema": 2, "served": 1, "versions": {}, "configs": {}}', "[]"],
+    ids=["cut_off", "older", "empty", "nothing_served", "list"],
 )
-def test_unreadable_manifest_is_refused(with_manifest: Path, text: str) -> None:
-    (with_manifest / "manifest.json").write_text(text)
+def test_unreadable_manifest_is_refused(exported: Path, text: str) -> None:
+    (exported / "manifest.json").write_text(text)
     with pytest.raises(RepositoryError, match=r"manifest\.json.*affserve export"):
-        verify_repository(with_manifest)
+        verify_repository(exported)
 
 
 def test_affinity_limits_the_cores() -> None:

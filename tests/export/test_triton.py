@@ -17,6 +17,7 @@ import pytest
 import tritonclient.grpc as triton
 from tiny_server import (
     POISON,
+    RECOVERY_S,
     Frames,
     Tensors,
     ask,
@@ -25,6 +26,7 @@ from tiny_server import (
     needs_wheel,
     run_in_process,
     stub_of,
+    wait_for,
     write_repository,
 )
 from tritonclient.utils import InferenceServerException
@@ -32,6 +34,7 @@ from tritonclient.utils import InferenceServerException
 from affserve.export.contract import AFFECT, CLIP_ENCODER, FEATURE_WIDTH, TASK_OUTPUTS, TEMPORAL_HEAD
 from affserve.export.server import installation
 from affserve.export.server.config import ServerConfig
+from affserve.export.server.probe import Prober
 from affserve.export.server.server import TritonServer
 from affserve.export.server.supervisor import SupervisedServer
 
@@ -79,48 +82,40 @@ def test_only_requested_outputs_are_sent(server: SupervisedServer) -> None:
 
 
 @pytest.fixture(scope="module")
-def patient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SupervisedServer]:
-    """A server that waits for company, so that requests sent together share a batch."""
+def patient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
+    """A server that answers single frames at once and everything else when 68 frames have met in a batch."""
     root = tmp_path_factory.mktemp("patient") / "repository"
     write_repository(root)
     config = root / "clip_encoder" / "configs" / "onnx.pbtxt"
     text = config.read_text()
     assert "dynamic_batching { }" in text
-    config.write_text(text.replace("dynamic_batching { }", "dynamic_batching { max_queue_delay_microseconds: 400000 }"))
-    with SupervisedServer(ServerConfig(repository=root, drain_timeout_s=0)) as running:
+    batching = "preferred_batch_size: [ 1, 68 ] max_queue_delay_microseconds: 3600000000"
+    config.write_text(text.replace("dynamic_batching { }", f"dynamic_batching {{ {batching} }}"))
+    with TritonServer(ServerConfig(repository=root, drain_timeout_s=0)) as running:
         yield running
 
 
-def ask_together(url: str, requests: list[Frames]) -> tuple[list[Tensors | BaseException], int]:
-    """Send the requests at once; return answers or errors in order, and in how many batches they were computed."""
-    before = executions(url)
+def ask_together(url: str, requests: list[Frames]) -> list[Tensors | BaseException]:
+    """Send requests with 68 frames in all; return answers or errors in order."""
+    assert sum(map(len, requests)) == 68
     with ThreadPoolExecutor(len(requests)) as clients:
         futures = [clients.submit(ask, url, "clip_encoder", {"frames": frames}) for frames in requests]
-        answers = [future.exception() or future.result() for future in futures]
-    return answers, executions(url) - before
+        return [future.exception() or future.result() for future in futures]
 
 
-def executions(url: str) -> int:
-    with contextlib.closing(triton.InferenceServerClient(url)) as client:
-        statistics = client.get_inference_statistics("clip_encoder").model_stats[0]
-    return int(statistics.execution_count)
-
-
-def test_batched_clients_get_their_own_answers(patient: SupervisedServer) -> None:
-    requests = [make_frames(count, seed=count) for count in (1, 40, 2, 3, 7, 1, 5, 9)]  # 68 frames: three slices
-    answers, batches = ask_together(patient.grpc_url, requests)
-    assert batches < len(requests), "nothing was batched, so nothing was tested"
-    for frames, answer in zip(requests, answers, strict=True):
+def test_batched_clients_get_their_own_answers(patient: TritonServer) -> None:
+    requests = [make_frames(count, seed=count) for count in (40, 2, 3, 7, 2, 5, 9)]  # three slices
+    for frames, answer in zip(requests, ask_together(patient.grpc_url, requests), strict=True):
         assert isinstance(answer, dict), answer
         np.testing.assert_allclose(answer["features"], expected_features(frames), rtol=1e-5, atol=1e-3)
+    with Prober(patient.grpc_url) as prober:
+        wait_for(lambda: 68 in {one.name: one.batches for one in prober.statistics(RECOVERY_S)}["clip_encoder"])
 
 
-def test_a_bad_request_fails_alone(patient: SupervisedServer) -> None:
-    requests = [make_frames(2, seed=seed) for seed in range(6)]
+def test_a_bad_request_fails_alone(patient: TritonServer) -> None:
+    requests = [make_frames(11, seed=seed) for seed in range(6)]
     requests.insert(3, np.full((2, 224, 224, 3), POISON, np.uint8))
-    answers, batches = ask_together(patient.grpc_url, requests)
-    assert batches <= 2, "nothing was batched, so nothing was tested"
-    for k, (frames, answer) in enumerate(zip(requests, answers, strict=True)):
+    for k, (frames, answer) in enumerate(zip(requests, ask_together(patient.grpc_url, requests), strict=True)):
         if k == 3:
             assert isinstance(answer, InferenceServerException)
             assert "clip_encoder cannot answer this request" in answer.message()
@@ -204,6 +199,11 @@ def test_instance_kind_decides_the_device(backend: ModuleType) -> None:
     assert backend.choose_providers("GPU", 1, both)[0] == ("CUDAExecutionProvider", {"device_id": 1})
     with pytest.raises(backend.LoadError, match="onnxruntime-gpu"):
         backend.choose_providers("GPU", 0, ["CPUExecutionProvider"])
+
+
+def test_a_gpu_computes_longer_slices(backend: ModuleType) -> None:
+    assert backend.slice_frames(["CPUExecutionProvider"]) == 32
+    assert backend.slice_frames(["CUDAExecutionProvider", "CPUExecutionProvider"]) == 128
 
 
 def test_messages_lose_their_paths_and_nothing_else(backend: ModuleType) -> None:
