@@ -1,4 +1,4 @@
 """ONNX files in, verified TensorRT plans out.
 
-Read profile, builder, loaded, parity, plans, building.
+Read profile, builder, device, loaded, parity, plans, building.
 """

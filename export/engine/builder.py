@@ -16,8 +16,9 @@ from typing import Any, TypeVar
 
 import tensorrt as trt  # noqa: TID253 - this file is about it
 
+from affserve.export.engine.device import on_gpu
 from affserve.export.engine.profile import EngineOptions, Profile
-from affserve.export.machine.gpus import Gpu, on_gpu
+from affserve.export.machine.gpus import Gpu
 from affserve.train.errors import ExportError
 from affserve.train.files import write_file
 

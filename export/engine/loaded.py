@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 
 from affserve.export.contract import ModelSpec, TensorSpec
 from affserve.export.engine.builder import CollectingLogger
+from affserve.export.engine.device import cuda_device, on_gpu
 from affserve.export.engine.profile import Profile
-from affserve.export.machine.gpus import Gpu, cuda_device, on_gpu
+from affserve.export.machine.gpus import Gpu
 from affserve.train.errors import ExportError
 
 # Built in the precision of its graph, a plan holds the graph's weights once, some of them in two layouts; built in

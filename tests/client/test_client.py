@@ -24,7 +24,6 @@ from tritonclient.utils import InferenceServerException
 
 from affserve.client.client import AffectClient
 from affserve.client.wire.calls import LONGEST_PAUSE_S, is_transient, pauses_s
-from affserve.client.wire.messages import Joiner, messages
 from affserve.export.contract import CHUNK_FRAMES
 from affserve.export.server.config import ServerConfig
 from affserve.export.server.installation import find_installation, lay_out_backends, server_environment
@@ -158,12 +157,9 @@ def test_features_that_are_no_numbers_are_refused_here(client: AffectClient, val
 
 
 @pytest.mark.parametrize("count", [0, 1, CHUNK_FRAMES, CHUNK_FRAMES + 1, 2 * CHUNK_FRAMES])
-def test_a_chunk_of_any_length_ends_with_its_last_message(count: int) -> None:
-    chunk, joiner = np.zeros((count, 1, 1, 3), np.uint8), Joiner()
-    sent = list(messages(chunk))
-    joined = [joiner.join(one, np.zeros((len(one.frames), 512), np.float32)) for one in sent]
-    assert [len(features) for parts in joined for features in parts] == [count]
-    assert all(len(one.frames) <= CHUNK_FRAMES for one in sent)
+def test_a_chunk_of_any_length_is_answered_whole(client: AffectClient, count: int) -> None:
+    chunks = [np.zeros((count, 224, 224, 3), np.uint8), np.zeros((1, 224, 224, 3), np.uint8)]
+    assert [len(features) for features in client.encode_stream(iter(chunks))] == [count, 1]
 
 
 def test_servers_own_refusal_is_passed_on_at_once(client: AffectClient) -> None:

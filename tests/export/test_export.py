@@ -114,7 +114,7 @@ def test_head_for_one_task_gives_a_repository_for_that_task(checkpoints: tuple[P
 def test_head_of_another_encoder_is_refused(checkpoints: tuple[Path, Path], tmp_path: Path) -> None:
     head = TemporalHead(demo_head_config())
     save_head(tmp_path / "head", head, Provenance(trained_on="synthetic", encoder="0123456789abcdef"))
-    with pytest.raises(ExportError, match="features of encoder 0123456789abcdef"):
+    with pytest.raises(CheckpointError, match="features of encoder 0123456789abcdef"):
         export((checkpoints[0], tmp_path / "head"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

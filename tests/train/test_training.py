@@ -231,11 +231,12 @@ def test_losses_are_weighed_where_that_was_asked_for_and_there_are_labels() -> N
     truth = {"action_units": np.tile(np.array([[1], [0], [0], [1]], np.float32), 12)}
     valid = {"action_units": np.array([True, True, True, False])}
     weighed = loss_weights(BalanceConfig(unit_weights=True), truth, valid, "cpu")
-    assert weighed.units is not None
-    assert weighed.units.tolist() == [2.0] * 12  # two passive frames to an active one; the last is not labelled
-    assert loss_weights(BalanceConfig(), truth, valid, "cpu").units is None
+    assert (
+        weighed.by_task["action_units"].tolist() == [2.0] * 12
+    )  # two passive frames to an active one; the last is not labelled
+    assert not loss_weights(BalanceConfig(), truth, valid, "cpu").by_task
     both = BalanceConfig(unit_weights=True, class_weights="inverse_frequency")
-    assert loss_weights(both, {}, {}, "cpu").units is None
+    assert not loss_weights(both, {}, {}, "cpu").by_task
 
 
 def test_balanced_sampling_draws_every_expression_equally_often() -> None:
