@@ -184,7 +184,7 @@ def test_who_reads_the_key_in_the_command_line_opens_nothing_with_it(tiny: Path,
 
 
 def test_no_model_can_be_loaded_even_where_the_interface_is_open(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("affserve.export.server.security.restricted_interfaces", lambda **_: ("trace",))
+    monkeypatch.setattr("affserve.export.server.config.restricted_interfaces", lambda **_: ("trace",))
     with (
         TritonServer(ServerConfig(repository=tiny, drain_timeout_s=0)) as server,
         contextlib.closing(triton.InferenceServerClient(server.grpc_url)) as client,
