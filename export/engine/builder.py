@@ -129,9 +129,8 @@ def interruptible(work: Callable[[], T], cancelled: threading.Event) -> T:
     The build is one long call into TensorRT, during which a signal would not reach Python in the thread that made it.
     """
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="tensorrt") as pool:
-        future = pool.submit(work)
         try:
-            return _wait(future)
+            return _wait(pool.submit(work))
         except KeyboardInterrupt:
             cancelled.set()
             raise

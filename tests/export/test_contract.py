@@ -244,11 +244,6 @@ def test_triton_itself_reads_the_tensorrt_configurations(tmp_path: Path, monkeyp
     assert "backend library" not in say_of_tensorrt_configs(tmp_path / "mistaken", monkeypatch)
 
 
-def test_description_of_a_head_for_one_task_survives_the_config() -> None:
-    described = HeadDescription(labels={"action_units": ("AU1", "AU2")}, trained_on="synthetic", encoder="abc")
-    assert HeadDescription.from_parameters(described.to_parameters(), "x") == described
-
-
 def test_a_model_that_tells_no_labels_is_refused() -> None:
     with pytest.raises(RepositoryError, match="temporal_head tells no labels"):
         HeadDescription.from_parameters({"window_frames": "300"}, "temporal_head")
