@@ -246,10 +246,7 @@ def _films(
     """Return the commands that watch films, without the server that they ask."""
     film = (str(video),) if video is not None else ()
     faces = ("--face-model", str(face_model)) if face_model is not None else ()
-    return {
-        "e2e": ("e2e", *film, *size["e2e"], *faces),
-        "cameras": ("cameras", *size["cameras"], *faces),
-    }
+    return {"e2e": ("e2e", *film, *size["e2e"], *faces), "cameras": ("cameras", *size["cameras"], *faces)}
 
 
 def _part(name: str, *command: str, environment: Mapping[str, str] | None = None, serves: Path | None = None) -> Part:

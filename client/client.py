@@ -78,10 +78,7 @@ class AffectClient:
         self._description: HeadDescription | None = None
         self._calls = Calls(url, triton.InferenceServerClient(**endpoint.client_options()), policy)
         self._carrier = FrameCarrier(
-            self._calls,
-            wanted=Transport(transport),
-            jpeg_quality=jpeg_quality,
-            is_one_server=endpoint.is_one_server,
+            self._calls, wanted=Transport(transport), jpeg_quality=jpeg_quality, is_one_server=endpoint.is_one_server
         )
         # Chunks are sent by blocking calls in threads. gRPC's own asynchronous calls break when a signal's exception
         # (Ctrl-C) arrives while the main thread is starting one: the channel can then never be closed.

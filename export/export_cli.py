@@ -39,9 +39,7 @@ def export(
     version: Annotated[
         int | None,
         typer.Option(
-            min=1,
-            metavar="N",
-            help="Add or replace this version and serve it, keeping others.  [default: replace all]",
+            min=1, metavar="N", help="Add or replace this version and serve it, keeping others.  [default: replace all]"
         ),
     ] = None,
     parity_data: Annotated[

@@ -17,15 +17,7 @@ from typing import Any, TypeVar
 
 from affserve.benchmarks.engines import limits
 from affserve.benchmarks.engines import process as engine_process
-from affserve.benchmarks.engines.specs import (
-    EAGER,
-    FP16,
-    FP32,
-    ONNX_RUNTIME,
-    EngineSpec,
-    Found,
-    find_engines,
-)
+from affserve.benchmarks.engines.specs import EAGER, FP16, FP32, ONNX_RUNTIME, EngineSpec, Found, find_engines
 from affserve.benchmarks.measuring.gpus import CUDA, DEVICES
 from affserve.benchmarks.measuring.random_models import CACHE, random_checkpoints, repository_of
 from affserve.benchmarks.measuring.samples import ratio_interval, summary_ms

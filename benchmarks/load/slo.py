@@ -60,11 +60,7 @@ class Search:
 
 
 def highest_rate(
-    kept: Callable[[float, bool], bool],
-    first: float,
-    *,
-    tolerance: float = TOLERANCE,
-    whole: bool = False,
+    kept: Callable[[float, bool], bool], first: float, *, tolerance: float = TOLERANCE, whole: bool = False
 ) -> Search:
     """Return the highest rate that keeps the promise, to within `tolerance`.
 

@@ -153,11 +153,7 @@ def describe(target: Target, load: Load, samples: Samples, processes: int = 1) -
         "requests_per_second": round(samples.per_second, 2),
         "frames_per_second": round(samples.per_second * target.frames, 1),
         "latency": summary_ms(latencies_s.tolist()) if len(latencies_s) else None,
-        "generator": {
-            "processes": processes,
-            "cores": round(cores, 3),
-            "limiting": bool(cores > BUSY * processes),
-        },
+        "generator": {"processes": processes, "cores": round(cores, 3), "limiting": bool(cores > BUSY * processes)},
         "samples_ms": _thinned(1000 * latencies_s),
     }
 

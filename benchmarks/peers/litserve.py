@@ -86,9 +86,5 @@ if __name__ == "__main__":
         apis, accelerator="cpu", devices=1, workers_per_device=[workers, 1], timeout=False, fast_queue=False
     )
     server.run(
-        host="127.0.0.1",
-        port=port,
-        generate_client_file=False,
-        log_level="warning",
-        timeout_keep_alive=KEEP_ALIVE_S,
+        host="127.0.0.1", port=port, generate_client_file=False, log_level="warning", timeout_keep_alive=KEEP_ALIVE_S
     )

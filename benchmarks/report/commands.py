@@ -36,8 +36,7 @@ def compare(
         bool, typer.Option("--fail-on-regression", help="Exit 1 when something became worse beyond noise.")
     ] = False,
     tolerance: Annotated[
-        float,
-        typer.Option(min=0, max=1, help="Change let through beyond noise: the machine differs too."),
+        float, typer.Option(min=0, max=1, help="Change let through beyond noise: the machine differs too.")
     ] = 0.05,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:

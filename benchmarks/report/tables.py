@@ -212,12 +212,7 @@ def load_section(measured: Measured) -> Iterator[str]:
     yield ""
     yield from table(header, rows)
     found = [
-        (
-            request_text(one),
-            one["slo"],
-            one["requests_per_second"],
-            one["frames_per_second"],
-        )
+        (request_text(one), one["slo"], one["requests_per_second"], one["frames_per_second"])
         for one in measured.get("slo", [])
     ]
     if found:

@@ -51,8 +51,7 @@ def infer(
         ),
     ] = None,
     row_format: Annotated[
-        str | None,
-        typer.Option("--format", help="csv, parquet or jsonl.  [default: by the suffix of --out, else csv]"),
+        str | None, typer.Option("--format", help="csv, parquet or jsonl.  [default: by the suffix of --out, else csv]")
     ] = None,
     plot: Annotated[
         bool | None, typer.Option("--plot/--no-plot", help="Draw a PNG beside the rows.  [default: if there is a file]")
@@ -65,8 +64,7 @@ def infer(
         ),
     ] = None,
     resume: Annotated[
-        bool,
-        typer.Option("--resume", help="Leave what is complete and of the same source, options and model."),
+        bool, typer.Option("--resume", help="Leave what is complete and of the same source, options and model.")
     ] = False,
     faces: FaceOptions,
     smooth: Annotated[

@@ -95,8 +95,6 @@ class WholeImageCropper:
         """Return the whole image (H, W, 3) as a face of score 1, resized to (224, 224, 3)."""
         height, width = image.shape[:2]
         face = Face(
-            box_px=(0.0, 0.0, float(width), float(height)),
-            score=1.0,
-            landmarks_px=np.empty((0, 2), dtype=np.float32),
+            box_px=(0.0, 0.0, float(width), float(height)), score=1.0, landmarks_px=np.empty((0, 2), dtype=np.float32)
         )
         return [FaceCrop(track_id=0, face=face, pixels=to_encoder_input(image))]

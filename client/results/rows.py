@@ -102,12 +102,7 @@ FRAME_COLUMNS = (
     Column(name="box_y_px", description="upper edge of the face box", storage="float64", unit="px", digits=1),
     Column(name="box_w_px", description="width of the face box", storage="float64", unit="px", digits=1, minimum=0),
     Column(name="box_h_px", description="height of the face box", storage="float64", unit="px", digits=1, minimum=0),
-    Column(
-        name="face_score",
-        description="the face detector's confidence that this is a face",
-        minimum=0,
-        maximum=1,
-    ),
+    Column(name="face_score", description="the face detector's confidence that this is a face", minimum=0, maximum=1),
 )
 
 

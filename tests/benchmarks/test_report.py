@@ -222,9 +222,7 @@ def times(factor: float, seed: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("factor", "verdict"),
-    [(1.0, SAME), (1.3, WORSE), (0.7, BETTER)],
-    ids=["the-same", "slower", "faster"],
+    ("factor", "verdict"), [(1.0, SAME), (1.3, WORSE), (0.7, BETTER)], ids=["the-same", "slower", "faster"]
 )
 def test_only_a_change_beyond_noise_is_called_one(factor: float, verdict: str, tmp_path: Path) -> None:
     before = save("peers-ViT-B-32", times(1.0, seed=1), tmp_path / "a")

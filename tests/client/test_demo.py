@@ -26,12 +26,7 @@ def tiny(epochs: int) -> DemoConfig:
     fit = FitConfig(head=demo_head_config(layers=1), epochs=epochs, batch=4, lr=1e-3)
     return DemoConfig(
         corpus=SyntheticConfig(
-            videos=4,
-            validation_share=0.5,
-            frames_min=40,
-            frames_max=50,
-            whole_frame_videos=2,
-            whole_frame_frames=40,
+            videos=4, validation_share=0.5, frames_min=40, frames_max=50, whole_frame_videos=2, whole_frame_frames=40
         ),
         encoder=FinetuneConfig(
             architecture=DEMO_ARCHITECTURE, pretrained=None, tasks=tuple(TASKS), epochs=1, batch=32, lr=1e-3

@@ -112,9 +112,7 @@ def test_older_encoder_serves_where_there_is_no_x264(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("suffix", "size", "turned"),
-    [(".mkv", (65, 47), False), (".mp4", (64, 48), True)],
-    ids=["odd-size", "portrait"],
+    ("suffix", "size", "turned"), [(".mkv", (65, 47), False), (".mp4", (64, 48), True)], ids=["odd-size", "portrait"]
 )
 def test_picture_is_upright_and_even(tmp_path: Path, suffix: str, size: tuple[int, int], turned: bool) -> None:
     source = write_video(

@@ -312,12 +312,7 @@ def test_speed_is_learnt_once_a_frame_and_not_across_a_cut(carried: bool, cut_si
 
 @pytest.mark.parametrize(
     ("faces", "chosen"),
-    [
-        ([(10, HALF_A), (-10, NEARLY_A)], 1),
-        ([(30, A), (10, A)], 1),
-        ([(0, B)], None),
-        ([(200, A)], None),
-    ],
+    [([(10, HALF_A), (-10, NEARLY_A)], 1), ([(30, A), (10, A)], 1), ([(0, B)], None), ([(200, A)], None)],
     ids=["more-alike", "nearer", "somebody-else", "elsewhere"],
 )
 def test_a_face_that_flow_carried_is_the_nearest_and_most_alike(

@@ -202,10 +202,7 @@ def test_what_lies_beside_our_models_is_not_loaded(own: Path, tmp_path: Path) ->
     (own / "evil" / "1").mkdir(parents=True)
     (own / "evil" / "1" / "model.py").write_text(EVIL_MODEL.format(witness=str(witness)))
     (own / "evil" / "config.pbtxt").write_text('name: "evil"\nbackend: "python"\n')
-    with (
-        TritonServer(ServerConfig(repository=own, drain_timeout_s=0)) as server,
-        Prober(server.grpc_url) as prober,
-    ):
+    with TritonServer(ServerConfig(repository=own, drain_timeout_s=0)) as server, Prober(server.grpc_url) as prober:
         served = {model.name for model in prober.statistics(RECOVERY_S)}
     assert served == {"clip_encoder", "temporal_head", "affect"}
     assert not witness.exists()
@@ -298,10 +295,7 @@ TROUBLES = [pytest.param(full_disk, id="full"), pytest.param(vanishing_folder, i
 def test_server_comes_back_when_the_temporary_folder_has_room_again(tiny: Path, tmp_path: Path, trouble: Any) -> None:
     folder = tmp_path / "temporary"
     folder.mkdir()
-    with (
-        trouble(folder) as no_room,
-        serve_command(tiny, env={**os.environ, "TMPDIR": str(folder)}) as (process, line),
-    ):
+    with trouble(folder) as no_room, serve_command(tiny, env={**os.environ, "TMPDIR": str(folder)}) as (process, line):
         assert process.stderr is not None
         process.send_signal(signal.SIGSTOP)  # so that the folder is full before the server is started again
         kill_server(process)

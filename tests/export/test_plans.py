@@ -224,10 +224,7 @@ def test_the_script_leaves_a_plan_and_a_sidecar_for_each_kind_of_gpu(tmp_path: P
 
 @pytest.mark.parametrize(
     ("environment", "message"),
-    [
-        ({"TRT_VERSION": "11.3.0.1"}, "this container has TensorRT 11.3.0.1, affserve expects"),
-        ({"FAIL": "1"}, ""),
-    ],
+    [({"TRT_VERSION": "11.3.0.1"}, "this container has TensorRT 11.3.0.1, affserve expects"), ({"FAIL": "1"}, "")],
     ids=["other_container", "build_fails"],
 )
 def test_the_script_says_what_went_wrong(

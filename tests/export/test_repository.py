@@ -357,11 +357,7 @@ def expected_answer(heads: tuple[Path, Path]) -> NDArray[np.float32]:
 
 @needs_wheel
 def test_a_watching_server_goes_to_a_new_version_and_back_without_a_failed_request(
-    repository: Path,
-    two_versions: Path,
-    checkpoints: tuple[Path, Path],
-    retrained: tuple[Path, Path],
-    tmp_path: Path,
+    repository: Path, two_versions: Path, checkpoints: tuple[Path, Path], retrained: tuple[Path, Path], tmp_path: Path
 ) -> None:
     root = tmp_path / "repository"
     shutil.copytree(repository, root)

@@ -12,14 +12,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import confusion_matrix, f1_score
 from torchmetrics.functional.regression import concordance_corrcoef, pearson_corrcoef
 
-from affserve.train.evaluation.metrics import (
-    ccc,
-    chosen_class,
-    confusion_counts,
-    f1_of_classes,
-    f1_of_units,
-    pearson,
-)
+from affserve.train.evaluation.metrics import ccc, chosen_class, confusion_counts, f1_of_classes, f1_of_units, pearson
 from affserve.train.evaluation.scores import score
 from affserve.train.labels import ACTION_UNITS, EXPRESSION, VALENCE_AROUSAL
 

@@ -33,9 +33,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, Scores
     return RunFolder(folder / "head"), scores, told
 
 
-def test_every_step_and_epoch_is_a_line_with_the_documented_keys(
-    trained: tuple[RunFolder, Scores, list[str]],
-) -> None:
+def test_every_step_and_epoch_is_a_line_with_the_documented_keys(trained: tuple[RunFolder, Scores, list[str]]) -> None:
     run, scores, _ = trained
     lines = read_log(run.log)
     steps = [line for line in lines if line["kind"] == "step"]
@@ -82,9 +80,7 @@ def test_tensorboard_holds_the_same_numbers(trained: tuple[RunFolder, Scores, li
     assert [event.value for event in board.Scalars("paper_action_units/AU4")] == pytest.approx(scores)
 
 
-def test_curves_report_and_checkpoints_stand_beside_the_result(
-    trained: tuple[RunFolder, Scores, list[str]],
-) -> None:
+def test_curves_report_and_checkpoints_stand_beside_the_result(trained: tuple[RunFolder, Scores, list[str]]) -> None:
     run, scores, _ = trained
     picture = cv2.imread(str(run.curves))
     assert picture is not None
