@@ -21,14 +21,15 @@ BATCH_TIMEOUT_S = 0.01
 RawBody = Annotated[bytes, Body(media_type=BYTES)]
 
 
-class Encode(litserve.LitAPI):  # type: ignore[misc]
-    """Frames to features."""
-
+class _OurModel(litserve.LitAPI):  # type: ignore[misc]
     model: PeerModel
 
     def setup(self, device: str) -> None:
-        """Load the model into a worker."""
         self.model = model_of_environment()
+
+
+class Encode(_OurModel):
+    """Frames to features."""
 
     def decode_request(self, request: RawBody) -> NDArray[np.uint8]:
         """Body -> frames (N, 224, 224, 3)."""
@@ -54,14 +55,8 @@ class Encode(litserve.LitAPI):  # type: ignore[misc]
         return Response(output.tobytes(), media_type=BYTES)
 
 
-class Predict(litserve.LitAPI):  # type: ignore[misc]
+class Predict(_OurModel):
     """Features of a window to predictions."""
-
-    model: PeerModel
-
-    def setup(self, device: str) -> None:
-        """Load the model into a worker."""
-        self.model = model_of_environment()
 
     def decode_request(self, request: RawBody) -> NDArray[np.float32]:
         """Body -> features (T, D)."""

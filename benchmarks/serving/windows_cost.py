@@ -23,11 +23,12 @@ from affserve.export.repository.manifest import read_manifest
 from affserve.export.server.config import ServerConfig
 from affserve.export.server.server import TritonServer
 from affserve.train.errors import RepositoryError
-from affserve.train.windows import Outputs, OverlapMerger, segments
+from affserve.train.windows import Outputs, OverlapMerger, PredictWindow, segments
 
 LIMIT = 1e-4  # largest difference of any prediction: both are the same arithmetic in another order
 LENGTHS = (300, 1000, 5050, 20_000)  # frames; Aff-Wild2's 3 million frames are 594 videos of 5,050
 Frames = NDArray[np.uint8]
+Encode = Callable[[Frames], NDArray[np.float32]]
 
 
 class CountingEncoder:
@@ -107,13 +108,7 @@ def measure_windows(client: AffectClient, frames: Frames, encoder_flops: int, ro
     }
 
 
-def paper_way(
-    frames: Frames,
-    encode: Callable[[Frames], NDArray[np.float32]],
-    predict: Callable[[NDArray[np.float32]], Outputs],
-    window: int,
-    stride: int,
-) -> Outputs:
+def paper_way(frames: Frames, encode: Encode, predict: PredictWindow, window: int, stride: int) -> Outputs:
     """Encode and predict every window by itself and average where they overlap."""
     sums: dict[str, NDArray[np.float64]] = {}
     counts = np.zeros((len(frames), 1))
@@ -124,13 +119,7 @@ def paper_way(
     return {task: (values / counts).astype(np.float32) for task, values in sums.items()}
 
 
-def our_way(
-    frames: Frames,
-    encode: Callable[[Frames], NDArray[np.float32]],
-    predict: Callable[[NDArray[np.float32]], Outputs],
-    window: int,
-    stride: int,
-) -> Outputs:
+def our_way(frames: Frames, encode: Encode, predict: PredictWindow, window: int, stride: int) -> Outputs:
     """Encode every frame once, as `affserve infer` does."""
     merger = OverlapMerger(predict, window, stride)
     parts = [*merger.push(encode(frames)), *merger.finish()]

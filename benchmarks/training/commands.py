@@ -16,10 +16,15 @@ def generator(
     workers: Annotated[int, typer.Option(help="Processes that draw.")] = 2,
     folder: Folder = None,
 ) -> None:
-    """Measure how fast faces are drawn."""
-    from affserve.benchmarks.training.generator import measure_generator
+    """Measure how fast a corpus of faces is drawn and written, all processes together."""
+    from affserve.train.synthetic.corpus import write_corpus
+    from affserve.train.synthetic.plan import SyntheticConfig
 
-    keep("generator", measure_generator(videos, workers), folder)
+    with tempfile.TemporaryDirectory() as scratch:
+        config = SyntheticConfig(videos=videos, whole_frame_videos=0)
+        summary = write_corpus(Path(scratch, "corpus"), config, workers=workers)
+    speed = {"seconds": round(summary.seconds, 1), "frames_per_s": round(summary.frames_per_second, 1)}
+    keep("generator", {"videos": videos, "workers": workers, "crops": summary.crops, **speed}, folder)
 
 
 def features(

@@ -18,8 +18,6 @@ from typing import Any
 from affserve.benchmarks.measuring.processes import family, memory_mib
 
 POLL_S = 0.1
-
-
 Sample = dict[int, tuple[float, float]]  # by process: resident now and at most, MiB
 
 

@@ -68,11 +68,6 @@ class SupervisedServer:
         return self._server.grpc_url
 
     @property
-    def http_url(self) -> str:
-        """Host and port of HTTP."""
-        return self._server.http_url
-
-    @property
     def pid(self) -> int:
         """Process id of the tritonserver that runs now; 0 while there is none."""
         return self._server.pid
