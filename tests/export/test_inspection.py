@@ -20,7 +20,7 @@ from affserve.train.errors import RepositoryError
 
 def inspect(repository: object, *options: str) -> str:
     command = [sys.executable, "-m", "affserve.client", "export", "--inspect", str(repository), *options]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert result.returncode == 0, result.stderr
     return result.stdout
 

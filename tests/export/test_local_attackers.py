@@ -83,7 +83,7 @@ for path in glob.glob("/proc/[0-9]*/cmdline"):
 def exchange(port, data):
     with socket.create_connection(("127.0.0.1", port), timeout=120) as connection:
         connection.sendall(data)
-        connection.settimeout(3)
+        connection.settimeout(120)
         answer = b""
         try:
             while part := connection.recv(65536):
