@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from affserve.benchmarks.video.faces import crop_distance_px
 from affserve.client.faces.cropper import FaceCropper, WholeImageCropper
 from affserve.client.faces.detector_file import MODEL_ENVIRONMENT, YUNET_FILE, cache_folder, find_detector
 from affserve.client.faces.detectors import HaarDetector, YuNetDetector
@@ -152,19 +151,6 @@ def test_haar_crops_agree_with_yunets_on_a_frontal_face(shared_data: Path, yunet
     assert np.mean(shifts) < 3.5  # pixels of 112; 2.1 measured
 
 
-def test_distance_of_crops_is_told_in_pixels_of_the_crop() -> None:
-    twice = 2 * REFERENCE_LANDMARKS_PX + 50  # in a frame that shows the face twice as large
-
-    assert crop_distance_px(twice, twice) == pytest.approx(0, abs=1e-4)
-    assert crop_distance_px(twice, twice + np.array([6, 8], dtype=np.float32)) == pytest.approx(5, abs=1e-3)
-
-
-def test_overlap_is_intersection_over_union() -> None:
-    assert overlap(face(0, 0, 10), face(5, 0, 10)) == pytest.approx(50 / 150)
-    assert overlap(face(0, 0, 10), face(20, 20, 10)) == 0
-    assert overlap(face(0, 0, 10), face(0, 0, 10)) == 1
-
-
 def test_whole_image_is_the_crop_of_a_crop() -> None:
     image = np.full((112, 112, 3), 7, dtype=np.uint8)
 
@@ -217,11 +203,6 @@ def test_without_a_network_haar_stands_in_and_says_so(capsys: pytest.CaptureFixt
 def test_yunet_that_cannot_be_had_is_an_error() -> None:
     with pytest.raises(VideoError, match="cannot be fetched"):
         find_detector("yunet", url=NOWHERE)
-
-
-def test_haar_on_request_needs_no_notice(capsys: pytest.CaptureFixture[str]) -> None:
-    assert find_detector("haar", url=NOWHERE).name == "haar"
-    assert capsys.readouterr().err == ""
 
 
 def test_unknown_kind_and_wrong_files_are_errors(tmp_path: Path) -> None:

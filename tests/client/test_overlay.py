@@ -14,7 +14,7 @@ from clips import moving_square, noise, rotated_mp4, truncated, write_crops, wri
 from numpy.typing import NDArray
 from result_rows import LABELS, people
 
-from affserve.client.drawing.canvas import Canvas, colour_of, text_mask
+from affserve.client.drawing.canvas import Canvas, colour_of
 from affserve.client.drawing.overlay import draw_overlay
 from affserve.client.drawing.overlay_marks import Marks
 from affserve.client.drawing.palette import track_colour
@@ -170,15 +170,6 @@ def test_face_at_the_border_and_tasks_a_head_lacks() -> None:
         marks.draw(Canvas(image), [SeenPerson(track_id=3, box_px=box, predictions=predictions)])
 
     assert image.any()
-
-
-def test_text_is_smooth_and_stands_on_its_baseline() -> None:
-    plain, deep = text_mask("AU12", 40), text_mask("gypsy", 40)
-
-    assert len(np.unique(plain.coverage)) > 20
-    assert plain.ascent_px == plain.coverage.shape[0]
-    assert deep.coverage.shape[0] - deep.ascent_px > 5
-    assert text_mask("AU12", 80).width_px == pytest.approx(2 * plain.width_px, rel=0.1)
 
 
 def test_image_becomes_an_image_and_a_folder_a_video(tmp_path: Path) -> None:

@@ -87,14 +87,6 @@ def test_one_person_is_one_track_and_few_searches(shared_data: Path, yunet: YuNe
     assert detector.searches <= len(frames) / 5 + 3  # every fifth frame, and the two that confirm
 
 
-def test_five_people_in_a_picture(shared_data: Path, yunet: YuNetDetector) -> None:
-    (found,) = followed(yunet, images(shared_data / "multi_face.jpg"))
-
-    assert [crop.track_id for crop in found] == [0, 1, 2, 3, 4]
-    lefts = [crop.face.box_px[0] for crop in found]
-    assert lefts == sorted(lefts)
-
-
 @pytest.mark.parametrize("kind", ["yunet", "haar"])
 def test_where_nobody_is_nobody_is_followed(shared_data: Path, yunet: YuNetDetector, kind: str) -> None:
     found = followed(yunet if kind == "yunet" else HaarDetector(), images(shared_data / "no_face.mp4"))
@@ -332,7 +324,3 @@ def test_a_face_that_flow_carried_is_the_nearest_and_most_alike(
 def test_a_setting_out_of_range_is_refused(name: str, value: object) -> None:
     with pytest.raises(VideoError, match=f"face setting {name} is {value}, expected"):
         FaceSettings(**{name: value})  # type: ignore[arg-type]
-
-
-def test_cropper_says_how_long_it_waits_for_somebody(yunet: YuNetDetector) -> None:
-    assert FaceCropper(yunet, FaceSettings(patience_frames=7)).patience_frames == 7

@@ -142,12 +142,6 @@ def test_folder_with_gaps_keeps_numbers_and_time(tmp_path: Path) -> None:
     assert [frame.timestamp_s for frame in frames] == pytest.approx([0.2, 0.3, 0.8, 0.9])
 
 
-def test_folder_that_counts_from_zero_starts_at_zero(tmp_path: Path) -> None:
-    frames = list(open_source(write_crops(tmp_path / "crops", [0, 1]), fps=10))
-
-    assert [frame.timestamp_s for frame in frames] == pytest.approx([0, 0.1])
-
-
 def test_folder_leaves_out_a_damaged_image_and_tells(tmp_path: Path) -> None:
     folder = write_crops(tmp_path / "crops", [1, 2, 3])
     (folder / "00001.png").write_bytes(b"not an image")
