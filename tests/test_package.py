@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 import zipfile
@@ -50,9 +51,12 @@ def test_wheel_exports_and_serves_outside_the_checkout(
     from clips import write_crops
 
     site = tmp_path / "site"
-    subprocess.run(
-        [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(site), str(wheel)], check=True
-    )
+    readme = (ROOT / "README.md").read_text()
+    line = next(line for line in readme.splitlines() if line.startswith("pip install 'dist/"))
+    (path,) = shlex.split(line)[2:]  # as README names it, where it was built
+    built = path.replace(f"dist/{wheel.name}", str(wheel))
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(site)]
+    subprocess.run([*pip, built], check=True)
     environment = {**os.environ, "PYTHONPATH": str(site)}
 
     def run(*arguments: object) -> str:

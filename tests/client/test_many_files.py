@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -21,7 +20,6 @@ from affserve.client.infer.output_paths import OutputWishes, plan_outputs
 from affserve.client.infer.run import InferOptions, infer_sources
 from affserve.client.infer.run_record import ModelRecord
 from affserve.client.results.formats import CSV, JSON_LINES
-from affserve.client.results.rows import NO_TRACK
 from affserve.client.video.inputs import spelt_out
 from affserve.client.wire.transport import Transport
 from affserve.train.errors import OutputError
@@ -173,14 +171,3 @@ def test_killed_run_goes_on_with_the_next_file(server_url: str, tmp_path: Path) 
     assert infer(*command[1:], cwd=tmp_path).returncode == 0
     assert (tmp_path / "rows" / "short.affect.csv").stat().st_mtime_ns == made
     assert len((tmp_path / "rows" / "long.affect.csv").read_text().splitlines()) == 900
-
-
-def test_everybody_has_a_row(server_url: str, shared_data: Path, tmp_path: Path) -> None:
-    model = shared_data / "face_detection_yunet_2023mar.onnx"
-    command = ("--url", server_url, "--faces", "all", "--face-model", model, "--json", "--out", "rows.jsonl")
-    summary = json.loads(infer(shared_data / "multi_face.jpg", *command, cwd=tmp_path).stdout)
-
-    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
-    assert (summary["frames"], summary["rows"], summary["people"]) == (1, 5, 5)
-    assert [row["track_id"] for row in rows] == [0, 1, 2, 3, 4]
-    assert NO_TRACK not in [row["track_id"] for row in rows]
