@@ -4,7 +4,12 @@ VENV := .venv
 AFFSERVE := $(VENV)/bin/affserve
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench wheel clean
+.PHONY: help setup demo lint check test bench wheel clean
+
+# Tests that start no server and train nothing.
+QUICK := tests/test_layers.py tests/test_readme.py $(addprefix tests/train/test_,labels.py windows.py metrics.py losses.py \
+	temporal_head.py) $(addprefix tests/export/test_,contract.py plans.py) $(addprefix tests/client/test_,row_merger.py \
+	outputs.py results.py video.py) $(addprefix tests/benchmarks/test_,statistics.py report.py)
 
 help: ## show these targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
@@ -20,10 +25,15 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 demo: setup ## train, export, serve and call a small model; ends in a table
 	$(AFFSERVE) demo
 
-test: setup ## lint, types and all tests, with the real Triton server
+lint: setup
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+check: lint ## lint, types and the quick tests, for while you edit
+	$(VENV)/bin/pytest $(QUICK)
+
+test: lint ## lint, types and all tests, with the real Triton server
 	$(VENV)/bin/pytest --numprocesses 2 --dist loadfile
 
 bench: demo ## measure speed and memory into benchmarks/results
