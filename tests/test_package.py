@@ -51,10 +51,9 @@ def test_wheel_exports_and_serves_outside_the_checkout(
     from clips import write_crops
 
     site = tmp_path / "site"
-    readme = (ROOT / "README.md").read_text()
-    line = next(line for line in readme.splitlines() if line.startswith("pip install 'dist/"))
-    (path,) = shlex.split(line)[2:]  # as README names it, where it was built
-    built = path.replace(f"dist/{wheel.name}", str(wheel))
+    lines = (ROOT / "README.md").read_text().splitlines()
+    (given,) = [line for line in lines if line.startswith("pip install 'dist/")]
+    built = shlex.split(given)[2].replace(f"dist/{wheel.name}", str(wheel))
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(site)]
     subprocess.run([*pip, built], check=True)
     environment = {**os.environ, "PYTHONPATH": str(site)}

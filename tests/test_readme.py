@@ -22,8 +22,6 @@ PAGES = {name: (ROOT / name).read_text() for name in ("README.md", "benchmarks/R
 ALL_PAGES = "\n".join(PAGES.values())
 BLOCKS = re.findall(r"```sh\n(.*?)```", ALL_PAGES, flags=re.DOTALL)
 COMMANDS = [line.partition("#")[0].strip() for block in BLOCKS for line in block.splitlines() if line.strip()]
-
-
 TORCHRUN = re.compile(r"torchrun --nproc-per-node 2 -m affserve\.(?=train )")
 
 

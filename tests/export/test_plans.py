@@ -130,7 +130,7 @@ def test_a_tensorrt_that_does_not_load_is_not_there(tmp_path: Path, monkeypatch:
     (tmp_path / "tensorrt.py").write_text("__version__ = '11.2.1.2'\n")
     importlib.invalidate_caches()
     assert installed_tensorrt() == "11.2.1.2"
-    monkeypatch.delitem(sys.modules, "tensorrt")
+    del sys.modules["tensorrt"]  # for good: monkeypatch would put it back
 
 
 # --- the container's own build ---
