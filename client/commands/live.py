@@ -17,7 +17,6 @@ from affserve.client.commands.options import (
 )
 from affserve.client.faces.settings import FaceSettings
 from affserve.client.wire.transport import Transport
-from affserve.train.windows import WINDOW_FRAMES
 
 
 @spread
@@ -32,10 +31,7 @@ def live(
     ],
     server: ServerOptions,
     hop: Annotated[
-        int,
-        typer.Option(
-            min=1, max=WINDOW_FRAMES, help="Frames between predictions: an answer waits hop / fps seconds at most."
-        ),
+        int, typer.Option(min=1, max=300, help="Frames between predictions: an answer waits hop / fps seconds at most.")
     ] = 10,
     jsonl: Annotated[
         Path | None, typer.Option(help="File for the rows as JSON lines, each written at once; '-' for stdout.")
