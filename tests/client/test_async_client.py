@@ -102,7 +102,8 @@ def test_cancelling_leaves_nothing(server_url: str, frames: NDArray[np.uint8]) -
         async with AsyncAffectClient(server_url) as client:
             assert client.transport == "shm"
             task = asyncio.create_task(client.encode(np.concatenate([frames] * 10)))
-            await asyncio.sleep(0.1)
+            for _ in range(3):
+                await asyncio.sleep(0)  # the call is handed to its thread; its end, however soon, is not noticed yet
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task

@@ -226,12 +226,9 @@ def test_server_that_stays_away_is_given_up_after_the_time(repository: Path) -> 
         client = AffectClient(server.grpc_url, retry_for_s=2)
         client.connect()
         client.describe()
-    start = time.monotonic()
 
     with pytest.raises(InferenceError, match="tried for 2 s"):
         client.encode(np.zeros((1, 224, 224, 3), dtype=np.uint8))
-
-    assert time.monotonic() - start > 0.5
     client.close()
 
 

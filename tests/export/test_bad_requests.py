@@ -162,7 +162,7 @@ def refusal(server_url: str) -> Iterator[Refusal]:
         def send(method: str, message: Any) -> str:
             sent = message if isinstance(message, bytes) else message.SerializeToString()
             with pytest.raises(grpc.RpcError) as refused:
-                channel.unary_unary(f"{SERVICE}/{method}")(sent, timeout=30)
+                channel.unary_unary(f"{SERVICE}/{method}")(sent, timeout=120)
             assert refused.value.code() is not grpc.StatusCode.DEADLINE_EXCEEDED
             return checked(str(refused.value.details()))
 
@@ -223,7 +223,7 @@ BODY = st.one_of(
 @few
 @given(body=BODY, length=st.none() | st.sampled_from(["-1", "7", "x", "9" * 20]))
 def test_http_is_refused_in_words_too(http_url: str, body: bytes, length: str | None) -> None:
-    connection = http.client.HTTPConnection(http_url, timeout=30)
+    connection = http.client.HTTPConnection(http_url, timeout=120)
     headers = {} if length is None else {"Inference-Header-Content-Length": length}
     connection.request("POST", "/v2/models/temporal_head/infer", body, headers)
     answer = connection.getresponse()
@@ -238,7 +238,7 @@ def test_http_is_refused_in_words_too(http_url: str, body: bytes, length: str | 
 )
 def test_bytes_that_are_no_protocol_end_only_their_connection(server_url: str, noise: bytes, greeting: bytes) -> None:
     host, _, port = server_url.rpartition(":")
-    with socket.create_connection((host, int(port)), timeout=30) as connection:
+    with socket.create_connection((host, int(port)), timeout=120) as connection:
         connection.sendall(greeting + noise)
         connection.shutdown(socket.SHUT_WR)
         with contextlib.suppress(ConnectionError):
