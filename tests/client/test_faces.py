@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from affserve.benchmarks.video.faces import crop_distance_px
 from affserve.client.faces.cropper import FaceCropper, WholeImageCropper
 from affserve.client.faces.detector_file import MODEL_ENVIRONMENT, YUNET_FILE, cache_folder, find_detector
 from affserve.client.faces.detectors import HaarDetector, YuNetDetector
@@ -72,13 +73,11 @@ def test_yunet_finds_a_face_in_every_frame(
     shared_data: Path, yunet: YuNetDetector, name: str, most_missed: int
 ) -> None:
     missed = sum(not yunet.detect(image) for image in images(shared_data / name))
-
     assert missed <= most_missed
 
 
 def test_all_faces_of_a_group_are_found_in_image_coordinates(shared_data: Path, yunet: YuNetDetector) -> None:
     faces = yunet.detect(read_image(shared_data / "multi_face.jpg"))
-
     assert len(faces) == 5
     for found in faces:
         x, y, width, height = found.box_px
@@ -95,9 +94,7 @@ def test_a_small_face_in_a_large_frame_is_found(shared_data: Path, yunet: YuNetD
     small = cv2.resize(close, None, fx=0.4, fy=0.4, interpolation=cv2.INTER_AREA)
     frame = np.full((1080, 1920, 3), 90, dtype=np.uint8)
     frame[300 : 300 + small.shape[0], 700 : 700 + small.shape[1]] = small
-
     (found,) = [face for face in yunet.detect(frame) if face.score >= NEW_FACE_SCORE]
-
     assert 780 < found.box_px[0] < 800
     assert 50 < found.box_px[2] < 70
 
@@ -114,9 +111,7 @@ def test_a_face_at_the_border_keeps_its_place_in_the_crop(shared_data: Path, yun
         "top": image[y + height // 4 :],
         "bottom": image[: y + height - height // 4],
     }[edge]
-
     (found,) = FaceCropper(yunet).crop(np.ascontiguousarray(cut))
-
     inside = (found.pixels > 0).any(axis=2)
     assert 0.02 < 1 - inside.mean() < 0.5
     # The same pixels in the same place: the correlation is taken where both crops show the image.
@@ -130,7 +125,6 @@ def test_crop_puts_the_landmarks_where_training_has_them(shared_data: Path, yune
         (found,) = cropper.crop(image)
         subject, crop = found.face, found.pixels
         placed = landmarks_in_crop(subject.landmarks_px, similarity_to_reference(subject.landmarks_px))
-
         assert crop.shape == (224, 224, 3)
         # A similarity cannot change proportions, so a real face's points stay some pixels (of 112) apart from them.
         assert np.linalg.norm(placed - REFERENCE_LANDMARKS_PX, axis=1).mean() < 5
@@ -147,15 +141,24 @@ def test_haar_crops_agree_with_yunets_on_a_frontal_face(shared_data: Path, yunet
         expected = landmarks_in_crop(theirs.landmarks_px, similarity_to_reference(theirs.landmarks_px))
         placed = landmarks_in_crop(theirs.landmarks_px, similarity_to_reference(ours.landmarks_px))
         shifts.append(np.linalg.norm(placed - expected, axis=1).mean())
-
     assert np.mean(shifts) < 3.5  # pixels of 112; 2.1 measured
+
+
+def test_distance_of_crops_is_told_in_pixels_of_the_crop() -> None:
+    twice = 2 * REFERENCE_LANDMARKS_PX + 50  # in a frame that shows the face twice as large
+    assert crop_distance_px(twice, twice) == pytest.approx(0, abs=1e-4)
+    assert crop_distance_px(twice, twice + np.array([6, 8], dtype=np.float32)) == pytest.approx(5, abs=1e-3)
+
+
+def test_overlap_is_intersection_over_union() -> None:
+    assert overlap(face(0, 0, 10), face(5, 0, 10)) == pytest.approx(50 / 150)
+    assert overlap(face(0, 0, 10), face(20, 20, 10)) == 0
+    assert overlap(face(0, 0, 10), face(0, 0, 10)) == 1
 
 
 def test_whole_image_is_the_crop_of_a_crop() -> None:
     image = np.full((112, 112, 3), 7, dtype=np.uint8)
-
     (found,) = WholeImageCropper().crop(image)
-
     assert found.face.box_px == pytest.approx((0, 0, 112, 112))
     assert (found.pixels == np.full((224, 224, 3), 7)).all()
 
@@ -164,7 +167,6 @@ def test_model_is_taken_from_option_then_environment(
     shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(MODEL_ENVIRONMENT, str(tmp_path / "absent.onnx"))
-
     assert find_detector("auto", shared_data / YUNET_FILE, url=NOWHERE).name == "yunet"
     with pytest.raises(VideoError, match=MODEL_ENVIRONMENT):
         find_detector("auto", url=NOWHERE)
@@ -175,7 +177,6 @@ def test_model_is_taken_from_option_then_environment(
 def test_model_is_fetched_once_and_kept(shared_data: Path, web_folder: tuple[Path, str]) -> None:
     folder, url = web_folder
     (folder / YUNET_FILE).write_bytes((shared_data / YUNET_FILE).read_bytes())
-
     assert find_detector("yunet", url=url).name == "yunet"
     (folder / YUNET_FILE).unlink()
     assert find_detector("yunet", url=url).name == "yunet"
@@ -185,14 +186,12 @@ def test_model_is_fetched_once_and_kept(shared_data: Path, web_folder: tuple[Pat
 def test_another_file_under_the_address_is_not_trusted(web_folder: tuple[Path, str]) -> None:
     folder, url = web_folder
     (folder / YUNET_FILE).write_bytes(b"something else")
-
     assert find_detector("auto", url=url).name == "haar"
     assert not cache_folder().exists()
 
 
 def test_without_a_network_haar_stands_in_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     assert find_detector("auto", url=NOWHERE).name == "haar"
-
     printed = capsys.readouterr()
     assert printed.out == ""
     assert "Haar" in printed.err
@@ -205,10 +204,14 @@ def test_yunet_that_cannot_be_had_is_an_error() -> None:
         find_detector("yunet", url=NOWHERE)
 
 
+def test_haar_on_request_needs_no_notice(capsys: pytest.CaptureFixture[str]) -> None:
+    assert find_detector("haar", url=NOWHERE).name == "haar"
+    assert capsys.readouterr().err == ""
+
+
 def test_unknown_kind_and_wrong_files_are_errors(tmp_path: Path) -> None:
     wrong = tmp_path / "wrong.onnx"
     wrong.write_bytes(b"no network in here")
-
     with pytest.raises(VideoError, match="expected one of auto, yunet, haar"):
         find_detector("mtcnn")
     with pytest.raises(VideoError, match="is not a file"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from affserve.client.infer.output_paths import OutputWishes, plan_outputs
 from affserve.client.infer.run import InferOptions, infer_sources
 from affserve.client.infer.run_record import ModelRecord
 from affserve.client.results.formats import CSV, JSON_LINES
+from affserve.client.results.rows import NO_TRACK
 from affserve.client.video.inputs import spelt_out
 from affserve.client.wire.transport import Transport
 from affserve.train.errors import OutputError
@@ -49,9 +51,7 @@ def test_results_are_named_so_that_none_is_lost(tmp_path: Path, monkeypatch: pyt
     monkeypatch.chdir(tmp_path)
     sources = [Path("a.mp4"), Path("b.mp4"), Path("b.mkv"), Path("x/c.mp4"), Path("y/c.mp4")]
     wishes = OutputWishes(row_format=JSON_LINES, out=Path("out"), overlay=Path("videos"))
-
     planned = plan_outputs(sources, wishes, several=True)
-
     names = [str(outputs.rows.relative_to("out")) for outputs in planned.values()]
     assert names == [
         "a.affect.jsonl",
@@ -88,9 +88,7 @@ def test_many_sources_are_done_and_the_bad_ones_listed_at_the_end(
     write_sound(Path("clips/mute.wav"))
     Path("clips/broken.mp4").write_text("hello")
     sources = (Path("clips"), Path("clips/*.wav"), Path("none/*.mp4"))
-
     assert not infer_sources(options(server_url, *sources, out=Path("rows"), row_format="parquet"))
-
     assert sorted(os.listdir("rows")) == ["a.affect.parquet", "b.affect.parquet"]
     told = capsys.readouterr().err
     end = told[told.index("5 sources:") :].splitlines()
@@ -148,7 +146,6 @@ def test_another_model_is_noticed(client: AffectClient) -> None:
     model = ModelRecord.of(client)
     numbers = model.answer.split()
     retrained = " ".join([*numbers[:-1], f"{float(numbers[-1]) + 0.02:.4f}"])
-
     assert model.made(model.provenance())
     assert not model.made({**model.provenance(), "engine": "another"})
     assert not ModelRecord(facts=model.facts, answer=retrained).made(model.provenance())
@@ -167,7 +164,16 @@ def test_killed_run_goes_on_with_the_next_file(server_url: str, tmp_path: Path) 
         process.send_signal(signal.SIGKILL)
     assert not (tmp_path / "rows" / "long.affect.csv").exists()
     made = (tmp_path / "rows" / "short.affect.csv").stat().st_mtime_ns
-
     assert infer(*command[1:], cwd=tmp_path).returncode == 0
     assert (tmp_path / "rows" / "short.affect.csv").stat().st_mtime_ns == made
     assert len((tmp_path / "rows" / "long.affect.csv").read_text().splitlines()) == 900
+
+
+def test_everybody_has_a_row(server_url: str, shared_data: Path, tmp_path: Path) -> None:
+    model = shared_data / "face_detection_yunet_2023mar.onnx"
+    command = ("--url", server_url, "--faces", "all", "--face-model", model, "--json", "--out", "rows.jsonl")
+    summary = json.loads(infer(shared_data / "multi_face.jpg", *command, cwd=tmp_path).stdout)
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert (summary["frames"], summary["rows"], summary["people"]) == (1, 5, 5)
+    assert [row["track_id"] for row in rows] == [0, 1, 2, 3, 4]
+    assert NO_TRACK not in [row["track_id"] for row in rows]

@@ -21,7 +21,7 @@ from affserve.client.drawing.timelines import MOST_BINS, read_timelines
 from affserve.client.results.formats import CSV
 from affserve.client.results.metadata import ResultTable, metadata_text
 from affserve.client.results.output_file import OutputFile, check_writable, write_whole
-from affserve.client.results.rows import NO_TRACK, RowFormatter, Rows, described_columns
+from affserve.client.results.rows import NO_TRACK, RowFormatter, Rows, columns_of, described_columns
 from affserve.export.contract import HeadDescription, default_head_description
 from affserve.train.errors import OutputError
 from affserve.train.labels import TASKS
@@ -64,7 +64,6 @@ def drawn(path: Path, description: HeadDescription) -> bytes:
 
 def test_row_is_printed_with_fixed_digits() -> None:
     (row,) = parsed(RowFormatter(LABELS), rows(1))
-
     assert list(row)[:4] == ["frame", "timestamp_s", "track_id", "box_x_px"]
     assert list(row)[7:11] == ["face_score", "valence", "arousal", "expression"]
     assert list(row)[-1] == "AU26"
@@ -75,13 +74,11 @@ def test_row_is_printed_with_fixed_digits() -> None:
 def test_expression_is_the_most_probable_one() -> None:
     block = rows(2)
     block.predictions["expression"][1, 4] = 0.9
-
     assert [row["expression"] for row in parsed(RowFormatter(LABELS), block)] == ["Neutral", "Happiness"]
 
 
 def test_row_without_a_face_has_time_and_nothing_else() -> None:
     first, second = parsed(RowFormatter(LABELS), rows(2, faceless=(1,)))
-
     assert all(first.values())
     assert {name for name, cell in second.items() if cell} == {"frame", "timestamp_s"}
 
@@ -90,7 +87,6 @@ def test_row_without_a_face_has_time_and_nothing_else() -> None:
 def test_head_with_one_task_gives_only_its_columns(tasks: list[str]) -> None:
     labels = {task: TASKS[task].names for task in tasks}
     (row,) = parsed(RowFormatter(labels), rows(1, labels=labels))
-
     assert len(row) == 8 + len(labels[tasks[0]]) + (tasks == ["expression"])
     assert all(row.values())
 
@@ -98,7 +94,6 @@ def test_head_with_one_task_gives_only_its_columns(tasks: list[str]) -> None:
 def test_task_of_a_newer_server_is_passed_on() -> None:
     labels: dict[str, tuple[str, ...]] = {"pain": ("intensity",)}
     (row,) = parsed(RowFormatter(labels), rows(1, labels=labels))
-
     assert row["pain_intensity"] == "1.0000"
 
 
@@ -106,7 +101,6 @@ def test_metadata_describes_every_column_of_the_file() -> None:
     table = ResultTable(name="rows.csv", source="a.mp4", labels=LABELS, provenance={"trained_on": "synthetic"})
     document = json.loads(metadata_text(table))
     columns = {column["name"]: column for column in document["tableSchema"]["columns"]}
-
     assert document["@context"][0] == "http://www.w3.org/ns/csvw"
     assert document["url"] == "rows.csv"
     assert list(columns) == RowFormatter(LABELS).header.strip().split(",")
@@ -120,9 +114,14 @@ def test_metadata_describes_every_column_of_the_file() -> None:
     ]
 
 
+def test_every_action_unit_has_its_meaning() -> None:
+    descriptions = [column.description for column in columns_of(LABELS) if column.name.startswith("AU")]
+    assert len(descriptions) == 12
+    assert "lip corner puller" in descriptions[6]
+
+
 def test_descriptions_end_with_unit_and_range() -> None:
     described = dict(described_columns(LABELS))
-
     assert described["box_x_px"] == "left edge of the face box [px]"
     assert described["box_w_px"] == "width of the face box [px, 0 or more]"
     assert described["valence"].endswith(" [-1 to 1]")
@@ -134,7 +133,6 @@ def test_file_appears_only_when_complete(tmp_path: Path) -> None:
     with OutputFile(path) as file:
         file.write(b"after")
         assert path.read_text() == "before"
-
     assert path.read_text() == "after"
     assert os.listdir(tmp_path) == ["rows.csv"]
 
@@ -142,10 +140,8 @@ def test_file_appears_only_when_complete(tmp_path: Path) -> None:
 def test_error_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_text("before")
-
     with pytest.raises(TypeError), OutputFile(path) as file:
         file.write([b"half"])  # type: ignore[arg-type]
-
     assert path.read_text() == "before"
     assert os.listdir(tmp_path) == ["rows.csv"]
 
@@ -161,7 +157,6 @@ def test_killed_process_leaves_nothing_under_the_name(tmp_path: Path) -> None:
         assert process.stdout is not None
         assert process.stdout.readline() == b"half\n"
         process.send_signal(signal.SIGKILL)
-
     assert not path.exists()
 
 
@@ -172,7 +167,6 @@ def test_unwritable_places_fail_before_the_work(tmp_path: Path) -> None:
             check_writable(path)
     with pytest.raises(OutputError, match="Is a directory"):
         OutputFile(tmp_path / "folder")
-
     check_writable(tmp_path / "rows.csv")
     assert os.listdir(tmp_path) == ["folder"]
 
@@ -180,9 +174,7 @@ def test_unwritable_places_fail_before_the_work(tmp_path: Path) -> None:
 def test_timeline_averages_frames_with_a_face() -> None:
     block = rows(10, faceless=(2, 3, 5))
     block.predictions["valence_arousal"][:, 0] = np.arange(10) / 10
-
     (timeline,) = read_timelines([block], tallied([block]), LABELS, most_bins=5)
-
     assert timeline.edges_s.tolist() == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1.0])
     assert timeline.faceless.tolist() == [False, True, False, False, False]
     valence = timeline.values["valence_arousal"][:, 0]
@@ -195,9 +187,7 @@ def test_timeline_averages_frames_with_a_face() -> None:
 def test_plot_is_drawn_for_any_head_and_length(tmp_path: Path, tasks: list[str], count: int) -> None:
     path = written(tmp_path / "rows.csv", rows(count, faceless=(3, 4)))
     description = HeadDescription(labels={task: TASKS[task].names for task in tasks}, trained_on="synthetic")
-
     image = cv2.imdecode(np.frombuffer(drawn(path, description), np.uint8), cv2.IMREAD_COLOR)
-
     assert image.shape[1] == 1560
     assert 400 < image.shape[0] < 1300
     assert len(np.unique(image.reshape(-1, 3), axis=0)) > 20
@@ -205,7 +195,5 @@ def test_plot_is_drawn_for_any_head_and_length(tmp_path: Path, tasks: list[str],
 
 def test_plot_of_a_long_video_draws_no_more_than_one_of_a_short_one() -> None:
     blocks = [rows(30_000)]
-
     (timeline,) = read_timelines(blocks, tallied(blocks), LABELS)
-
     assert len(timeline.edges_s) <= MOST_BINS + 1

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from affserve.client.faces.detector_file import YUNET_FILE
 from affserve.train.cli import data_app
 from affserve.train.corpus.affwild2 import TRAIN, VALIDATION, Corpus, open_corpus
 from affserve.train.crops import CROP_SIZE_PX, REFERENCE_LANDMARKS_PX, align_face, similarity_to_reference
@@ -206,6 +207,19 @@ def test_haar_finds_the_drawn_faces() -> None:
         boxes = detector.detectMultiScale(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), 1.1, 3, minSize=(60, 60))
         found += any(left < x < left + w and top < y < top + h for left, top, w, h in boxes)
     assert found >= 0.95 * len(people)
+
+
+def test_yunet_finds_the_drawn_faces_and_their_eyes(shared_data: Path) -> None:
+    detector = cv2.FaceDetectorYN.create(str(shared_data / YUNET_FILE), "", (320, 180), 0.7)
+    errors, people = [], _frames_of_many_people(40)
+    for image, landmarks in people:
+        small = cv2.resize(image, (320, 180), interpolation=cv2.INTER_AREA)
+        _, faces = detector.detect(np.ascontiguousarray(small[..., ::-1]))
+        if faces is not None:
+            seen = 2 * faces[0][4:14].reshape(5, 2)
+            errors.append(np.linalg.norm(seen - landmarks, axis=1) / np.linalg.norm(landmarks[1] - landmarks[0]))
+    assert len(errors) >= 0.95 * len(people)
+    assert (np.median(errors, axis=0)[:3] < 0.1).all(), "a tenth of the distance of the eyes is 3.5 px in a crop"
 
 
 def _crop(**state: object) -> np.ndarray:
