@@ -56,6 +56,7 @@ def tiny_heads() -> dict[str, HeadGraph]:
         "without-tcn": HeadGraph([tiny_head(use_tcn=False)]),
         "without-transformer": HeadGraph([tiny_head(use_encoder=False)]),
         "centred": HeadGraph([other]),
+        "pre-norm": HeadGraph([tiny_head(norm="pre")]),
     }
 
 

@@ -357,6 +357,22 @@ def head(
     size: Annotated[str, typer.Option(help="paper, or demo for a CPU.")] = "paper",
     tcn: Annotated[bool, typer.Option(help="The temporal convolutions.")] = True,
     attention: Annotated[bool, typer.Option(help="The Transformer encoder.")] = True,
+    gru: Annotated[bool, typer.Option(help="Two GRU layers of similar cost in place of both; streams.")] = False,
+    norm: Annotated[
+        str, typer.Option(help="Where the Transformer normalises: post, as the paper, or pre, better on small corpora.")
+    ] = "post",
+    context_frames: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=300,
+            help="Each layer looks at so many last frames only, and the head streams: 38 or so.  [default: whole "
+            "segment, as the paper]",
+        ),
+    ] = None,
+    lookahead_frames: Annotated[
+        int, typer.Option(min=0, max=300, help="Frames that a head that streams answers late, to have seen them.")
+    ] = 0,
     epochs: Annotated[int | None, typer.Option(min=1, help="[default: as the paper, VA 40, EXPR 10, AU 30]")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Windows of an optimiser step, over all processes.")] = 32,
     micro_batch: MicroBatch = None,
@@ -382,13 +398,24 @@ def head(
     Stopped or killed, the same command goes on where it was.
     """
     from affserve.train.corpus.affwild2 import open_corpus
+    from affserve.train.labels import TASKS
     from affserve.train.models.checkpoint import load_encoder
     from affserve.train.stages.fit import FitConfig, fit
     from affserve.train.trainer.losses import BalanceConfig
 
     with _usage_errors():
         balance = BalanceConfig(**picked(locals(), BalanceConfig))
-        config = FitConfig(head=_architecture(size, task, tcn, attention), **picked(locals(), FitConfig))
+        architecture = _architecture(
+            size,
+            tasks=tuple(task or TASKS),
+            use_tcn=tcn,
+            use_encoder=attention,
+            recurrent=gru,
+            norm=norm,
+            context_frames=context_frames,
+            lookahead_frames=lookahead_frames,
+        )
+        config = FitConfig(head=architecture, **picked(locals(), FitConfig))
     _, checkpoint = load_encoder(encoder)
     opened = open_corpus(corpus)
     _train(out, lambda: fit(opened, features / checkpoint.fingerprint, config, out, _to_stderr, fresh=fresh))
@@ -403,14 +430,13 @@ def _usage_errors() -> Iterator[None]:
         raise typer.BadParameter(str(error)) from error
 
 
-def _architecture(size: str, tasks: list[str] | None, tcn: bool, attention: bool) -> TemporalHeadConfig:
-    from affserve.train.labels import TASKS
-    from affserve.train.models.temporal_head import TemporalHeadConfig, demo_head_config
+def _architecture(size: str, **choices: Any) -> TemporalHeadConfig:
+    from affserve.train.models.temporal_head import TemporalHeadConfig, demo_head_config, gru_of_similar_cost
 
     if size not in ("paper", "demo"):
         raise typer.BadParameter(f"--size is {size!r}, expected paper or demo")
-    sized = demo_head_config if size == "demo" else TemporalHeadConfig
-    return sized(tasks=tuple(tasks or TASKS), use_tcn=tcn, use_encoder=attention)
+    config = (demo_head_config if size == "demo" else TemporalHeadConfig)(**choices)
+    return gru_of_similar_cost(config) if config.recurrent else config
 
 
 def _train(out: Path, train: Callable[[], Scores]) -> None:

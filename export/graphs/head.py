@@ -35,6 +35,8 @@ class LeanHead(nn.Module):
 
     def __init__(self, head: TemporalHead, dialect: Dialect) -> None:
         super().__init__()
+        if head.config.streams:
+            raise ExportError("this head streams, and whole segments are not how it answers; export one that does not")
         self.dialect = dialect
         blocks = [cast(ResidualBlock, block) for block in head.tcn]
         self.tcn = nn.Sequential(*(LeanResidual(block, dialect) for block in blocks))
@@ -111,18 +113,27 @@ def _convolution(layer: nn.Module, dialect: Dialect) -> nn.Module:
 
 
 class LeanTransformer(nn.Module):
-    """Self-attention and a feed-forward layer, normalised after each."""
+    """Self-attention and a feed-forward layer, normalised after each or before each."""
 
     def __init__(self, block: TransformerBlock, dialect: Dialect) -> None:
         super().__init__()
         self.attention = SelfAttention(block.qkv.weight, block.qkv.bias, block.out, block.heads, dialect)
-        self.norm1, self.norm2 = block.norm1, block.norm2
+        self.norm1, self.norm2, self.pre_norm = block.norm1, block.norm2, block.pre_norm
         self.up, self.down = Product.of(block.up), Product.of(block.down)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, T, C) -> (B, T, C)."""
+        if self.pre_norm:
+            a = self.norm1(x)  # (B, T, C)
+            x = x + self.attention(a, a)  # (B, T, C)
+            return x + self.feed(self.norm2(x))  # (B, T, C)
         x = self.norm1(x + self.attention(x, x))  # (B, T, C)
-        y: Tensor = self.norm2(x + self.down(F.relu(self.up(x))))  # (B, T, C)
+        y: Tensor = self.norm2(x + self.feed(x))  # (B, T, C)
+        return y
+
+    def feed(self, x: Tensor) -> Tensor:
+        """x: (B, T, C) -> (B, T, C)."""
+        y: Tensor = self.down(F.relu(self.up(x)))
         return y
 
 

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
 
-from affserve.train.models.temporal_head import TemporalHead, TemporalHeadConfig, activate, demo_head_config
+from affserve.train.evaluation.prediction import Segmenting, predict_stream
+from affserve.train.models.temporal_head import (
+    HeadEnsemble,
+    TemporalHead,
+    TemporalHeadConfig,
+    activate,
+    demo_head_config,
+    gru_of_similar_cost,
+)
 
 
 def test_paper_sizes_are_the_default() -> None:
@@ -77,6 +86,49 @@ def test_padding_changes_nothing(causal: bool, training: bool) -> None:
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
 
 
+STREAMING = {
+    "post-norm": {"context_frames": 7},
+    "pre-norm, late": {"context_frames": 9, "norm": "pre", "lookahead_frames": 5},
+    "itself only": {"context_frames": 1, "tcn_kernels": (1, 3, 5)},
+    "without TCN": {"context_frames": 4, "use_tcn": False},
+    "without Transformer": {"context_frames": 4, "use_encoder": False, "lookahead_frames": 2},
+    "GRU, late": {"recurrent": True, "use_tcn": False, "lookahead_frames": 3},
+}
+
+
+@pytest.mark.parametrize("switches", STREAMING.values(), ids=STREAMING)
+def test_a_stream_answers_step_by_step_as_at_once(switches: dict[str, Any]) -> None:
+    torch.manual_seed(2)
+    head = HeadEnsemble([TemporalHead(demo_head_config(**switches)).eval() for _ in range(2)])
+    features = torch.randn(1, 47, 512)
+    padded = torch.cat([features, torch.randn(1, 13, 512)], dim=1)
+    with torch.inference_mode():
+        whole = head.answers(features)
+        within = head.answers(padded, torch.arange(60)[None] < 47)
+    for steps in (1, 10, 47):
+        stepwise = predict_stream(head, features[0].numpy(), Segmenting(window=steps, stride=1))
+        for key, values in whole.items():
+            torch.testing.assert_close(torch.from_numpy(stepwise[key]), values[0], atol=1e-5, rtol=0)
+            torch.testing.assert_close(within[key][:, :47], values, atol=1e-5, rtol=0)
+
+
+def test_a_stream_sees_as_far_back_as_it_says_and_ahead_by_its_delay() -> None:
+    config = demo_head_config(context_frames=6, lookahead_frames=4, tcn_dilations=(1, 1, 1))
+    assert config.reach_frames == 3 * 2 * 4 + 2 * 5
+    moved = influence(TemporalHead(config).eval(), 45, frames=90)
+    assert moved[0] == 41
+    assert 41 + 24 < moved[-1] <= 41 + config.reach_frames  # the farthest ones hardly move
+    assert gru_of_similar_cost(config).reach_frames is None
+
+
+def test_a_state_is_as_large_after_a_thousand_frames() -> None:
+    head = TemporalHead(demo_head_config(context_frames=5)).eval()
+    state = head.initial_state()
+    with torch.inference_mode():
+        _, after = head.stream(torch.randn(1, 1000, 512), state)
+    assert [part.shape for part in after] == [part.shape for part in state]
+
+
 def test_a_batch_of_a_single_frame_can_be_trained_on() -> None:
     head = TemporalHead(demo_head_config()).train()
     raw = head(torch.randn(1, 30, 512), torch.arange(30)[None] < 1)
@@ -99,6 +151,11 @@ def test_served_values_lie_in_their_ranges() -> None:
         pytest.param({"tasks": ()}, "at least one task", id="no-task"),
         pytest.param({"tcn_kernels": (5,)}, "one each per block", id="uneven-tcn"),
         pytest.param({"heads": 3}, "not a multiple", id="heads"),
+        pytest.param({"norm": "none"}, "expected post or pre", id="norm"),
+        pytest.param({"context_frames": 0}, "at least 1, the frame itself", id="context"),
+        pytest.param({"lookahead_frames": 3}, "0 unless context_frames is given", id="late-segment"),
+        pytest.param({"context_frames": 3, "causal": False}, "expected lookahead_frames", id="centred-stream"),
+        pytest.param({"context_frames": 3, "recurrent": True}, "expected one of the two", id="gru-with-context"),
     ],
 )
 def test_impossible_sizes_are_refused(changes: dict[str, object], message: str) -> None:

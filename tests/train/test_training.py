@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -79,12 +80,20 @@ def test_the_temporal_model_learns_what_a_single_frame_cannot_tell(tmp_path: Pat
     root, features = temporal_corpus(tmp_path / "corpus")
     corpus = open_corpus(root)
     scores = {}
-    for name, switches in (("temporal", {}), ("single", {"use_tcn": False, "use_encoder": False})):
+    stream = {"norm": "pre", "context_frames": 12, "lookahead_frames": 4}
+    forms: dict[str, dict[str, Any]] = {
+        "temporal": {},
+        "stream": stream,
+        "single": {"use_tcn": False, "use_encoder": False},
+    }
+    for name, switches in forms.items():
         head = demo_head_config(feature_width=8, tasks=("valence_arousal",), **switches)
         config = FitConfig(head=head, epochs=6, batch=4, lr=2e-3, stride=20)
         scores[name] = fit(corpus, features, config, tmp_path / name, quiet).by_task["valence_arousal"]
     assert scores["temporal"] > 0.8
-    assert scores["temporal"] > scores["single"] + 0.1
+    assert min(scores["temporal"], scores["stream"]) > scores["single"] + 0.1
+    late, _ = load_head(tmp_path / "stream")
+    assert late.config.lookahead_frames == 4
     model, checkpoint = load_head(tmp_path / "temporal")
     assert checkpoint.provenance.encoder == features.name
     assert checkpoint.provenance.metrics["valence_arousal"] == pytest.approx(scores["temporal"])
@@ -309,6 +318,10 @@ def test_the_commands_of_the_readme_lead_from_a_corpus_to_a_repository(tmp_path:
     head = "train head @corpus --encoder @encoder --features @features --size demo --epochs 1"
     run(f"{head} --out @va --task valence_arousal")
     run(f"{head} --out @other --task expression --task action_units --no-attention")
+    run(f"{head} --out @stream --task expression --norm pre --context-frames 12 --lookahead-frames 2")
+    run(f"{head} --out @gru --task action_units --gru")
+    told = run("evaluate @corpus --encoder @encoder --head @stream --head @gru --features @features --report @report")
+    assert "expressions" in told
     told = run("export --encoder @encoder --head @va --head @other --out @repository --parity-data @corpus")
     assert "valence_arousal, expression, action_units" in told
     manifest = json.loads((tmp_path / "repository/manifest.json").read_text())

@@ -100,6 +100,15 @@ def test_no_window_holds_only_what_another_one_holds(frames: int, starts: list[i
     assert [start for _, start in windows.starts] == starts
 
 
+def test_frames_around_a_window_are_shown_and_teach_nothing() -> None:
+    video = video_of(list(range(1, 651)), 650)
+    windows = WindowDataset([video], window=300, stride=200, lead=120, tail=10)
+    shown = [item["features"][item["present"], 0].astype(int).tolist() for item in (windows[k] for k in range(3))]
+    assert shown == [list(range(1, 311)), list(range(81, 511)), list(range(281, 651))]
+    taught = [windows[k]["truth"][EXPRESSION.key][windows[k]["valid"][EXPRESSION.key], 0].tolist() for k in range(3)]
+    assert taught == [list(range(300)), list(range(200, 500)), list(range(400, 650))]
+
+
 def test_padding_is_marked_and_never_labelled() -> None:
     last = WindowDataset([video_of(list(range(1, 651)), 650)], window=300, stride=200)[2]
     assert last["present"].tolist() == [True] * 250 + [False] * 50

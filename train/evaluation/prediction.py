@@ -101,15 +101,20 @@ def _join(pieces: Sequence[tuple[Outputs, LabelledVideo, slice]], keys: Sequence
 def predict_segments(
     model: TemporalHead | HeadEnsemble, features: NDArray[np.float32], segmenting: Segmenting
 ) -> list[Outputs]:
-    """Predict each segment of a video, (N, D) -> (T, K) by task; full ones in batches, the others on their own."""
+    """Predict each segment of a video, (N, D) -> (T, K) by task; full ones in batches, the others on their own.
+
+    A head that streams goes over the whole video once, and its segments are parts of that.
+    """
     model.eval()
+    spans = segments(len(features), segmenting.window, segmenting.stride)
+    if model.config.streams and spans:
+        whole = predict_stream(model, features, segmenting)
+        return [{key: values[span] for key, values in whole.items()} for span in spans]
 
     def predict(stack: NDArray[np.float32]) -> Outputs:
         with torch.inference_mode():
-            outputs = model.answers(torch.from_numpy(stack).to(segmenting.device))
-        return {key: values.float().cpu().numpy() for key, values in outputs.items()}
+            return _arrays(model.answers(torch.from_numpy(stack).to(segmenting.device)))
 
-    spans = segments(len(features), segmenting.window, segmenting.stride)
     full = [span for span in spans if span.stop - span.start == segmenting.window]
     predicted: list[Outputs] = []
     for first in range(0, len(full), segmenting.batch):
@@ -119,6 +124,26 @@ def predict_segments(
     for span in spans[len(full) :]:
         predicted.append({key: values[0] for key, values in predict(features[span][None]).items()})
     return predicted
+
+
+def predict_stream(
+    model: TemporalHead | HeadEnsemble, features: NDArray[np.float32], segmenting: Segmenting
+) -> Outputs:
+    """Predict every frame of a video by a head that streams, (N, D) -> (N, K) by task: each goes through it once."""
+    late = model.config.lookahead_frames
+    held = np.concatenate([features, np.repeat(features[-1:], late, axis=0)])  # (N + L, D)
+    state = tuple(part.to(segmenting.device) for part in model.initial_state())
+    parts: list[Outputs] = []
+    with torch.inference_mode():
+        for first in range(0, len(held), segmenting.window):
+            some = torch.from_numpy(held[None, first : first + segmenting.window]).to(segmenting.device)
+            answers, state = model.stream(some, state)
+            parts.append(_arrays(answers))
+    return {key: np.concatenate([part[key][0] for part in parts])[late:] for key in model.config.tasks}
+
+
+def _arrays(outputs: dict[str, torch.Tensor]) -> Outputs:
+    return {key: values.float().cpu().numpy() for key, values in outputs.items()}
 
 
 def merge_segments(predicted: Sequence[Outputs], frames: int, segmenting: Segmenting) -> Outputs:

@@ -4,12 +4,20 @@ In come features (B, T, D), out go raw outputs (B, T, K) for every task the head
 outputs into what is served. The paper's ablations are switches of this model. Sizes that the paper leaves open are
 those of the same authors' ABAW6 configuration. The folds of a cross-validation give several heads that share encoder
 and tasks, not sizes; `HeadEnsemble` answers with their mean wherever a single head does.
+
+A head streams when `context_frames` limits what each Transformer layer looks back at, or a GRU stands in its place: the
+TCN is causal, frame i attends to the frames j in (i - W, i], and a bounded state holds all that later frames need.
+`forward` takes a whole sequence, `stream` any number of frames and the state after those before: the same numbers. A
+look-ahead of L frames is a plain delay: the answer for frame t is what comes out at position t + L, and at the end of a
+sequence its last frame is held for L more positions. So `stream` needs no notion of it: whoever calls it leaves out the
+first L answers and, at the end, sends the last frame L times more.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any, cast
 
 import torch  # noqa: TID253 - this file is about it
@@ -18,6 +26,8 @@ from torch import Tensor, nn  # noqa: TID253
 from torch.nn.utils.parametrizations import weight_norm  # noqa: TID253
 
 from affserve.train.labels import TASKS, Kind, task_by_key
+
+NORMS = ("post", "pre")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +48,10 @@ class TemporalHeadConfig:
     feedforward: int = 512  # hidden width of a Transformer block
     mlp_width: int = 256  # hidden width of the output layers
     dropout: float = 0.3  # probability
+    norm: str = "post"  # where a Transformer block normalises: post, as the paper's authors, or pre
+    context_frames: int | None = None  # W, last frames, its own included, a layer attends to; None: whole segment
+    lookahead_frames: int = 0  # L, frames that the answers of a head that streams are late
+    recurrent: bool = False  # GRU layers in the Transformer's place: the simplest head that streams
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tasks", tuple(task_by_key(key).key for key in self.tasks))
@@ -52,6 +66,60 @@ class TemporalHeadConfig:
             )
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+        if self.norm not in NORMS:
+            raise ValueError(f"norm is {self.norm!r}; expected {' or '.join(NORMS)}")
+        if self.recurrent and self.context_frames is not None:
+            raise ValueError("context_frames limits attention, and a recurrent head has none; expected one of the two")
+        if self.context_frames is not None and self.context_frames < 1:
+            raise ValueError(f"context_frames is {self.context_frames}; expected at least 1, the frame itself")
+        if self.lookahead_frames < 0 or (self.lookahead_frames and not self.streams):
+            raise ValueError(
+                f"lookahead_frames is {self.lookahead_frames}; expected 0 or more, and 0 unless context_frames is "
+                "given or the head is recurrent: others see the whole segment"
+            )
+        if self.streams and self.use_tcn and not self.causal:
+            raise ValueError("causal is False, but a head that streams cannot see ahead; expected lookahead_frames")
+
+    @property
+    def streams(self) -> bool:
+        """Whether the head can answer frame by frame with a bounded state."""
+        return self.recurrent or self.context_frames is not None
+
+    @property
+    def attends(self) -> bool:
+        """Whether there are Transformer layers."""
+        return self.use_encoder and not self.recurrent and self.layers > 0
+
+    @property
+    def reach_frames(self) -> int | None:
+        """How many positions before one have a part in what comes out at it; None: all there are."""
+        if self.recurrent or (self.attends and self.context_frames is None):
+            return None
+        tcn = sum(2 * (k - 1) * d for k, d in zip(self.tcn_kernels, self.tcn_dilations, strict=True))
+        attention = self.layers * (self.context_frames - 1) if self.attends and self.context_frames else 0
+        return (tcn if self.use_tcn else 0) + attention
+
+
+State = tuple[Tensor, ...]  # what a stream remembers, batch first: see TemporalHead.initial_state
+
+
+class Memory:
+    """A state on its way through the layers: each takes its own part and leaves what it needs the next time."""
+
+    def __init__(self, state: State) -> None:
+        self._left = iter(state)
+        self.after: list[Tensor] = []
+
+    def take(self) -> Tensor:
+        """Return the next part."""
+        return next(self._left)
+
+    def joined(self, x: Tensor, dim: int) -> Tensor:
+        """Put the frames before in front of the frames of x, and leave as many of the last ones."""
+        before = self.take()
+        joined = torch.cat([before, x], dim=dim)
+        self.after.append(joined.narrow(dim, joined.shape[dim] - before.shape[dim], before.shape[dim]))
+        return joined
 
 
 class TemporalConv(nn.Module):
@@ -63,9 +131,9 @@ class TemporalConv(nn.Module):
         self.left, self.right = (reach, 0) if causal else (reach - reach // 2, reach // 2)
         self.conv = weight_norm(nn.Conv1d(inputs, outputs, kernel, dilation=dilation))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x: (B, C_in, T) -> (B, C_out, T)."""
-        y: Tensor = self.conv(F.pad(x, (self.left, self.right)))
+    def forward(self, x: Tensor, memory: Memory | None = None) -> Tensor:
+        """x: (B, C_in, T) -> (B, C_out, T); without memory, zeros are before."""
+        y: Tensor = self.conv(memory.joined(x, dim=2) if memory else F.pad(x, (self.left, self.right)))
         return y
 
 
@@ -85,21 +153,25 @@ class ResidualBlock(nn.Module):
         self.around = nn.Conv1d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
         self.activation = nn.PReLU()
 
-    def forward(self, x: Tensor, present: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, present: Tensor | None = None, memory: Memory | None = None) -> Tensor:
         """x: (B, C_in, T), present: (B, T) bool or None -> (B, C_out, T)."""
         y = x
         for layer in self.body:
-            # Beyond the end of a segment a convolution sees zeros, in a padded batch as in a segment of its own.
-            y = layer(y * present[:, None] if present is not None and isinstance(layer, TemporalConv) else y)
+            if isinstance(layer, TemporalConv):
+                # Beyond the end of a segment a convolution sees zeros, in a padded batch as in a segment of its own.
+                y = layer(y if present is None else y * present[:, None], memory)
+            else:
+                y = layer(y)
         out: Tensor = self.activation(y + self.around(x))
         return out
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention over the segment, then a feed-forward layer; normalised after each, as in the original."""
+    """Self-attention, then a feed-forward layer; normalised after each, as in the original, or before each."""
 
     def __init__(self, config: TemporalHeadConfig) -> None:
         super().__init__()
+        self.pre_norm = config.norm == "pre"
         self.heads = config.heads
         self.qkv = nn.Linear(config.width, 3 * config.width)
         self.out = nn.Linear(config.width, config.width)
@@ -109,20 +181,30 @@ class TransformerBlock(nn.Module):
         self.down = nn.Linear(config.feedforward, config.width)
         self.drop = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, present: Tensor | None) -> Tensor:
-        """x: (B, T, C), present: (B, T) bool or None -> (B, T, C)."""
-        x = self.norm1(x + self.drop(self.attend(x, present)))  # (B, T, C)
-        x = self.norm2(x + self.drop(self.down(self.drop(F.relu(self.up(x))))))  # (B, T, C)
+    def forward(self, x: Tensor, mask: Tensor | None, memory: Memory | None = None) -> Tensor:
+        """x: (B, T, C), mask: (..., T, keys) bool or None, False where a frame is not looked at -> (B, T, C)."""
+        if self.pre_norm:
+            x = x + self.drop(self.attend(self.norm1(x), mask, memory))  # (B, T, C)
+            x = x + self.drop(self.feed(self.norm2(x)))  # (B, T, C)
+            return x
+        x = self.norm1(x + self.drop(self.attend(x, mask, memory)))  # (B, T, C)
+        x = self.norm2(x + self.drop(self.feed(x)))  # (B, T, C)
         return x
 
-    def attend(self, x: Tensor, present: Tensor | None) -> Tensor:
-        """x: (B, T, C) -> (B, T, C); frames where `present` is False are looked at by none."""
+    def attend(self, x: Tensor, mask: Tensor | None, memory: Memory | None = None) -> Tensor:
+        """x: (B, T, C) -> (B, T, C); keys are the frames of x, after those in memory."""
         b, t, c = x.shape
         qkv = self.qkv(x).view(b, t, 3, self.heads, c // self.heads)  # (B, T, 3, heads, C/heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, heads, T, C/heads) each
-        mask = None if present is None else present[:, None, None, :]  # (B, 1, 1, T)
+        if memory:
+            k, v = memory.joined(k, dim=2), memory.joined(v, dim=2)  # (B, heads, W - 1 + T, C/heads) each
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)  # (B, heads, T, C/heads)
         out: Tensor = self.out(y.transpose(1, 2).reshape(b, t, c))  # (B, T, C)
+        return out
+
+    def feed(self, x: Tensor) -> Tensor:
+        """x: (B, T, C) -> (B, T, C)."""
+        out: Tensor = self.down(self.drop(F.relu(self.up(x))))
         return out
 
 
@@ -161,25 +243,101 @@ class TemporalHead(nn.Module):
         blocks = zip(sizes[:-1], sizes[1:], config.tcn_kernels, config.tcn_dilations, strict=False)
         self.tcn = nn.Sequential(*(ResidualBlock(*block, config) for block in blocks))
         self.project = nn.Conv1d(sizes[-1], config.width, 1)
-        self.encoder = nn.ModuleList(
-            TransformerBlock(config) for _ in range(config.layers if config.use_encoder else 0)
-        )
+        self.encoder = nn.ModuleList(TransformerBlock(config) for _ in range(config.layers if config.attends else 0))
+        self.gru = _gru(config) if config.recurrent else None
         self.mlps = nn.ModuleDict({key: OutputLayers(config, task_by_key(key).outputs) for key in config.tasks})
 
     def forward(self, features: Tensor, present: Tensor | None = None) -> dict[str, Tensor]:
-        """features: (B, T, D), present: (B, T) bool, False where padding -> raw outputs (B, T, K) by task."""
+        """features: (B, T, D), present: (B, T) bool, False where padding -> raw outputs (B, T, K) by task.
+
+        Padding is behind the frames.
+        """
+        late = self.config.lookahead_frames
+        h = self.hidden(*(_last_frame_held(features, present, late) if late else (features, present)))  # (B, T + L, C)
+        return {key: mlp(h[:, late:], present) for key, mlp in self.mlps.items()}  # (B, T, K) each
+
+    def hidden(self, features: Tensor, present: Tensor | None, memory: Memory | None = None) -> Tensor:
+        """features: (B, T, D), present: (B, T) bool or None -> h (B, T, C)."""
         f = features.transpose(1, 2)  # (B, D, T)
         for residual in self.tcn:
-            f = residual(f, present)  # (B, C_out, T)
-        g = self.project(f).transpose(1, 2)  # (B, T, C)
-        h = g
+            f = residual(f, present, memory)  # (B, C_out, T)
+        h: Tensor = self.project(f).transpose(1, 2)  # (B, T, C)
+        if self.gru is not None:
+            return self._recurrence(h, memory)
+        mask = self._mask(h, present, memory)
         for block in self.encoder:
-            h = block(h, present)  # (B, T, C)
-        return {key: mlp(h, present) for key, mlp in self.mlps.items()}  # (B, T, K) each
+            h = block(h, mask, memory)  # (B, T, C)
+        return h
+
+    def _recurrence(self, x: Tensor, memory: Memory | None) -> Tensor:
+        """x: (B, T, C) -> (B, T, C)."""
+        before = memory.take().transpose(0, 1).contiguous() if memory else None  # (layers, B, C)
+        h, after = cast(nn.GRU, self.gru)(x, before)
+        if memory:
+            memory.after.append(after.transpose(0, 1))
+        return cast(Tensor, h)
+
+    def _mask(self, x: Tensor, present: Tensor | None, memory: Memory | None) -> Tensor | None:
+        """Say which frames each frame looks at, (..., T, keys) bool; None: at all of them. x: (B, T, C)."""
+        context = self.config.context_frames
+        if not self.encoder or context is None:
+            return None if present is None else present[:, None, None, :]  # (B, 1, 1, T)
+        frames = torch.arange(x.shape[1], device=x.device)
+        if memory is None:
+            age = frames[:, None] - frames  # (T, T); padding is behind the frames, where nobody looks
+            return (age >= 0) & (age < context)
+        seen = memory.take()  # (B,)
+        memory.after.append((seen + x.shape[1]).clamp(max=context - 1))
+        keys = torch.arange(1 - context, x.shape[1], device=x.device)  # (W - 1 + T,)
+        age = frames[:, None] - keys  # (T, W - 1 + T)
+        there = keys >= -seen[:, None]  # (B, W - 1 + T)
+        return ((age >= 0) & (age < context) & there[:, None])[:, None]  # (B, 1, T, W - 1 + T)
 
     def answers(self, features: Tensor, present: Tensor | None = None) -> dict[str, Tensor]:
         """features: (B, T, D), present: (B, T) bool -> what is served, (B, T, K) by task."""
         return activate(self(features, present))
+
+    def initial_state(self, batch: int = 1) -> State:
+        """Return the state of `batch` streams before their first frame.
+
+        In order: the last inputs (B, C_in, reach) of each convolution, zeros; how many frames the keys hold (B,) int64,
+        at most W - 1; the last keys and values (B, heads, W - 1, C/heads) of each block. Of a GRU: (B, layers, C).
+        """
+        config, like = self.config, self.project.weight
+        convolutions = [module for module in self.tcn.modules() if isinstance(module, TemporalConv)]
+        state = [like.new_zeros(batch, module.conv.in_channels, module.left) for module in convolutions]
+        if self.encoder:
+            past = cast(int, config.context_frames) - 1
+            state.append(like.new_zeros(batch, dtype=torch.int64))
+            shape = (batch, config.heads, past, config.width // config.heads)
+            state += [like.new_zeros(shape) for _ in range(2 * len(self.encoder))]
+        if self.gru is not None:
+            state.append(like.new_zeros(batch, config.layers, config.width))
+        return tuple(state)
+
+    def stream(self, features: Tensor, state: State) -> tuple[dict[str, Tensor], State]:
+        """features: (B, T, D), the next frames -> what is served at their positions, (B, T, K) by task, and the state.
+
+        With a look-ahead of L it is about the frames L before.
+        """
+        memory = Memory(state)
+        h = self.hidden(features, None, memory)  # (B, T, C)
+        return activate({key: mlp(h) for key, mlp in self.mlps.items()}), tuple(memory.after)
+
+
+def _gru(config: TemporalHeadConfig) -> nn.GRU:
+    dropout = config.dropout if config.layers > 1 else 0.0
+    return nn.GRU(config.width, config.width, config.layers, batch_first=True, dropout=dropout)
+
+
+def _last_frame_held(features: Tensor, present: Tensor | None, more: int) -> tuple[Tensor, Tensor | None]:
+    """Hold the last frame of each sequence for some more. features: (B, T, D), present: (B, T) bool or None."""
+    b, t, d = features.shape
+    frames = features.new_full((b,), t, dtype=torch.int64) if present is None else present.sum(dim=1)  # (B,)
+    positions = torch.arange(t + more, device=features.device)
+    source = torch.minimum(positions, frames[:, None] - 1).clamp_min(0)  # (B, T + more)
+    held = features.gather(1, source[..., None].expand(-1, -1, d))  # (B, T + more, D)
+    return held, None if present is None else positions < frames[:, None] + more
 
 
 ACTIVATIONS: dict[Kind, Callable[[Tensor], Tensor]] = {
@@ -200,6 +358,11 @@ def demo_head_config(**changes: Any) -> TemporalHeadConfig:
     return TemporalHeadConfig(**{"tcn_channels": (128, 128, 128), **sizes, **changes})
 
 
+def gru_of_similar_cost(config: TemporalHeadConfig) -> TemporalHeadConfig:
+    """Return two GRU layers of twice the width in place of TCN and Transformer, for about as much arithmetic."""
+    return replace(config, recurrent=True, context_frames=None, use_tcn=False, layers=2, width=2 * config.width)
+
+
 class HeadEnsemble(nn.Module):
     """The mean over heads of their activated outputs: a mean of distributions is a distribution."""
 
@@ -209,7 +372,7 @@ class HeadEnsemble(nn.Module):
             raise ValueError("an ensemble of no heads; expected at least one")
         first = members[0].config
         for member in members[1:]:
-            for name in ("tasks", "feature_width"):
+            for name in ("tasks", "feature_width", "streams", "lookahead_frames"):
                 if getattr(member.config, name) != getattr(first, name):
                     raise ValueError(
                         f"heads of one ensemble differ in {name}: {getattr(first, name)} and "
@@ -224,10 +387,28 @@ class HeadEnsemble(nn.Module):
 
     @property
     def config(self) -> TemporalHeadConfig:
-        """What all members share: read `tasks` and `feature_width` only."""
+        """What all members share: read `tasks`, `feature_width`, `streams` and `lookahead_frames` only."""
         return self.heads[0].config
 
     def answers(self, features: Tensor, present: Tensor | None = None) -> dict[str, Tensor]:
         """features: (B, T, D), present: (B, T) bool -> what is served, (B, T, K) by task."""
-        each = [head.answers(features, present) for head in self.heads]
-        return {key: torch.stack([answer[key] for answer in each]).mean(dim=0) for key in self.config.tasks}
+        return _mean([head.answers(features, present) for head in self.heads])
+
+    def initial_state(self, batch: int = 1) -> State:
+        """Return the states of all members, one after the other."""
+        return tuple(part for head in self.heads for part in head.initial_state(batch))
+
+    def stream(self, features: Tensor, state: State) -> tuple[dict[str, Tensor], State]:
+        """Do what TemporalHead.stream does."""
+        parts = iter(state)
+        each: list[dict[str, Tensor]] = []
+        after: list[Tensor] = []
+        for head in self.heads:
+            answers, left = head.stream(features, tuple(islice(parts, len(head.initial_state()))))
+            each.append(answers)
+            after += left
+        return _mean(each), tuple(after)
+
+
+def _mean(each: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {key: torch.stack([answers[key] for answers in each]).mean(dim=0) for key in each[0]}

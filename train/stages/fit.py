@@ -75,6 +75,12 @@ class FitConfig(TrainingConfig):
         tasks = self.head.tasks
         return task_by_key(tasks[0]).paper_epochs if len(tasks) == 1 else MULTI_TASK_EPOCHS
 
+    @property
+    def lead(self) -> int:
+        """Frames before a training window that a head that streams is shown, so that no answer lacks its past."""
+        reach = self.head.reach_frames
+        return min(WINDOW_FRAMES if reach is None else reach, WINDOW_FRAMES) if self.head.streams else 0
+
     def segmenting(self, device: str) -> Segmenting:
         """Return how the head answers whole videos."""
         stride = min(STRIDE_FRAMES, self.window)
@@ -107,7 +113,14 @@ class _Windows(Stage):
         """fingerprint: of the corpus."""
         load = partial(load_videos, corpus, features, [task_by_key(key) for key in config.head.tasks], gaps=config.gaps)
         videos, self.held_out = load(TRAIN, hold_out=config.hold_out), load(VALIDATION)
-        self.dataset = windows = WindowDataset(videos, config.window, config.stride, full_only=config.full_only)
+        self.dataset = windows = WindowDataset(
+            videos,
+            config.window,
+            config.stride,
+            full_only=config.full_only,
+            lead=config.lead,
+            tail=config.head.lookahead_frames,
+        )
         self.samples = len(windows)
         if not self.samples:
             raise DataError(
@@ -151,15 +164,25 @@ def window_outputs(model: nn.Module, batch: Batch, device: str) -> dict[str, Ten
 
 
 class WindowDataset(Dataset[dict[str, Any]]):
-    """Windows of at most T frames over videos, padded to T; `present` tells padding from frames.
+    """Windows of at most `window` frames over videos, padded to the longest; `present` tells padding from frames.
 
     full_only: the paper's protocol, full windows only: tails are dropped and shorter videos give none. Otherwise
-    every frame is in a window.
+    every frame is in a window. lead, tail: so many frames before and after a window are there too, where the video has
+    them, and teach nothing: what a head that streams looks back at, and what it waits for.
     """
 
-    def __init__(self, videos: Sequence[LabelledVideo], window: int, stride: int, *, full_only: bool = False) -> None:
+    def __init__(
+        self,
+        videos: Sequence[LabelledVideo],
+        window: int,
+        stride: int,
+        *,
+        full_only: bool = False,
+        lead: int = 0,
+        tail: int = 0,
+    ) -> None:
         self.videos = videos
-        self.window = window
+        self.window, self.lead, self.tail = window, lead, tail
         # The last window starts where it still holds something no earlier window does, or where it is still full.
         beyond = 1 - window if full_only else stride - window
         self.starts = [
@@ -167,22 +190,28 @@ class WindowDataset(Dataset[dict[str, Any]]):
             for index, video in enumerate(videos)
             for start in range(0, max(0 if full_only else min(1, video.frames), video.frames + beyond), stride)
         ]
+        shown = (self._shown(*window) for window in self.starts)
+        self.longest = max((span.stop - span.start for span in shown), default=0)  # T, frames
 
     def __len__(self) -> int:
         return len(self.starts)
 
     def __getitem__(self, item: int) -> dict[str, Any]:
         index, start = self.starts[item]
-        video = self.videos[index]
-        span = slice(start, min(start + self.window, video.frames))
+        video, shown = self.videos[index], self._shown(index, start)
+        frames = np.arange(shown.start, shown.stop)
+        taught = (frames >= start) & (frames < start + self.window)  # (T,)
         return {
-            "features": self._padded(video.features(span)),
-            "present": np.arange(self.window) < span.stop - span.start,
-            "truth": {key: self._padded(values[span]) for key, values in video.truth.items()},
-            "valid": {key: self._padded(values[span]) for key, values in video.valid.items()},
+            "features": self._padded(video.features(shown)),
+            "present": np.arange(self.longest) < len(frames),
+            "truth": {key: self._padded(values[shown]) for key, values in video.truth.items()},
+            "valid": {key: self._padded(values[shown] & taught) for key, values in video.valid.items()},
         }
 
+    def _shown(self, index: int, start: int) -> slice:
+        return slice(max(0, start - self.lead), min(start + self.window + self.tail, self.videos[index].frames))
+
     def _padded(self, values: NDArray[Any]) -> NDArray[Any]:
-        padded = np.zeros((self.window, *values.shape[1:]), values.dtype)
+        padded = np.zeros((self.longest, *values.shape[1:]), values.dtype)
         padded[: len(values)] = values
         return padded
