@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from affserve.benchmarks.measuring.command_line import VIT
-from affserve.benchmarks.measuring.gpus import VISIBLE, gpu_config_name, server_on
+from affserve.benchmarks.measuring.gpus import VISIBLE, gpu_engine_set, server_on
 from affserve.benchmarks.measuring.random_models import CACHE, random_repository
 from affserve.export.contract import CPU, GPU
 from affserve.export.machine.gpus import find_gpus
@@ -129,7 +129,7 @@ def _server(part: Part) -> Iterator[str]:
     if part.serves is None:
         yield ""
         return
-    with server_on(part.environment, part.serves, gpu_config_name(part.serves)) as url:
+    with server_on(part.environment, part.serves, gpu_engine_set(part.serves)) as url:
         yield url
 
 

@@ -19,8 +19,6 @@ IMAGE_SIZE_PX = 224
 FEATURE_WIDTH = 512
 CHUNK_FRAMES = 32  # frames a client sends in one message: 4.8 MB, where gRPC is fastest
 
-ONNX_FILE = "model.onnx"  # for ONNX Runtime on a CPU
-GPU_ONNX_FILE = "model.gpu.onnx"  # for ONNX Runtime on a GPU, and what TensorRT plans are built from
 MANIFEST_FILE = "manifest.json"
 ONNX_OPSET = 20  # LayerNormalization is one node from 17 on; both ONNX Runtime and TensorRT 11 read 20
 

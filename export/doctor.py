@@ -1,6 +1,6 @@
 """`affserve doctor`: what this machine can serve with, what would stop it, and the command that puts it right.
 
-Every finding is a line that can be read aloud. For a repository it says of each of its three configurations whether it
+Every finding is a line that can be read aloud. For a repository it says of each of its engine sets whether it
 may be served here, as it stands.
 """
 
@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from affserve.export import pins
+from affserve.export import engine_sets, pins
+from affserve.export.engine_sets import ENGINE_SETS
 from affserve.export.machine.gpus import find_gpus
 from affserve.export.machine_findings import (
     CUDA_PROVIDER,
@@ -22,16 +23,9 @@ from affserve.export.machine_findings import (
     onnxruntime_providers,
     ports_finding,
 )
-from affserve.export.pins import CUDA_CONFIG_NAME, ONNX_CONFIG_NAME, TENSORRT_CONFIG_NAME
 from affserve.export.repository.check import verify_repository
 from affserve.export.server.installation import Installation, find_installation
 from affserve.train.errors import MissingExtraError, RepositoryError
-
-SERVED_WITH = {
-    ONNX_CONFIG_NAME: "ONNX Runtime on the CPU",
-    CUDA_CONFIG_NAME: "ONNX Runtime on the GPU",
-    TENSORRT_CONFIG_NAME: "TensorRT on the GPU",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +33,7 @@ class Diagnosis:
     """All findings, and for a repository whether each configuration of it may be served here."""
 
     findings: tuple[Finding, ...]
-    configurations: Mapping[str, Finding]  # by the name for --config-name; empty without a repository
+    configurations: Mapping[str, Finding]  # by the name for --engine; empty without a repository
 
     @property
     def can_serve(self) -> bool:
@@ -61,7 +55,7 @@ class Diagnosis:
             good = [name for name, one in self.configurations.items() if one.verdict is Verdict.GOOD]
             lines.append("")
             lines.append(
-                f"This repository can be served here: --config-name {' or '.join(good)}"
+                f"This repository can be served here: --engine {' or '.join(good)}"
                 if good
                 else "This repository cannot be served here by any of its configurations."
             )
@@ -76,13 +70,13 @@ def examine(
     ports: where it is to be served, by name; more: what the caller has found.
     """
     findings = [finding for look in LOOKS for finding in look()]
-    configurations = {} if repository is None else {name: _configuration(repository, name) for name in SERVED_WITH}
+    configurations = {} if repository is None else {name: _configuration(repository, name) for name in ENGINE_SETS}
     return Diagnosis(findings=(*findings, ports_finding(host, ports), *more), configurations=configurations)
 
 
 def _configuration(repository: Path, name: str) -> Finding:
     """Say whether one configuration of a repository may be served here; the first obstacle counts."""
-    topic = f"{repository} with {SERVED_WITH[name]} (--config-name {name})"
+    topic = f"{repository} with {ENGINE_SETS[name].words} (--engine {name})"
     try:
         verify_repository(repository, name)
     except RepositoryError as error:
@@ -90,7 +84,7 @@ def _configuration(repository: Path, name: str) -> Finding:
     text, remedy = _engine_obstacle(name)
     if text:
         return Finding(topic, Verdict.PROBLEM, text, remedy)
-    return Finding(topic, Verdict.GOOD, "may be served", f"affserve serve {repository} --config-name {name}")
+    return Finding(topic, Verdict.GOOD, "may be served", f"affserve serve {repository} --engine {name}")
 
 
 def _engine_obstacle(name: str) -> tuple[str, str]:
@@ -99,19 +93,21 @@ def _engine_obstacle(name: str) -> tuple[str, str]:
         installation = find_installation()
     except MissingExtraError as error:
         return str(error), "pip install 'affserve[serve]'"
-    if name != ONNX_CONFIG_NAME and not find_gpus():
-        return "this machine shows no NVIDIA GPU", f"serve with --config-name {ONNX_CONFIG_NAME}"
+    if ENGINE_SETS[name].on_gpu and not find_gpus():
+        return "this machine shows no NVIDIA GPU", f"serve with --engine {engine_sets.CPU}"
     if installation.wheel is None:
         return "", ""  # a container's Triton brings its engines along
     return _wheel_obstacle(name, installation)
 
 
 def _wheel_obstacle(name: str, installation: Installation) -> tuple[str, str]:
-    if name == TENSORRT_CONFIG_NAME:
+    if name == engine_sets.TENSORRT:
         return f"{installation.binary} has no TensorRT", f"serve inside {pins.image()}"
+    if name == engine_sets.RTX:
+        return "TensorRT for RTX is not installed", "pip install 'affserve[rtx]'"
     providers = onnxruntime_providers()
     if not providers:
         return "ONNX Runtime is not installed", "pip install 'affserve[serve]'"
-    if name == CUDA_CONFIG_NAME and CUDA_PROVIDER not in providers:
+    if name == engine_sets.CUDA and CUDA_PROVIDER not in providers:
         return "the installed ONNX Runtime cannot use a GPU", INSTALL_CUDA
     return "", ""

@@ -1,11 +1,10 @@
-"""What is pinned: the serving container, the TensorRT in it, and the names of the configurations in a repository.
+"""What is pinned: the serving container, and the TensorRT in it.
 
 A TensorRT plan runs only on the four-part version that built it, so the container's tag and TensorRT's version are one
 decision and change together, here. 26.08 because the TensorRT in it can be installed with pip as well, so that
 `affserve export` and the server agree, and because it came after the fix that lets a model without a batch axis, our
-head, use its CUDA graph (Triton captured such graphs and never found them until July 2026). A configuration's name is
-tritonserver's --model-config-name: configs/<name>.pbtxt of a model, and where there is none config.pbtxt. Nothing
-heavy is imported: the command line reads its defaults here.
+head, use its CUDA graph (Triton captured such graphs and never found them until July 2026). Nothing
+heavy is imported: the command line reads it.
 """
 
 from __future__ import annotations
@@ -22,8 +21,3 @@ OLDEST_COMPUTE_CAPABILITY = "7.5"  # of the container's CUDA
 def image() -> str:
     """Return the container's full name, for docker and Kubernetes."""
     return f"nvcr.io/nvidia/tritonserver:{TRITON_CONTAINER_TAG}"
-
-
-ONNX_CONFIG_NAME = "onnx"  # ONNX Runtime on a CPU
-CUDA_CONFIG_NAME = "onnx-cuda"  # ONNX Runtime on a GPU
-TENSORRT_CONFIG_NAME = "tensorrt"  # there is no such file: it is config.pbtxt itself

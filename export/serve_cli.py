@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from affserve.export.pins import ONNX_CONFIG_NAME
 from affserve.train.signals import handled
 
 if TYPE_CHECKING:
@@ -74,7 +73,10 @@ def serve(
         int | None,
         typer.Option(min=1, help="Of each instance of a model on a CPU.  [default: the physical cores, shared out]"),
     ] = None,
-    config_name: Annotated[str, typer.Option(help="Which configs/NAME.pbtxt of each model.")] = ONNX_CONFIG_NAME,
+    engine: Annotated[
+        Literal["cpu", "cuda", "rtx", "tensorrt"],
+        typer.Option(help="What computes: configs/NAME.pbtxt of each model, for tensorrt config.pbtxt."),
+    ] = "cpu",
     log: Annotated[
         Path | None,
         typer.Option(help="Append events as JSON lines; Triton's own log is beside it. Both start over at 8 MiB."),

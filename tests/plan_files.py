@@ -6,9 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from affserve.export.contract import CLIP_ENCODER, GPU_ONNX_FILE
+from affserve.export.contract import CLIP_ENCODER
 from affserve.export.engine.building import write_plan
 from affserve.export.engine.plans import PlanRecord, plan_file
+from affserve.export.engine_sets import GPU_ONNX_FILE
 from affserve.export.machine.gpus import Gpu
 from affserve.export.pins import TENSORRT_VERSION
 from affserve.train.files import file_sha256

@@ -14,7 +14,7 @@ FLOORS = {
     "client": "__main__ | cli | commands | infer live | connection | async_client | client | drawing"
     " | faces results video wire",
     "export": "doctor | machine_findings | export_cli serve_cli | server | repository | engine | artefacts | precision"
-    " | graphs machine | contract pins",
+    " | graphs machine | contract pins | engine_sets",
     "train": "__main__ | cli | study | stages | trainer | evaluation | features synthetic | corpus models"
     " | crops files labels provenance signals windows | errors",
 }

@@ -36,8 +36,9 @@ def test_wheel_holds_only_the_package(wheel: Path) -> None:
     assert not [name for name in names if "tests" in name or name == "affserve/__init__.py"]
     for expected in (
         "affserve/model_repository/affect/config.pbtxt",
-        "affserve/model_repository/temporal_head/configs/onnx.pbtxt",
+        "affserve/model_repository/temporal_head/configs/cpu.pbtxt",
         "affserve/export/backends/jpeg/model.py",
+        "affserve/export/backends/affserve_backend.py",
         "affserve/export/backends/onnxruntime/model.py",
         "affserve/train/models/affserve-demo.json",
     ):

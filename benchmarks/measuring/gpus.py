@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from affserve.export import engine_sets
 from affserve.export.contract import CPU, GPU
-from affserve.export.pins import CUDA_CONFIG_NAME, TENSORRT_CONFIG_NAME
 from affserve.export.server.config import ServerConfig
 from affserve.export.server.installation import find_installation
 from affserve.export.server.server import TritonServer
@@ -54,13 +54,13 @@ def describe_gpus() -> list[dict[str, Any]]:
     ]
 
 
-def gpu_config_name(repository: Path) -> str:
+def gpu_engine_set(repository: Path) -> str:
     """Return the configuration by which a repository is served fastest from this machine's GPUs.
 
     TensorRT where there are plans and the server brings TensorRT, which the wheel's does not; else ONNX Runtime.
     """
     has_plans = any(repository.glob("*/*/*.plan"))
-    return TENSORRT_CONFIG_NAME if has_plans and find_installation().wheel is None else CUDA_CONFIG_NAME
+    return engine_sets.TENSORRT if has_plans and find_installation().wheel is None else engine_sets.CUDA
 
 
 @contextmanager
@@ -79,10 +79,10 @@ def environment_of(variables: Mapping[str, str]) -> Iterator[None]:
 
 
 @contextmanager
-def server_on(variables: Mapping[str, str], repository: Path, config_name: str) -> Iterator[str]:
+def server_on(variables: Mapping[str, str], repository: Path, engine: str) -> Iterator[str]:
     """Run a server that is started with environment variables, such as a GPU to see; yield its address."""
     with environment_of(variables):
-        server = TritonServer(ServerConfig(repository=repository, config_name=config_name, drain_timeout_s=0.0))
+        server = TritonServer(ServerConfig(repository=repository, engine=engine, drain_timeout_s=0.0))
         server.start()
     try:
         yield server.grpc_url

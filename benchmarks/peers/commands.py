@@ -19,8 +19,8 @@ def peers(
     trial_frames: Annotated[int, typer.Option(min=1, help="Crops by which each one's settings are chosen.")] = 128,
     threads: Cores = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ... of PyTorch.")] = "cpu",
-    config_name: Annotated[
-        str | None, typer.Option(help="Of our server.  [default: onnx, on a GPU tensorrt or onnx-cuda]")
+    engine: Annotated[
+        str | None, typer.Option(help="Of our server.  [default: cpu, on a GPU tensorrt or cuda]")
     ] = None,
     transport: Annotated[str, typer.Option(help="Of our client: shm, raw or auto.")] = "shm",
     quick: Annotated[bool, typer.Option("--quick", help="Try only the first settings of each system.")] = False,
@@ -46,7 +46,7 @@ def peers(
         rounds=rounds,
         threads=threads or usable_cores(),
         device=device,
-        config_name=config_name,
+        engine=engine,
         transport=transport,
         quick=quick,
     )

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from affserve.benchmarks.measuring.gpus import CUDA, gpu_config_name, use_of
+from affserve.benchmarks.measuring.gpus import CUDA, gpu_engine_set, use_of
 from affserve.benchmarks.measuring.random_models import (
     CACHE,
     Checkpoints,
@@ -28,9 +28,9 @@ from affserve.benchmarks.peers import systems
 from affserve.benchmarks.peers.answers import compare_answers
 from affserve.benchmarks.peers.environment import SITE, PeerSettings, install_peers
 from affserve.benchmarks.peers.systems import LITSERVE, NAIVE, OURS, SCRIPT, Frames, System
+from affserve.export import engine_sets
 from affserve.export.contract import CHUNK_FRAMES, CPU
 from affserve.export.machine.cores import usable_cores
-from affserve.export.pins import ONNX_CONFIG_NAME
 from affserve.export.precision.tolerances import Precision
 from affserve.export.server.config import ServerConfig
 from affserve.train.errors import ServerError
@@ -55,7 +55,7 @@ class PeerOptions:
     rounds: int = 3
     threads: int = field(default_factory=usable_cores)  # of a system in all
     device: str = CPU  # or "cuda"
-    config_name: str | None = None  # of our server; None: the fastest that the device has
+    engine: str | None = None  # of our server; None: the fastest that the device has
     transport: str = "shm"  # of our client
     quick: bool = False  # try only the first settings of each system, two chunks in flight
     cache: Path = CACHE
@@ -134,16 +134,16 @@ def _candidates(
 def _our_configs(repository: Path, options: PeerOptions) -> list[ServerConfig]:
     """Return the same choices as the peers have: all threads in one instance, or one thread in each of several."""
     cores = options.threads
-    shared = ServerConfig(repository=repository, config_name=_config_name(repository, options), drain_timeout_s=0.0)
+    shared = ServerConfig(repository=repository, engine=_engine(repository, options), drain_timeout_s=0.0)
     if options.device != CPU:
         return [shared]
     one = replace(shared, threads=cores, instances=1)
     return [one, replace(shared, threads=1, instances=cores)] if cores > 1 else [one]
 
 
-def _config_name(repository: Path, options: PeerOptions) -> str:
-    fastest = ONNX_CONFIG_NAME if options.device == CPU else gpu_config_name(repository)
-    return options.config_name or fastest
+def _engine(repository: Path, options: PeerOptions) -> str:
+    fastest = engine_sets.CPU if options.device == CPU else gpu_engine_set(repository)
+    return options.engine or fastest
 
 
 def _ours(precision: Precision) -> str:

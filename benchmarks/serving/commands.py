@@ -84,13 +84,11 @@ def gpus(
     gpu: Annotated[list[int] | None, typer.Option(help="Number of a GPU; may be repeated.  [default: all]")] = None,
     frames: Annotated[int, typer.Option(min=32, help="Crops of one run.")] = 6400,
     rounds: Annotated[int, typer.Option(min=1)] = 5,
-    config_name: Annotated[
-        str | None, typer.Option(help="[default: tensorrt where it is served, or onnx-cuda]")
-    ] = None,
+    engine: Annotated[str | None, typer.Option(help="[default: tensorrt where it is served, or cuda]")] = None,
     folder: Folder = None,
 ) -> None:
     """Compare one GPU with several, a server on each behind round robin: frames/s, scaling factor, power."""
-    from affserve.benchmarks.measuring.gpus import gpu_config_name
+    from affserve.benchmarks.measuring.gpus import gpu_engine_set
     from affserve.benchmarks.serving.gpu_scaling import measure_gpus
     from affserve.export.machine.gpus import find_gpus
     from affserve.train.errors import DataError
@@ -98,7 +96,7 @@ def gpus(
     chosen = gpu or [one.index for one in find_gpus()]
     if not chosen:
         raise DataError("no NVIDIA GPU was found (nvidia-smi lists none); name them with --gpu, or see affserve doctor")
-    name = config_name or gpu_config_name(repository)
+    name = engine or gpu_engine_set(repository)
     keep("gpus", measure_gpus(repository, name, chosen, frames, rounds, progress), folder)
 
 

@@ -27,18 +27,13 @@ ALL = "all"
 
 
 def measure_gpus(
-    repository: Path,
-    config_name: str,
-    gpus: Sequence[int],
-    frames: int,
-    rounds: int,
-    progress: Progress = lambda _: None,
+    repository: Path, engine: str, gpus: Sequence[int], frames: int, rounds: int, progress: Progress = lambda _: None
 ) -> dict[str, Any]:
     """Return frames/s of each GPU by itself and of all together, the scaling factor, and power where it is told."""
     faces = generated_faces()[:CHUNK_FRAMES]
     crops = np.resize(faces, (frames, *faces.shape[1:]))
     with ExitStack() as stack:
-        urls = [stack.enter_context(server_on({VISIBLE: str(gpu)}, repository, config_name)) for gpu in gpus]
+        urls = [stack.enter_context(server_on({VISIBLE: str(gpu)}, repository, engine)) for gpu in gpus]
         sides = {str(gpu): url for gpu, url in zip(gpus, urls, strict=True)}
         if len(gpus) > 1:
             sides[ALL] = ",".join(urls)
@@ -47,7 +42,7 @@ def measure_gpus(
             progress(f"GPU {name}: warming up")
             client.encode(crops)
         rows = _in_turns(clients, crops, rounds, progress)
-    measured = {"config_name": config_name, "frames": frames, "rounds": rounds, "gpus": rows}
+    measured = {"engine": engine, "frames": frames, "rounds": rounds, "gpus": rows}
     if len(gpus) > 1:
         alone = statistics.mean(rows[str(gpu)]["frames_per_s"] for gpu in gpus)
         measured["scaling_factor"] = round(rows[ALL]["frames_per_s"] / alone, 3)

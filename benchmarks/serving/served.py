@@ -20,7 +20,8 @@ from affserve.benchmarks.measuring.random_models import Progress, generated_face
 from affserve.client.client import AffectClient
 from affserve.client.wire.transport import Transport
 from affserve.export.artefacts.timing import in_turns, runner
-from affserve.export.contract import CHUNK_FRAMES, CLIP_ENCODER, FRAMES, ONNX_FILE
+from affserve.export.contract import CHUNK_FRAMES, CLIP_ENCODER, FRAMES
+from affserve.export.engine_sets import ONNX_FILE
 from affserve.export.machine.cores import usable_cores
 from affserve.export.precision.tolerances import Precision
 from affserve.export.server.config import ServerConfig

@@ -13,10 +13,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from affserve.export.artefacts.parity import require
-from affserve.export.contract import GPU_ONNX_FILE
 from affserve.export.engine.parity import compare_with_graph
 from affserve.export.engine.plans import PlanRecord, plan_file, record_file, write_record
 from affserve.export.engine.profile import PROFILES, EngineOptions, Profile
+from affserve.export.engine_sets import GPU_ONNX_FILE
 from affserve.export.machine.gpus import Gpu, find_gpus, installed_tensorrt
 from affserve.export.pins import TENSORRT_REQUIREMENT, TENSORRT_VERSION, TRITON_CONTAINER_TAG
 from affserve.train.errors import ExportError

@@ -111,7 +111,7 @@ def obstacle(record: PlanRecord, gpus: Sequence[Gpu], tensorrt: str = TENSORRT_V
     if not gpus:
         return (
             f"{name} needs an NVIDIA GPU with compute capability {record.compute_capability} and this machine shows "
-            "none (nvidia-smi finds no GPU): install the NVIDIA driver, or serve on the CPU with --config-name onnx"
+            "none (nvidia-smi finds no GPU): install the NVIDIA driver, or serve on the CPU with --engine cpu"
         )
     fitting = [gpu for gpu in gpus if gpu.compute_capability == record.compute_capability]
     if not fitting:

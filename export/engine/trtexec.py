@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path, PurePath
 
-from affserve.export.contract import GPU_ONNX_FILE
 from affserve.export.engine.plans import PlanRecord
 from affserve.export.engine.profile import PROFILES, EngineOptions, Profile, Shape
+from affserve.export.engine_sets import GPU_ONNX_FILE
 from affserve.export.pins import TENSORRT_VERSION, image
 
 MOUNT = "/repository"  # where the container sees the repository

@@ -68,7 +68,7 @@ def driver_obstacle(gpu: Gpu) -> str | None:
     if version(gpu.compute_capability) < version(OLDEST_COMPUTE_CAPABILITY):
         return (
             f"{gpu.name} has compute capability {gpu.compute_capability}; the serving container needs "
-            f"{OLDEST_COMPUTE_CAPABILITY} or later: serve on the CPU with --config-name onnx"
+            f"{OLDEST_COMPUTE_CAPABILITY} or later: serve on the CPU with --engine cpu"
         )
     return None
 

@@ -14,18 +14,11 @@ from typing import Any
 
 from google.protobuf import text_format
 
-from affserve.export.contract import (
-    GPU_ONNX_FILE,
-    JPEG_MODELS,
-    MANIFEST_FILE,
-    MODELS,
-    MODELS_WITHOUT_FILES,
-    ONNX_FILE,
-    ModelSpec,
-)
+from affserve.export import engine_sets
+from affserve.export.contract import JPEG_MODELS, MANIFEST_FILE, MODELS, MODELS_WITHOUT_FILES, ModelSpec
 from affserve.export.engine import plans
+from affserve.export.engine_sets import GPU_ONNX_FILE, ONNX_FILE, RTX_PLAN_FILE
 from affserve.export.machine.gpus import Gpu, find_gpus
-from affserve.export.pins import ONNX_CONFIG_NAME
 from affserve.export.repository.manifest import EXPORT_COMMAND, Manifest, read_manifest
 from affserve.export.repository.templates import read_config, served_version
 from affserve.train.errors import RepositoryError
@@ -49,15 +42,15 @@ def served_models(root: Path) -> tuple[ModelSpec, ...]:
     return tuple(model for name, model in MODELS.items() if name not in JPEG_MODELS or (root / name).is_dir())
 
 
-def verify_repository(root: Path, config_name: str = ONNX_CONFIG_NAME) -> Manifest | None:
+def verify_repository(root: Path, engine: str = engine_sets.CPU) -> Manifest | None:
     """Check that `root` holds every model, unaltered since export, and may be served here; return its manifest.
 
-    config_name: the configuration to be served (`configs/<config_name>.pbtxt`, else `config.pbtxt`).
+    engine: the configuration to be served (`configs/<engine>.pbtxt`, else `config.pbtxt`).
     None for a repository without a manifest, one that was put together by hand.
     """
     if not root.is_dir():
         raise RepositoryError(f"{root} is not a folder; write a model repository with: {EXPORT_COMMAND} ...")
-    models = [_find_model(root, model.name, config_name) for model in served_models(root)]
+    models = [_find_model(root, model.name, engine) for model in served_models(root)]
     files = [file for model in models if (file := _onnx_file(root, model)) is not None]
     manifest = read_manifest(root)
     if manifest is not None:
@@ -66,12 +59,15 @@ def verify_repository(root: Path, config_name: str = ONNX_CONFIG_NAME) -> Manife
     if planned:
         gpus = find_gpus()
         for model in planned:
-            check_plans(model.name, model.folder, gpus)
+            if model.config.default_model_filename == RTX_PLAN_FILE:
+                check_rtx_plan(model.name, model.folder, gpus)
+            else:
+                check_plans(model.name, model.folder, gpus)
     return manifest
 
 
-def _find_model(root: Path, name: str, config_name: str) -> ServedModel:
-    path = config_path(root, name, config_name)
+def _find_model(root: Path, name: str, engine: str) -> ServedModel:
+    path = config_path(root, name, engine)
     try:
         config = read_config(path)
     except (text_format.ParseError, UnicodeDecodeError) as error:
@@ -86,9 +82,9 @@ def _find_model(root: Path, name: str, config_name: str) -> ServedModel:
     return ServedModel(name=name, folder=folder, config=config, config_file=path.relative_to(root).as_posix())
 
 
-def config_path(root: Path, name: str, config_name: str) -> Path:
-    """Return the configuration of a model that `config_name` chooses; RepositoryError when it has none."""
-    candidates = (root / name / "configs" / f"{config_name}.pbtxt", root / name / "config.pbtxt")
+def config_path(root: Path, name: str, engine: str) -> Path:
+    """Return the configuration of a model that `engine` chooses; RepositoryError when it has none."""
+    candidates = (root / name / "configs" / f"{engine}.pbtxt", root / name / "config.pbtxt")
     path = next((path for path in candidates if path.is_file()), None)
     if path is None:
         raise RepositoryError(f"{root} has no {name}/config.pbtxt; write the repository with: {EXPORT_COMMAND} ...")
@@ -107,16 +103,29 @@ def _onnx_file(root: Path, model: ServedModel) -> str | None:
     return file
 
 
-def check_plans(model: str, folder: Path, gpus: Sequence[Gpu]) -> None:
-    """RepositoryError unless every GPU has a plan in a version's folder that was made for it, from this graph.
-
-    Triton starts an instance on every GPU. Without a GPU nothing may run.
-    """
+def _require_gpu(model: str, gpus: Sequence[Gpu]) -> None:
     if not gpus:
         raise RepositoryError(
             f"{model} is configured for TensorRT and this machine shows no NVIDIA GPU: serve on the CPU with "
-            f"--config-name {ONNX_CONFIG_NAME}, or install the NVIDIA driver"
+            f"--engine {engine_sets.CPU}, or install the NVIDIA driver"
         )
+
+
+def check_rtx_plan(model: str, folder: Path, gpus: Sequence[Gpu]) -> None:
+    """RepositoryError unless a version's folder has the plan for RTX cards."""
+    _require_gpu(model, gpus)
+    if not (folder / RTX_PLAN_FILE).is_file():
+        raise RepositoryError(
+            f"{model} has no {RTX_PLAN_FILE}; write it with: {EXPORT_COMMAND} ..., where affserve[rtx] is installed"
+        )
+
+
+def check_plans(model: str, folder: Path, gpus: Sequence[Gpu]) -> None:
+    """RepositoryError unless every GPU has a plan in a version's folder that was made for it, from this graph.
+
+    Triton starts an instance on every GPU.
+    """
+    _require_gpu(model, gpus)
     here = {one for one in plans.COMPUTE_CAPABILITIES if (folder / plans.plan_file(one)).is_file()}
     problem = plans.missing_plan(model, here, gpus)
     for capability in sorted({gpu.compute_capability for gpu in gpus} & here):

@@ -15,19 +15,10 @@ from typing import Any
 from affserve.export.artefacts.choice import Chosen, check_usable, choose, timed, wanted
 from affserve.export.artefacts.making import make_artefacts
 from affserve.export.artefacts.material import Material
-from affserve.export.contract import (
-    CLIP_ENCODER,
-    CPU,
-    FEATURES,
-    FRAMES,
-    GPU,
-    GPU_ONNX_FILE,
-    MANIFEST_FILE,
-    MODELS,
-    ONNX_FILE,
-)
+from affserve.export.contract import CLIP_ENCODER, CPU, FEATURES, FRAMES, GPU, MANIFEST_FILE, MODELS
 from affserve.export.engine.building import Progress, build_plans
 from affserve.export.engine.profile import EngineOptions
+from affserve.export.engine_sets import GPU_ONNX_FILE, ONNX_FILE
 from affserve.export.graphs.flops import count_flops
 from affserve.export.precision.tolerances import Precision
 from affserve.export.repository.manifest import ArtefactRecord, Manifest, VersionRecord

@@ -17,13 +17,13 @@ from affserve.export.repository.check import config_path, served_models
 from affserve.export.repository.templates import read_config
 
 
-def lay_out_models(repository: Path, config_name: str, instances: int, folder: Path) -> Path:
+def lay_out_models(repository: Path, engine: str, instances: int, folder: Path) -> Path:
     """Return a folder below `folder` with the models of `repository`, of the encoder so many instances.
 
     Where the encoder runs on a GPU there is one: an instance more takes memory and gains nothing.
     """
     source = repository.resolve()
-    config = _cpu_config(source / CLIP_ENCODER.name, config_name, instances) if instances > 1 else None
+    config = _cpu_config(source / CLIP_ENCODER.name, engine, instances) if instances > 1 else None
     root = folder / "models"
     root.mkdir()
     for model in served_models(source):
@@ -42,8 +42,8 @@ def _write_encoder(encoder: Path, config: Any, source: Path) -> None:
             (encoder / entry.name).symlink_to(entry)
 
 
-def _cpu_config(model: Path, config_name: str, instances: int) -> Any | None:
-    config = read_config(config_path(model.parent, model.name, config_name))
+def _cpu_config(model: Path, engine: str, instances: int) -> Any | None:
+    config = read_config(config_path(model.parent, model.name, engine))
     on_cpu = [group for group in config.instance_group if group.Kind.Name(group.kind) == "KIND_CPU"]
     if not on_cpu:
         return None

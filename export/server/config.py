@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from affserve.export import engine_sets
 from affserve.export.machine.cores import Parallelism, choose_parallelism
 from affserve.export.machine.ports import choose_ports
-from affserve.export.pins import ONNX_CONFIG_NAME
 from affserve.export.server.security import ServerTls, is_loopback, restricted_interfaces, restriction
 from affserve.train.errors import ServerError
 
@@ -26,7 +26,7 @@ class ServerConfig:
     grpc_port: int = 0  # 0: any free one
     http_port: int = 0  # 0: any free one; with TLS there is no HTTP
     metrics_port: int | None = None  # Prometheus metrics; None: off, 0: any free one
-    config_name: str = ONNX_CONFIG_NAME  # which configs/<name>.pbtxt, else config.pbtxt
+    engine: str = engine_sets.CPU  # which configs/<name>.pbtxt, else config.pbtxt
     threads: int | None = None  # per instance of a model on a CPU; None: the physical cores, shared out
     instances: int | None = None  # of the encoder on a CPU; None: as many as the cores are worth
     tls: ServerTls | None = None  # None: plain text
@@ -104,7 +104,7 @@ def serving_options(config: ServerConfig, models: Path, callers: Path | None) ->
     """
     return {
         "model-repository": models,
-        "model-config-name": config.config_name,
+        "model-config-name": config.engine,
         # All models once, and nobody can load another: who may load one may bring a model.py that runs as we do.
         "model-control-mode": "none",
         # The configurations are complete; completing them would start each stub twice.

@@ -12,16 +12,18 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from affserve.export import engine_sets
 from affserve.export.contract import AFFECT, CLIP_ENCODER
-from affserve.export.pins import CUDA_CONFIG_NAME, TENSORRT_CONFIG_NAME, TRITON_CONTAINER_TAG, image
+from affserve.export.pins import TRITON_CONTAINER_TAG, image
 from affserve.export.repository.check import config_path, served_models
 from affserve.export.repository.templates import read_config
 from affserve.export.server.config import ServerConfig, arguments, serving_options
-from affserve.export.server.installation import BACKENDS, own_backends, requirements
+from affserve.export.server.installation import BACKENDS, SHARED_MODULE, own_backends, requirements
 from affserve.train.errors import RepositoryError, ServerError
 
 NAME = "affserve"
 OWN_IMAGE = f"{NAME}-triton:{TRITON_CONTAINER_TAG}"
+NATIVE_BACKENDS = {"onnxruntime", "openvino", "tensorrt"}  # of the container
 MODELS_PLACE, TLS_PLACE, BACKENDS_PLACE = "/models", "/tls", "/opt/tritonserver/backends"
 GRPC_PORT, HTTP_PORT, METRICS_PORT = 8001, 8000, 8002  # inside the container
 # What NVIDIA's containers ask for at their start; /dev/shm carries tensors to and from the python backend's processes.
@@ -77,7 +79,7 @@ def _check(config: ServerConfig) -> None:
             f"{config.repository} is not a folder; write a model repository with: affserve export ..."
         )
     for model in served_models(config.repository):
-        config_path(config.repository, model.name, config.config_name)
+        config_path(config.repository, model.name, config.engine)
     if config.threads is not None or config.instances is not None:
         raise ServerError(
             "--threads and --instances are for the server on this machine; in a container they stand in the models' "
@@ -90,14 +92,14 @@ def _check(config: ServerConfig) -> None:
 def _needed_backends(config: ServerConfig) -> list[Path]:
     """Return the backends of ours that the models name and the container has not."""
     wanted = {
-        read_config(config_path(config.repository, model.name, config.config_name)).backend
+        read_config(config_path(config.repository, model.name, config.engine)).backend
         for model in served_models(config.repository)
     }
-    return [model for model in own_backends() if model.parent.name in wanted and model.parent.name != "onnxruntime"]
+    return [model for model in own_backends() if model.parent.name in wanted - NATIVE_BACKENDS]
 
 
 def _uses_gpu(config: ServerConfig) -> bool:
-    encoder = read_config(config_path(config.repository, CLIP_ENCODER.name, config.config_name))
+    encoder = read_config(config_path(config.repository, CLIP_ENCODER.name, config.engine))
     return all(group.Kind.Name(group.kind) != "KIND_CPU" for group in encoder.instance_group)
 
 
@@ -146,6 +148,8 @@ def _mounts(config: ServerConfig, backends: Sequence[Path]) -> Mapping[str, Path
     names = [model.name for model in served_models(config.repository)]
     mounts = {f"{MODELS_PLACE}/{name}": config.repository.resolve() / name for name in names}
     mounts |= {f"{BACKENDS_PLACE}/{model.parent.relative_to(BACKENDS)}": model.parent for model in backends}
+    if backends:
+        mounts[f"{BACKENDS_PLACE}/python/{SHARED_MODULE.name}"] = SHARED_MODULE
     if (tls := config.tls) is not None:
         files = {"server.pem": tls.certificate, "server.key": tls.key, "ca.pem": tls.client_ca}
         mounts |= {f"{TLS_PLACE}/{name}": path.resolve() for name, path in files.items() if path is not None}
@@ -177,8 +181,8 @@ def _notes(config: ServerConfig, gpus: bool) -> Iterator[str]:
     if gpus:
         yield "Needs an NVIDIA GPU and the NVIDIA Container Toolkit."
     else:
-        names = f"{TENSORRT_CONFIG_NAME} or {CUDA_CONFIG_NAME}"
-        yield f"On the CPU. For a GPU print it with --config-name {names}."
+        names = f"{engine_sets.TENSORRT} or {engine_sets.CUDA}"
+        yield f"On the CPU. For a GPU print it with --engine {names}."
     yield f"Ports are published on {config.host}. Docker opens published ports past the machine's own firewall, so"
     yield "127.0.0.1 stays the choice behind a proxy; another address is given with --host, best with TLS."
     yield "Docker's health check is a true inference. Docker alone only restarts what has ended: an unhealthy container"

@@ -21,6 +21,7 @@ WHEEL = "nvidia-pytriton"
 WHEEL_MODULE = "pytriton"
 WHEEL_VERSION = (2, 51)
 BACKENDS = Path(__file__).parents[1] / "backends"  # one folder for each python-based backend of ours
+SHARED_MODULE = BACKENDS / "affserve_backend.py"  # what they share
 BACKEND_MODEL = BACKENDS / "onnxruntime" / "model.py"
 PYTHON_BACKEND_MODULE = "triton_python_backend_utils"
 PYTHON_BACKEND_FILES = ("libtriton_python.so", f"{PYTHON_BACKEND_MODULE}.py")
@@ -77,7 +78,7 @@ def requirements(backend: Path) -> list[str]:
     imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     imported |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     packages = {name.partition(".")[0] for name in imported}
-    return sorted(packages - set(sys.stdlib_module_names) - {PYTHON_BACKEND_MODULE, ""})
+    return sorted(packages - set(sys.stdlib_module_names) - {PYTHON_BACKEND_MODULE, SHARED_MODULE.stem, ""} | {"numpy"})
 
 
 def lay_out_backends(installation: Installation, folder: Path) -> Path | None:
@@ -96,6 +97,7 @@ def lay_out_backends(installation: Installation, folder: Path) -> Path | None:
     (python / STUB).symlink_to(stub)
     for name in PYTHON_BACKEND_FILES:  # Triton loads no backend through a symbolic link
         shutil.copy(installation.wheel / "backends" / "python" / name, python / name)
+    shutil.copy(SHARED_MODULE, python / SHARED_MODULE.name)  # this folder is on the path of every stub
     for model in own_backends():
         (folder / "backends" / model.parent.name).mkdir()
         shutil.copy(model, folder / "backends" / model.parent.name / model.name)

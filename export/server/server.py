@@ -107,7 +107,7 @@ class TritonServer:
             ) from error
 
     def _start(self) -> None:
-        verify_repository(self.config.repository, self.config.config_name)
+        verify_repository(self.config.repository, self.config.engine)
         self.models = served_models(self.config.repository)
         installation = find_installation()
         check_host(installation.version, self.config.host, accepted=self.config.accept_known_holes)
@@ -154,7 +154,7 @@ class TritonServer:
 
     def _command(self, installation: Installation, folder: Path) -> list[str]:
         config = self.config
-        models = lay_out_models(config.repository, config.config_name, self.parallelism.instances, folder)
+        models = lay_out_models(config.repository, config.engine, self.parallelism.instances, folder)
         callers = config.tls.trusted_callers(folder) if config.tls is not None else None
         options = serving_options(config, models, callers)
         command = [str(installation.binary), f"--id={self._identity}", *arguments(options)]

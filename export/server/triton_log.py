@@ -14,7 +14,7 @@ _STAMP = re.compile(r"^E\d{4} \S+ \d+ [\w.]+:\d+\] ")
 _ENGINE = re.compile(r"\w+ runs on (ONNX Runtime [^\"\n]+)")
 _ADVICE = {
     "ONNX Runtime cannot load": "write the file again with: affserve export ...",
-    "KIND_GPU": "serve where there is a GPU, or from the CPU configurations with --config-name onnx",
+    "KIND_GPU": "serve where there is a GPU, or from the CPU configurations with --engine cpu",
     "No space left on device": "give /dev/shm more room (of a container: --shm-size=1g, or shm_size in Compose)",
     "libpython": "install the shared library of this Python, or use a Python that was built with one",
     "No module named": "install what is missing: pip install 'affserve[serve]'",

@@ -68,7 +68,7 @@ def test_servers_share_the_cores(repository: Path) -> None:
 
 def test_gpus_are_compared_one_by_one_and_together(repository: Path) -> None:
     # The servers of this machine compute on its CPU; everything else is as with GPUs.
-    measured = measure_gpus(repository, "onnx", [0, 1], frames=64, rounds=2)
+    measured = measure_gpus(repository, "cpu", [0, 1], frames=64, rounds=2)
     assert list(measured["gpus"]) == ["0", "1", "all"]
     alone = np.mean([measured["gpus"][name]["frames_per_s"] for name in ("0", "1")])
     assert measured["scaling_factor"] == pytest.approx(measured["gpus"]["all"]["frames_per_s"] / alone, rel=0.01)

@@ -13,12 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from affserve.export import machine_findings
+from affserve.export import engine_sets, machine_findings
 from affserve.export.doctor import examine
 from affserve.export.machine.gpus import find_gpus
 from affserve.export.machine.ports import choose_ports
 from affserve.export.machine_findings import LOOKS, Finding, Verdict, int8_instructions, ports_finding
-from affserve.export.pins import CUDA_CONFIG_NAME, ONNX_CONFIG_NAME, TENSORRT_CONFIG_NAME
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("pytriton") is None, reason="needs the extra affserve[serve]")
 
@@ -43,7 +42,7 @@ def doctor(*arguments: object, cwd: Path, **environment: str) -> subprocess.Comp
 def test_a_repository_that_can_be_served_here(repository: Path, tmp_path: Path) -> None:
     result = doctor(repository, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.rstrip().endswith(f"This repository can be served here: --config-name {ONNX_CONFIG_NAME}")
+    assert result.stdout.rstrip().endswith(f"This repository can be served here: --engine {engine_sets.CPU}")
     for topic in ("CPU", "Triton", "ONNX Runtime", "TensorRT", "Container", "Shared memory", "Ports", "Face detector"):
         assert f" {topic}: " in result.stdout, topic
 
@@ -55,7 +54,7 @@ def test_a_broken_repository_cannot_be_served_and_exits_1(repository: Path, tmp_
     assert result.returncode == 1, result.stderr
     diagnosis = json.loads(result.stdout)
     assert diagnosis["can_serve"] is False
-    told = diagnosis["configurations"][ONNX_CONFIG_NAME]
+    told = diagnosis["configurations"][engine_sets.CPU]
     assert told["verdict"] == "problem"
     assert "temporal_head/1/model.onnx was altered after export" in told["text"]
     assert "affserve export" in told["text"]
@@ -66,12 +65,13 @@ def test_every_configuration_is_judged_on_its_own(repository: Path) -> None:
         pytest.skip("this machine has a GPU")
     diagnosis = examine(repository, FREE)
     assert {name: one.verdict for name, one in diagnosis.configurations.items()} == {
-        ONNX_CONFIG_NAME: Verdict.GOOD,
-        CUDA_CONFIG_NAME: Verdict.PROBLEM,
-        TENSORRT_CONFIG_NAME: Verdict.PROBLEM,
+        engine_sets.CPU: Verdict.GOOD,
+        engine_sets.CUDA: Verdict.PROBLEM,
+        engine_sets.RTX: Verdict.PROBLEM,
+        engine_sets.TENSORRT: Verdict.PROBLEM,
     }
-    assert "--target gpu" in diagnosis.configurations[CUDA_CONFIG_NAME].text
-    assert "shows no NVIDIA GPU" in diagnosis.configurations[TENSORRT_CONFIG_NAME].text
+    assert "--target gpu" in diagnosis.configurations[engine_sets.CUDA].text
+    assert "shows no NVIDIA GPU" in diagnosis.configurations[engine_sets.TENSORRT].text
 
 
 def test_a_machine_without_the_wheel_is_told_what_to_install(
@@ -117,7 +117,7 @@ def test_little_shared_memory_is_a_problem_with_its_option(monkeypatch: pytest.M
     assert "--shm-size=1g" in finding.remedy
 
 
-WAYS_OUT = ("affserve ", "pip install", "--config-name", "-port", "update the NVIDIA driver")
+WAYS_OUT = ("affserve ", "pip install", "--engine", "-port", "update the NVIDIA driver")
 
 
 def test_no_problem_is_without_a_way_out(repository: Path) -> None:

@@ -9,18 +9,17 @@ from typing import Any
 
 import pytest
 
+from affserve.export import engine_sets
 from affserve.export.contract import (
     AFFECT,
     AFFECT_JPEG,
     CHUNK_FRAMES,
     CLIP_ENCODER,
     CLIP_ENCODER_JPEG,
-    GPU_ONNX_FILE,
     JPEG_DECODER,
     MODELS,
     MODELS_WITH_LABELS,
     MODELS_WITHOUT_FILES,
-    ONNX_FILE,
     TEMPORAL_HEAD,
     HeadDescription,
     TensorSpec,
@@ -28,7 +27,7 @@ from affserve.export.contract import (
 )
 from affserve.export.engine.plans import COMPUTE_CAPABILITIES, plan_file
 from affserve.export.engine.profile import ENCODER_PROFILE, HEAD_PROFILE, Profile
-from affserve.export.pins import CUDA_CONFIG_NAME, ONNX_CONFIG_NAME, TENSORRT_CONFIG_NAME
+from affserve.export.engine_sets import GPU_ONNX_FILE, ONNX_FILE, RTX_PLAN_FILE
 from affserve.export.repository.templates import read_config, write_configs
 from affserve.export.server.config import ServerConfig
 from affserve.export.server.server import TritonServer
@@ -113,8 +112,9 @@ def test_jpeg_is_decoded_on_the_cpu_whatever_computes() -> None:
 
 
 TENSORRT = "config.pbtxt"
-CPU = f"configs/{ONNX_CONFIG_NAME}.pbtxt"
-CUDA = f"configs/{CUDA_CONFIG_NAME}.pbtxt"
+CPU = f"configs/{engine_sets.CPU}.pbtxt"
+RTX = f"configs/{engine_sets.RTX}.pbtxt"
+CUDA = f"configs/{engine_sets.CUDA}.pbtxt"
 PROFILES = {CLIP_ENCODER.name: ENCODER_PROFILE, TEMPORAL_HEAD.name: HEAD_PROFILE}
 both_models = pytest.mark.parametrize("model", list(PROFILES))
 
@@ -124,10 +124,11 @@ both_models = pytest.mark.parametrize("model", list(PROFILES))
     ("file", "engine", "kind", "artefact"),
     [
         (TENSORRT, "tensorrt_plan", "KIND_GPU", "model.plan"),
+        (RTX, "tensorrt_plan", "KIND_GPU", RTX_PLAN_FILE),
         (CPU, "onnxruntime", "KIND_CPU", ONNX_FILE),
         (CUDA, "onnxruntime", "KIND_GPU", GPU_ONNX_FILE),
     ],
-    ids=["tensorrt", "cpu", "cuda"],
+    ids=["tensorrt", "rtx", "cpu", "cuda"],
 )
 def test_each_server_gets_its_engine_device_and_file(
     model: str, file: str, engine: str, kind: str, artefact: str
@@ -171,7 +172,7 @@ def test_the_largest_request_is_the_largest_shape_of_the_plan(model: str) -> Non
     assert not within(profile, tensor.name, engine_shape(config, longest + 1, list(tensor.dims)))
 
 
-@pytest.mark.parametrize("file", [TENSORRT, CUDA], ids=["tensorrt", "cuda"])
+@pytest.mark.parametrize("file", [TENSORRT, RTX, CUDA], ids=["tensorrt", "rtx", "cuda"])
 def test_batches_are_made_of_chunks_and_end_at_the_plans_optimum(file: str) -> None:
     batching = read_config(MODEL_REPOSITORY / CLIP_ENCODER.name / file).dynamic_batching
     _, optimum, _ = ENCODER_PROFILE.shapes["frames"]
@@ -180,7 +181,7 @@ def test_batches_are_made_of_chunks_and_end_at_the_plans_optimum(file: str) -> N
 
 
 @both_models
-@pytest.mark.parametrize("file", [TENSORRT, CPU, CUDA], ids=["tensorrt", "cpu", "cuda"])
+@pytest.mark.parametrize("file", [TENSORRT, RTX, CPU, CUDA], ids=["tensorrt", "rtx", "cpu", "cuda"])
 def test_warm_up_is_a_request_that_the_model_takes(model: str, file: str) -> None:
     config, profile = read_config(MODEL_REPOSITORY / model / file), PROFILES[model]
     (tensor,) = config.input
@@ -224,7 +225,7 @@ def say_of_tensorrt_configs(root: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         (root / model / "1").mkdir()
     # Our own check would stop first: there are no plans.
     monkeypatch.setattr("affserve.export.server.server.verify_repository", lambda *_: None)
-    config = ServerConfig(repository=root, config_name=TENSORRT_CONFIG_NAME, drain_timeout_s=0)
+    config = ServerConfig(repository=root, engine=engine_sets.TENSORRT, drain_timeout_s=0)
     with pytest.raises(ServerError) as refused, TritonServer(config):
         pass
     return str(refused.value)

@@ -45,7 +45,7 @@ def service(config: ServerConfig) -> Any:
 
 
 def test_a_service_is_read_only_limited_and_stopped_in_time(repository: Path, tls: ServerTls) -> None:
-    composed = service(served(repository, tls=tls, metrics_port=8002, config_name="tensorrt"))
+    composed = service(served(repository, tls=tls, metrics_port=8002, engine="tensorrt"))
     assert all(mount["read_only"] is True for mount in composed["volumes"])
     assert composed["security_opt"] == ["no-new-privileges:true"]
     assert composed["shm_size"] == "1g"
@@ -113,9 +113,9 @@ def test_requirements_are_what_backends_import() -> None:
 # --- GPUs, addresses, encryption ---
 
 
-@pytest.mark.parametrize(("config_name", "gpus"), [("onnx", False), ("tensorrt", True), ("onnx-cuda", True)])
-def test_gpus_are_asked_for_where_they_are_used(repository: Path, config_name: str, gpus: bool) -> None:
-    config = served(repository, config_name=config_name)
+@pytest.mark.parametrize(("engine", "gpus"), [("cpu", False), ("cuda", True), ("rtx", True), ("tensorrt", True)])
+def test_gpus_are_asked_for_where_they_are_used(repository: Path, engine: str, gpus: bool) -> None:
+    config = served(repository, engine=engine)
     devices = service(config).get("deploy", {}).get("resources", {}).get("reservations", {}).get("devices", [])
     assert devices == ([{"driver": "nvidia", "count": "all", "capabilities": ["gpu"]}] if gpus else [])
 

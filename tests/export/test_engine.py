@@ -22,12 +22,13 @@ from onnx import TensorProto, helper
 from plan_files import ADA, AMPERE, RECORD
 from tensorrt_operators import tensor_types, unsupported
 
-from affserve.export.contract import CLIP_ENCODER, GPU_ONNX_FILE, TEMPORAL_HEAD
+from affserve.export.contract import CLIP_ENCODER, TEMPORAL_HEAD
 from affserve.export.engine import building
 from affserve.export.engine.building import write_plan
 from affserve.export.engine.parity import compare_with_graph
 from affserve.export.engine.plans import read_record, record_file
 from affserve.export.engine.profile import ENCODER_PROFILE, HEAD_PROFILE, EngineOptions, Profile, Runner
+from affserve.export.engine_sets import GPU_ONNX_FILE
 from affserve.export.graphs.head import HeadGraph
 from affserve.export.graphs.onnx_file import export_encoder, export_head
 from affserve.export.machine.gpus import installed_tensorrt

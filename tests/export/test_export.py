@@ -69,7 +69,7 @@ def test_manifest_and_configs_tell_what_the_models_are(repository: Path) -> None
     for artefact in version["artefacts"]:
         assert artefact["precision"] == "fp32"
         assert all(check["figure"] is not None for check in artefact["parity"])
-    for config in ("affect/config.pbtxt", "temporal_head/config.pbtxt", "temporal_head/configs/onnx.pbtxt"):
+    for config in ("affect/config.pbtxt", "temporal_head/config.pbtxt", "temporal_head/configs/cpu.pbtxt"):
         parameters = {k: v.string_value for k, v in read_config(repository / config).parameters.items()}
         assert parameters["trained_on"] == "synthetic"
         assert parameters["labels.action_units"].startswith("AU1,AU2,AU4")

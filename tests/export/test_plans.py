@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 from plan_files import ADA, AMPERE, RECORD, put_plan
 
-from affserve.export.contract import CLIP_ENCODER, GPU_ONNX_FILE, TEMPORAL_HEAD
+from affserve.export.contract import CLIP_ENCODER, TEMPORAL_HEAD
 from affserve.export.engine.plans import obstacle, plan_file, read_record, record_file, verify_plan, write_record
 from affserve.export.engine.profile import ENCODER_PROFILE, EngineOptions
 from affserve.export.engine.trtexec import NOT_COMPARED, container_script, trtexec_command
+from affserve.export.engine_sets import GPU_ONNX_FILE
 from affserve.export.machine.gpus import Gpu, driver_obstacle, find_gpus, installed_tensorrt, parse_gpus
 from affserve.export.pins import TENSORRT_REQUIREMENT, TENSORRT_VERSION, image
 from affserve.export.repository.check import check_plans
@@ -33,7 +34,7 @@ def test_a_plan_for_this_gpu_may_be_served(tmp_path: Path) -> None:
 def test_where_a_plan_may_run_is_told_of_any_server_and_machine() -> None:
     assert obstacle(RECORD, [ADA, AMPERE]) is None
     assert obstacle(replace(RECORD, tensorrt="11.1.0.106"), [AMPERE], tensorrt="11.1.0.106") is None
-    assert "serve on the CPU with --config-name onnx" in str(obstacle(RECORD, []))
+    assert "serve on the CPU with --engine cpu" in str(obstacle(RECORD, []))
     assert "this machine has NVIDIA GeForce RTX 4090 (compute capability 8.9" in str(obstacle(RECORD, [ADA]))
 
 
@@ -41,7 +42,7 @@ def test_where_a_plan_may_run_is_told_of_any_server_and_machine() -> None:
     ("changed", "gpus", "message"),
     [
         ({"tensorrt": "11.1.0.106"}, [AMPERE], rf"\({image()}\) has {TENSORRT_VERSION}.*{TENSORRT_REQUIREMENT}"),
-        ({}, [], "serve on the CPU with --config-name onnx"),
+        ({}, [], "serve on the CPU with --engine cpu"),
         ({}, [ADA], r"clip_encoder has no model\.sm89\.plan for NVIDIA GeForce RTX 4090"),
         ({}, [AMPERE, ADA], r"no model\.sm89\.plan for NVIDIA GeForce RTX 4090"),
         ({}, [replace(AMPERE, driver="570.211.01")], "has driver 570.211.01; the serving container needs 580"),

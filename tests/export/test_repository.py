@@ -24,10 +24,10 @@ from numpy.typing import NDArray
 from tiny_server import RECOVERY_S, needs_wheel, wait_for
 from tritonclient.utils import InferenceServerException
 
+from affserve.export import engine_sets
 from affserve.export.artefacts.material import parity_only
 from affserve.export.contract import CPU, MANIFEST_FILE, MODELS
 from affserve.export.machine.ports import choose_ports, listening
-from affserve.export.pins import CUDA_CONFIG_NAME, ONNX_CONFIG_NAME, TENSORRT_CONFIG_NAME
 from affserve.export.precision.tolerances import Precision
 from affserve.export.repository.check import verify_repository
 from affserve.export.repository.exporting import ExportOptions, export_repository
@@ -267,9 +267,9 @@ def test_a_place_where_nothing_can_be_written_is_named(checkpoints: tuple[Path, 
 # --- what may be served here ---
 
 
-@pytest.mark.parametrize("name", [CUDA_CONFIG_NAME, TENSORRT_CONFIG_NAME])
+@pytest.mark.parametrize("name", [engine_sets.CUDA, engine_sets.TENSORRT])
 def test_a_repository_for_cpus_is_not_served_from_a_gpu(repository: Path, name: str) -> None:
-    assert verify_repository(repository, ONNX_CONFIG_NAME) is not None
+    assert verify_repository(repository, engine_sets.CPU) is not None
     with pytest.raises(RepositoryError, match=r"--target gpu|shows no NVIDIA GPU|has no model\.sm"):
         verify_repository(repository, name)
 
@@ -290,7 +290,7 @@ def watching_server(root: Path, folder: Path) -> Iterator[str]:
     ports = choose_ports("127.0.0.1", {"grpc": 0, "http": 0})
     options = [
         f"--model-repository={root}",
-        f"--model-config-name={ONNX_CONFIG_NAME}",
+        f"--model-config-name={engine_sets.CPU}",
         "--model-control-mode=poll",
         f"--repository-poll-secs={POLL_S}",
         "--disable-auto-complete-config",

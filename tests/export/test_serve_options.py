@@ -23,8 +23,8 @@ from tiny_server import RECOVERY_S, ask, expected_features, make_frames, needs_w
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
+from affserve.export import engine_sets
 from affserve.export.machine.cores import Parallelism, choose_parallelism
-from affserve.export.pins import ONNX_CONFIG_NAME, TENSORRT_CONFIG_NAME
 from affserve.export.repository.instances import lay_out_models
 from affserve.export.server import guardian
 from affserve.export.server.config import ServerConfig, serving_options
@@ -143,7 +143,7 @@ def test_this_machine_may_always_be_listened_on(host: str) -> None:
 def test_instances_share_the_work(closed: TritonServer, tiny: Path) -> None:
     encoders = [p for p in psutil.Process(closed.pid).children() if any("clip_encoder_0_" in w for w in p.cmdline())]
     assert len(encoders) == 2
-    before = (tiny / "clip_encoder" / "configs" / "onnx.pbtxt").read_text()
+    before = (tiny / "clip_encoder" / "configs" / "cpu.pbtxt").read_text()
     assert "count: 1" in before, "the repository itself stays as it is"
     frames = make_frames(40, seed=1)
     with ThreadPoolExecutor(4) as clients:
@@ -153,7 +153,7 @@ def test_instances_share_the_work(closed: TritonServer, tiny: Path) -> None:
 
 
 def test_instances_are_for_cpus(tiny: Path, tmp_path: Path) -> None:
-    for name, changed in ((TENSORRT_CONFIG_NAME, False), (ONNX_CONFIG_NAME, True)):
+    for name, changed in ((engine_sets.TENSORRT, False), (engine_sets.CPU, True)):
         (tmp_path / name).mkdir()
         root = lay_out_models(tiny, name, 2, tmp_path / name)
         assert (root / "temporal_head").is_symlink()

@@ -47,7 +47,7 @@ def test_incomplete_repository_is_refused(exported: Path, gone: str, message: st
         TritonServer(ServerConfig(repository=exported, drain_timeout_s=0)).start()
 
 
-@pytest.mark.parametrize("file", ["clip_encoder/1/model.onnx", "temporal_head/configs/onnx.pbtxt"])
+@pytest.mark.parametrize("file", ["clip_encoder/1/model.onnx", "temporal_head/configs/cpu.pbtxt"])
 def test_altered_file_is_refused(exported: Path, file: str) -> None:
     (exported / file).write_bytes((exported / file).read_bytes() + b"\n")
     with pytest.raises(RepositoryError, match=f"{file} was altered after export"):
@@ -56,7 +56,7 @@ def test_altered_file_is_refused(exported: Path, file: str) -> None:
 
 def test_version_that_the_manifest_does_not_know_is_refused(exported: Path) -> None:
     shutil.copytree(exported / "clip_encoder" / "1", exported / "clip_encoder" / "2")
-    config = exported / "clip_encoder" / "configs" / "onnx.pbtxt"
+    config = exported / "clip_encoder" / "configs" / "cpu.pbtxt"
     config.write_text(config.read_text().replace("versions: [ 1 ]", "versions: [ 2 ]"))
     with pytest.raises(RepositoryError, match=r"clip_encoder/2/model\.onnx would be served"):
         verify_repository(exported)

@@ -1,6 +1,6 @@
 """A Triton backend called `jpeg`, written for Triton's python backend: JPEG files of face crops in, their pixels out.
 
-Runs inside Triton's stub process, where affserve is not importable: only NumPy, simplejpeg and Triton's own module.
+Runs inside Triton's stub process, where affserve is not importable.
 Every request stands for itself, so that one bad file is one refused request. Size is read from the file's header before
 anything is decoded: a small file that claims to be huge costs nothing.
 """
@@ -15,19 +15,10 @@ from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
+from affserve_backend import THREADS_VARIABLE, BadRequestError, LoadError, respond
 from numpy.typing import NDArray
 
-THREADS_VARIABLE = "AFFSERVE_THREADS"
 Frames = NDArray[np.uint8]
-
-
-class LoadError(Exception):
-    """The model cannot be served; the message goes to Triton's log."""
-
-
-class BadRequestError(Exception):
-    """A request that cannot be decoded; the message goes to the caller."""
-
 
 try:
     import simplejpeg
@@ -69,7 +60,7 @@ class TritonPythonModel:
     def _finish(self, frames: Frames, files: Sequence[Any]) -> Any:
         errors = [error for file in files if (error := file.exception()) is not None]
         if not errors:
-            return pb_utils.InferenceResponse([pb_utils.Tensor(self._output, frames)])
+            return respond({self._output: frames})
         if isinstance(errors[0], BadRequestError):
             message, code = f"{self._input}: {errors[0]}", pb_utils.TritonError.INVALID_ARG
         else:

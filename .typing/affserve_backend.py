@@ -1,0 +1,1 @@
+../export/backends/affserve_backend.py

@@ -1,0 +1,39 @@
+"""The engine sets: the ways in which one repository can be served, each a configuration of every model.
+
+A set's name is the word after --engine and tritonserver's --model-config-name: configs/<name>.pbtxt of a model, and
+where there is none config.pbtxt. Nothing heavy is imported: the command line reads its choices here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+AUTO = "auto"  # the fastest set that this machine can run
+CPU, CUDA, RTX, TENSORRT = "cpu", "cuda", "rtx", "tensorrt"
+
+ONNX_FILE = "model.onnx"  # for a CPU
+GPU_ONNX_FILE = "model.gpu.onnx"  # for ONNX Runtime on a GPU, and what plans are built from
+RTX_PLAN_FILE = "model.rtx.plan"  # one for all RTX cards
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSet:
+    """One way to serve."""
+
+    name: str
+    words: str  # what computes
+    file: str  # of each model with weights, in the folder of its version; {sm}: the GPU's compute capability
+    on_gpu: bool
+
+
+ENGINE_SETS: dict[str, EngineSet] = {
+    one.name: one
+    for one in (
+        # The name of no file: it is config.pbtxt itself, what a Triton serves that is told nothing.
+        EngineSet(name=TENSORRT, words="TensorRT on the GPU", file="model.sm{sm}.plan", on_gpu=True),
+        EngineSet(name=RTX, words="TensorRT for RTX on the GPU", file=RTX_PLAN_FILE, on_gpu=True),
+        EngineSet(name=CUDA, words="ONNX Runtime on the GPU", file=GPU_ONNX_FILE, on_gpu=True),
+        EngineSet(name=CPU, words="the CPU", file=ONNX_FILE, on_gpu=False),
+    )
+}
+"""By name, the fastest first."""
