@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from affserve.client.client import AffectClient
+from affserve.client.wire.frames import Frames
 from affserve.export.contract import HeadDescription
 from affserve.train.windows import Outputs
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 
 T = TypeVar("T")
-Chunks = Iterable[NDArray[np.uint8]] | AsyncIterable[NDArray[np.uint8]]
+Chunks = Iterable[Frames] | AsyncIterable[Frames]
 
 
 class AsyncAffectClient:
@@ -35,7 +36,7 @@ class AsyncAffectClient:
 
     async def __aenter__(self) -> Self:
         """Connect; ServerError at once when nobody listens."""
-        await _in_thread(self._client.connect)
+        await _in_thread(self._client.__enter__)
         return self
 
     async def __aexit__(
@@ -66,7 +67,7 @@ class AsyncAffectClient:
         """As AffectClient.engine."""
         return await _in_thread(self._client.engine)
 
-    async def encode(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
+    async def encode(self, frames: Frames) -> NDArray[np.float32]:
         """As AffectClient.encode."""
         return await _in_thread(self._client.encode, frames)
 
@@ -89,11 +90,11 @@ class AsyncAffectClient:
         """As AffectClient.predict."""
         return await _in_thread(self._client.predict, features)
 
-    async def affect(self, frames: NDArray[np.uint8]) -> Outputs:
+    async def affect(self, frames: Frames) -> Outputs:
         """As AffectClient.affect."""
         return await _in_thread(self._client.affect, frames)
 
-    async def analyze(self, frames: NDArray[np.uint8]) -> Outputs:
+    async def analyze(self, frames: Frames) -> Outputs:
         """As AffectClient.analyze."""
         return await _in_thread(self._client.analyze, frames)
 
@@ -107,7 +108,7 @@ async def _in_thread(call: Callable[..., T], *arguments: object) -> T:
         await asyncio.wait([running])
 
 
-async def _each(chunks: Chunks) -> AsyncIterator[NDArray[np.uint8]]:
+async def _each(chunks: Chunks) -> AsyncIterator[Frames]:
     """Yield the items of either kind of iterable."""
     if isinstance(chunks, AsyncIterable):
         async for chunk in chunks:

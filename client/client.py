@@ -6,6 +6,7 @@ a restarting server dropped.
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,6 +23,7 @@ from affserve.client.wire.answers import check_finite, checked_input, engine_of,
 from affserve.client.wire.calls import Calls, RetryPolicy
 from affserve.client.wire.endpoint import parse_endpoint
 from affserve.client.wire.frame_carrier import FrameCarrier
+from affserve.client.wire.frames import Frames, frames_array
 from affserve.client.wire.messages import raw_tensor
 from affserve.client.wire.transport import JPEG_QUALITY, Transport
 from affserve.export.contract import (
@@ -83,10 +85,15 @@ class AffectClient:
         # Chunks are sent by blocking calls in threads. gRPC's own asynchronous calls break when a signal's exception
         # (Ctrl-C) arrives while the main thread is starting one: the channel can then never be closed.
         self._senders = ThreadPoolExecutor(max(chunks_in_flight, MOST_SENDERS), thread_name_prefix="affserve-encode")
+        self._connecting = threading.Lock()
+        self._connected = False
 
     def __enter__(self) -> Self:
         """Connect; ServerError at once when nobody listens."""
-        self.connect()
+        with ExitStack() as unless_connected:
+            unless_connected.callback(self.close)
+            self.connect()
+            unless_connected.pop_all()
         return self
 
     def __exit__(
@@ -96,12 +103,17 @@ class AffectClient:
         self.close()
 
     def connect(self) -> None:
-        """Check that a server answers and choose how frames travel; who was never there is not waited for."""
-        with ExitStack() as unless_connected:
-            unless_connected.callback(self.close)
-            self._check_live()
-            self._carrier.choose()
-            unless_connected.pop_all()
+        """Check that a server answers and choose how frames travel; who was never there is not waited for.
+
+        The first call does so by itself. ServerError: nobody listens, or this client is closed.
+        """
+        if self._calls.closing.is_set():
+            raise ServerError(f"this client of {self.url} is closed: make a new AffectClient({self.url!r})")
+        with self._connecting:
+            if not self._connected:
+                self._check_live()
+                self._carrier.choose()
+                self._connected = True
 
     def _check_live(self) -> None:
         try:
@@ -134,24 +146,30 @@ class AffectClient:
     def describe(self) -> HeadDescription:
         """Return what the served head says about itself: tasks, labels, window, training data (asked once)."""
         if self._description is None:
+            self.connect()
             self._description = head_of(self._config(TEMPORAL_HEAD), self.url)
         return self._description
 
     def engine(self) -> str:
         """Say what computes: `Triton 2.51.0, onnxruntime on CPU`."""
+        self.connect()
         server = self._calls.repeated(f"the server at {self.url}", self._calls.triton.get_server_metadata)
         return f"Triton {server.version}, {engine_of(self._config(CLIP_ENCODER))}"
 
-    def encode(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Turn face crops (N, 224, 224, 3) uint8 RGB into features (N, 512) float32, any N, in chunks."""
+    def encode(self, frames: Frames) -> NDArray[np.float32]:
+        """Turn face crops (N, 224, 224, 3) uint8 RGB into features (N, 512) float32, any N, in chunks.
+
+        frames: an array, or a list of arrays or PIL images.
+        """
         return next(self.encode_stream([frames]))
 
-    def encode_stream(self, chunks: Iterable[NDArray[np.uint8]]) -> Iterator[NDArray[np.float32]]:
+    def encode_stream(self, chunks: Iterable[Frames]) -> Iterator[NDArray[np.float32]]:
         """Turn a stream of chunks (n, 224, 224, 3) uint8 into their features (n, 512), one array per chunk, in order.
 
         Chunks of more than 32 frames travel in several messages; at most `chunks_in_flight` messages are under way, and
         no more chunks are held than they come from. A chunk of no frames asks nothing of the server.
         """
+        self.connect()
         under_way: deque[tuple[Future[NDArray[np.float32]], bool]] = deque()  # with: whether it ends its chunk
         parts: list[NDArray[np.float32]] = []
 
@@ -162,32 +180,41 @@ class AffectClient:
                 yield np.concatenate(parts)
                 parts.clear()
 
-        for chunk in chunks:
+        for chunk in map(frames_array, chunks):
             for end in range(CHUNK_FRAMES, max(len(chunk), 1) + CHUNK_FRAMES, CHUNK_FRAMES):
                 message = chunk[end - CHUNK_FRAMES : end]
-                under_way.append((self._senders.submit(self._encode_message, message), end >= len(chunk)))
+                under_way.append((self._sent(message), end >= len(chunk)))
                 if len(under_way) >= self.chunks_in_flight:
                     yield from answered()
         while under_way:
             yield from answered()
 
+    def _sent(self, message: NDArray[np.uint8]) -> Future[NDArray[np.float32]]:
+        try:
+            return self._senders.submit(self._encode_message, message)
+        except RuntimeError as error:
+            raise ServerError(f"the client of {self.url} was closed while frames were being sent") from error
+
     def predict(self, features: NDArray[np.float32]) -> Outputs:
         """Turn the features of one window (T, 512) float32 into (T, K) float32 per task, 1 <= T <= 300."""
         asked = checked_input(TEMPORAL_HEAD, self.url, features)
         check_finite(features, asked)
+        self.connect()
         result = self._calls.infer(TEMPORAL_HEAD, raw_tensor(FEATURES, features), asked)
         return self._outputs(result, len(features), asked)
 
-    def affect(self, frames: NDArray[np.uint8]) -> Outputs:
+    def affect(self, frames: Frames) -> Outputs:
         """Turn the face crops of one window (T, 224, 224, 3) uint8 into (T, K) float32 per task, in one request."""
+        frames = frames_array(frames)
+        self.connect()
         asked = checked_input(AFFECT, self.url, frames)
         return self._outputs(self._carrier.carry(AFFECT, frames, asked), len(frames), asked)
 
-    def analyze(self, frames: NDArray[np.uint8]) -> Outputs:
+    def analyze(self, frames: Frames) -> Outputs:
         """Turn all face crops of one person's video into predictions, averaged where the head's windows overlap.
 
-        frames: (N, 224, 224, 3) uint8 RGB, any N; returns (N, K) float32 per task. Video files, and videos in which
-        faces are still to be found, are for `affserve.client.infer.analyze`.
+        frames: (N, 224, 224, 3) uint8 RGB, or a list of arrays or PIL images, any N; returns (N, K) float32 per task.
+        Video files, and videos in which faces are still to be found, are for `affserve.client.analyze`.
         """
         features, described = self.encode(frames), self.describe()
         merger = OverlapMerger(self.predict, described.window_frames, described.stride_frames)

@@ -78,4 +78,5 @@ class OverlapMerger:
             sums[name][: len(carried)] += carried
         self._sums = {name: values[final:] for name, values in sums.items()}
         self._counts = counts[final:]
-        return {name: values[:final] / counts[:final, None] for name, values in sums.items()}
+        shared = counts[:final, None].astype(np.float32)
+        return {name: values[:final] / shared for name, values in sums.items()}

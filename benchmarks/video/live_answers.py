@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from affserve.client.client import AffectClient
 from affserve.client.faces.cropper import FaceCropper
 from affserve.client.faces.detector_file import find_detector
-from affserve.client.infer.analyze import analyze
+from affserve.client.infer.analyze import analyze_stream
 from affserve.client.live.analysis import LiveAnalysis, LiveSettings
 from affserve.client.live.frames import LiveCounters, LiveFrame, now_s
 from affserve.client.results.rows import Rows
@@ -42,7 +42,7 @@ def measure_live_answers(
     truth: list[NDArray[np.float64]] = []
     with AffectClient(url) as client:
         for video in videos:
-            rows = list(analyze(open_source(video), client, FaceCropper(detector)))
+            rows = list(analyze_stream(open_source(video), client, FaceCropper(detector)))
             seen = np.flatnonzero(np.concatenate([block.track_id for block in rows]) >= 0)
             whole.append(_joined(rows, seen))
             truth.append(_truth(video)[seen])

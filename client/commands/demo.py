@@ -29,6 +29,7 @@ from affserve.client.infer.analyze_files import Job, analyze_to_files
 from affserve.client.infer.output_paths import OutputPaths
 from affserve.client.infer.run_record import options_of
 from affserve.client.video.source import FOLDER_FPS, open_source
+from affserve.client.wire.frames import Frames
 from affserve.export.repository.manifest import MANIFEST_SCHEMA
 from affserve.export.server.config import ServerConfig
 from affserve.export.server.supervisor import SupervisedServer
@@ -242,7 +243,7 @@ def _serve_and_compare(corpus: Path, repository: Path, single_frame: Path, resul
 class RecordingClient(AffectClient):
     """Keeps the features that pass by, so that another head can be judged on the very same frames."""
 
-    def encode_stream(self, chunks: Iterable[NDArray[np.uint8]]) -> Iterator[NDArray[np.float32]]:
+    def encode_stream(self, chunks: Iterable[Frames]) -> Iterator[NDArray[np.float32]]:
         """Turn chunks into features as AffectClient does, and remember them."""
         self._recorded: list[NDArray[np.float32]] = []
         for features in super().encode_stream(chunks):

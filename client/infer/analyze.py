@@ -19,9 +19,11 @@ from numpy.typing import NDArray
 from affserve.client.client import AffectClient
 from affserve.client.faces.cropper import Croppers
 from affserve.client.faces.face import Cropper
+from affserve.client.faces.settings import LARGEST, FaceSettings
 from affserve.client.infer.read_ahead import Chunk, ReadAhead, SeenFrame, StageSeconds
 from affserve.client.infer.row_merger import RowMerger
 from affserve.client.results.rows import Rows
+from affserve.client.results.table import Table, table_of
 from affserve.client.video.source import FrameSource, open_source
 from affserve.export.contract import FEATURE_WIDTH
 from affserve.train.windows import Outputs, PredictWindow
@@ -30,7 +32,18 @@ if TYPE_CHECKING:
     from affserve.client.video.source import Progress
 
 
-def analyze(
+def analyze(source: str | Path | FrameSource, client: AffectClient, *, faces: str = LARGEST) -> Table:
+    """Return what `affserve infer` writes of a source as columns by name: for `pandas.DataFrame(...)` or a plot.
+
+    source: a video, an image, a folder of images, or one that is open. faces: largest, all, left or right.
+    VideoError: it cannot be read, or breaks off; `analyze_stream` yields the rows before that.
+    """
+    source = open_source(source) if isinstance(source, (str, Path)) else source
+    cropper = Croppers(faces=FaceSettings(faces=faces)).cropper(source.already_cropped)
+    return table_of(analyze_stream(source, client, cropper), client.describe().labels)
+
+
+def analyze_stream(
     source: str | Path | FrameSource,
     client: AffectClient,
     cropper: Cropper | None = None,

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from affserve.client.client import AffectClient
 from affserve.client.faces.face import Cropper
-from affserve.client.infer.analyze import analyze
+from affserve.client.infer.analyze import analyze_stream
 from affserve.client.infer.output_paths import OutputPaths
 from affserve.client.infer.read_ahead import StageSeconds
 from affserve.client.infer.run_record import BYTES, ERROR, OPTIONS, SOURCE, ModelRecord, source_state
@@ -78,7 +78,9 @@ def analyze_to_files(
     with OutputFile(None if outputs.to_stdout else outputs.rows) as file:
         writer = outputs.row_format.open(file, table)
         # Closed here, or the thread that reads ahead waits for ever where the writing failed.
-        with contextlib.closing(analyze(job.source, client, job.cropper, seconds=stages, progress=progress)) as blocks:
+        with contextlib.closing(
+            analyze_stream(job.source, client, job.cropper, seconds=stages, progress=progress)
+        ) as blocks:
             error = _write_rows(writer, blocks, tally, stages)
         closing = {"frames": str(tally.frames), "rows": str(tally.rows), **({ERROR: error} if error else {})}
         writer.finish(closing)

@@ -14,11 +14,14 @@ from affserve.train.errors import InferenceError
 from affserve.train.labels import TASKS
 
 
-def checked_input(model: ModelSpec, url: str, array: NDArray[np.uint8] | NDArray[np.float32]) -> str:
+def checked_input(model: ModelSpec, url: str, array: object) -> str:
     """Check an array against a model's first input before it travels; return who is asked what, for messages."""
     spec = model.inputs[0]
     shape = (-1, *spec.shape) if model.max_batch_size else spec.shape
     expected = TensorSpec(name=spec.name, datatype=spec.datatype, shape=shape)
+    if not isinstance(array, np.ndarray):
+        found = f"a {type(array).__name__}"
+        raise InferenceError(f"{model.name} on {url} expects {spec.name} {shape} {expected.numpy_dtype}, got {found}")
     if not expected.matches(array.shape) or array.dtype != expected.numpy_dtype:
         raise InferenceError(
             f"{model.name} on {url} expects {spec.name} {shape} {expected.numpy_dtype}, got {array.shape} {array.dtype}"

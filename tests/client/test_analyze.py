@@ -18,7 +18,7 @@ from affserve.client.faces.detector_file import YUNET_FILE
 from affserve.client.faces.detectors import YuNetDetector
 from affserve.client.faces.face import Face, FaceCrop, FaceDetector
 from affserve.client.faces.settings import FaceSettings
-from affserve.client.infer.analyze import analyze
+from affserve.client.infer.analyze import analyze_stream
 from affserve.client.infer.analyze_files import Job, analyze_to_files
 from affserve.client.infer.output_paths import OutputPaths
 from affserve.client.infer.read_ahead import ReadAhead, StageSeconds
@@ -91,7 +91,7 @@ def crops_of(path: Path, detector: FaceDetector) -> list[NDArray[np.uint8] | Non
 def test_real_clips_have_one_row_per_frame(shared_data: Path, client: AffectClient, tmp_path: Path, name: str) -> None:
     frames = list(open_source(shared_data / name))
     detector = YuNetDetector(shared_data / YUNET_FILE)
-    rows = joined(analyze(open_source(shared_data / name), client, FaceCropper(detector)))
+    rows = joined(analyze_stream(open_source(shared_data / name), client, FaceCropper(detector)))
     assert rows.frame.tolist() == list(range(len(frames)))
     assert rows.timestamp_s.tolist() == [frame.timestamp_s for frame in frames]
     seen = np.isfinite(rows.face_score)
@@ -109,7 +109,7 @@ def test_rows_equal_a_whole_video_computed_at_once(client: AffectClient, tmp_pat
     features = client.encode(np.stack([crop for crop in crops if crop is not None]))
     held = features[np.cumsum(seen)[40:] - 1]  # of the last face so far, from the first one on
     expected = whole_video(client, held)
-    rows = joined(analyze(open_source(path), client, every_frame(GreenIsAFace(blind))))
+    rows = joined(analyze_stream(open_source(path), client, every_frame(GreenIsAFace(blind))))
     assert len(rows) == 450
     assert (np.isfinite(rows.face_score) == seen).all()
     for task, values in rows.predictions.items():
@@ -137,7 +137,7 @@ def test_three_people_fill_chunks_and_have_windows_of_their_own(client: AffectCl
     with ReadAhead(open_source(path), ThreeFaces(), StageSeconds()) as chunks:
         sizes = [(len(chunk.crops), len(chunk.frames)) for chunk in chunks]
     crops = [ThreeFaces().crop(frame.image) for frame in open_source(path)]
-    rows = joined(analyze(open_source(path), client, ThreeFaces()))
+    rows = joined(analyze_stream(open_source(path), client, ThreeFaces()))
     assert [crops for crops, _ in sizes] == [32] * 30 + [0]
     assert sum(frames for _, frames in sizes) == 320
     assert rows.frame.tolist() == np.repeat(np.arange(320), 3).tolist()
@@ -152,7 +152,7 @@ def test_three_people_fill_chunks_and_have_windows_of_their_own(client: AffectCl
 def test_everybody_has_rows(shared_data: Path, client: AffectClient, name: str, people: int) -> None:
     cropper = FaceCropper(YuNetDetector(shared_data / YUNET_FILE), FaceSettings(faces="all"))
     frames = sum(1 for _ in open_source(shared_data / name))
-    rows = joined(analyze(open_source(shared_data / name), client, cropper))
+    rows = joined(analyze_stream(open_source(shared_data / name), client, cropper))
     assert rows.frame.tolist() == np.repeat(np.arange(frames), people).tolist()
     assert rows.track_id.tolist() == list(range(people)) * frames
     assert all(np.isfinite(values).all() for values in rows.predictions.values())
@@ -161,7 +161,7 @@ def test_everybody_has_rows(shared_data: Path, client: AffectClient, name: str, 
 def test_video_without_a_face_asks_for_no_inference(client: AffectClient, tmp_path: Path) -> None:
     path = write_video(tmp_path / "empty.mp4", moving_square(50))
     before = inferences(client)
-    rows = joined(analyze(open_source(path), client, every_frame(GreenIsAFace(set(range(50))))))
+    rows = joined(analyze_stream(open_source(path), client, every_frame(GreenIsAFace(set(range(50))))))
     assert len(rows) == 50
     assert np.isnan(rows.face_score).all()
     assert inferences(client) == before
@@ -178,7 +178,7 @@ def test_folder_with_gaps_holds_the_last_feature(client: AffectClient, tmp_path:
     features = client.encode(np.stack([to_encoder_input(frame.image) for frame in open_source(folder)]))
     held = np.repeat(features, np.diff([*numbers, 342]), axis=0)
     expected = whole_video(client, held)
-    rows = joined(analyze(folder, client))
+    rows = joined(analyze_stream(folder, client))
     assert rows.frame.tolist() == numbers
     for task, values in rows.predictions.items():
         assert np.abs(values - expected[task][np.array(numbers) - 5]).max() < 1e-4
@@ -237,9 +237,9 @@ def test_server_killed_in_the_middle_costs_time_and_no_frame(repository: Path, t
         SupervisedServer(ServerConfig(repository=repository), on_event=lambda event: None) as server,
         AffectClient(server.grpc_url) as client,
     ):
-        undisturbed = joined(analyze(open_source(path), client, every_frame(GreenIsAFace(set()))))
+        undisturbed = joined(analyze_stream(open_source(path), client, every_frame(GreenIsAFace(set()))))
         source = KillsTheServer(path, server)
-        disturbed = joined(analyze(source, client, every_frame(GreenIsAFace(set()))))  # type: ignore[arg-type]
+        disturbed = joined(analyze_stream(source, client, every_frame(GreenIsAFace(set()))))  # type: ignore[arg-type]
     assert source.killed
     assert disturbed.frame.tolist() == undisturbed.frame.tolist()
     for task, values in disturbed.predictions.items():

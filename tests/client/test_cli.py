@@ -68,7 +68,7 @@ def test_client_imports_neither_torch_nor_matplotlib() -> None:
 
 def test_help_loads_no_heavy_library() -> None:
     code = (
-        "import sys\nfrom affserve.client.cli import app\n"
+        "import sys, affserve.client as client\nassert client.__all__\nfrom affserve.client.cli import app\n"
         "try:\n    app(['--help'])\nexcept SystemExit:\n    pass\n"
         "heavy = {'torch', 'cv2', 'av', 'tritonclient', 'matplotlib', 'numpy'} & sys.modules.keys()\n"
         "sys.exit(', '.join(sorted(heavy)) or 0)"

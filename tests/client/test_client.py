@@ -12,17 +12,20 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import tritonclient.grpc as triton
 import trustme
+from clips import write_crops
 from conftest import blurred_noise
 from numpy.typing import NDArray
+from PIL import Image
 from tiny_server import wait_for
 from tritonclient.utils import InferenceServerException
 
-from affserve.client.client import AffectClient
+from affserve.client import AffectClient, analyze
 from affserve.client.wire.calls import LONGEST_PAUSE_S, is_transient, pauses_s
 from affserve.export.contract import CHUNK_FRAMES
 from affserve.export.server.config import ServerConfig
@@ -141,9 +144,59 @@ def test_crops_of_a_whole_video_are_merged_over_its_windows(client: AffectClient
     assert client.analyze(crops[:0])["expression"].shape == (0, 8)
 
 
-def test_wrong_frames_are_refused_here(client: AffectClient) -> None:
-    with pytest.raises(InferenceError, match=r"expects frames \(-1, 224, 224, 3\) uint8, got \(1, 112, 112, 3\)"):
-        client.encode(np.zeros((1, 112, 112, 3), dtype=np.uint8))
+def test_a_list_of_frames_or_pictures_is_what_their_array_is(client: AffectClient, frames: NDArray[np.uint8]) -> None:
+    expected = client.analyze(frames[:3])
+    pictures = [Image.fromarray(frame) for frame in frames[:3]]
+
+    for given in (list(frames[:3]), pictures):
+        for task, values in client.analyze(given).items():
+            np.testing.assert_array_equal(values, expected[task])
+            assert values.dtype == np.float32
+    assert client.encode([]).shape == (0, 512)
+
+
+FRAME = np.zeros((224, 224, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (np.zeros((1, 112, 112, 3), np.uint8), r"expects frames \(-1, 224, 224, 3\) uint8, got \(1, 112, 112, 3\)"),
+        (FRAME, r"one frame \(224, 224, 3\): call with frames\[None\]"),
+        (Image.fromarray(FRAME), r"one image: call with \[image\]"),
+        ("talk.mp4", r"the path 'talk.mp4': from affserve.client import analyze"),
+        (Path("talk.mp4"), r"the path 'talk.mp4': from affserve.client import analyze"),
+        ((one for one in (FRAME,)), r"a generator: call with list\(frames\), or encode_stream"),
+        ([FRAME, FRAME[:112]], r"item 1 of the list is \(112, 224, 3\) uint8"),
+        ([FRAME, None], r"item 1 of the list is a NoneType"),
+        (7, r"frames are face crops: .*; got a int"),
+    ],
+    ids=["size", "one_frame", "one_image", "text", "path", "generator", "mixed", "none", "number"],
+)
+def test_other_things_than_frames_are_named(client: AffectClient, given: Any, told: str) -> None:
+    for call in (client.encode, client.analyze):
+        with pytest.raises(InferenceError, match=told):
+            call(given)
+
+
+def test_a_client_without_with_connects_by_itself_and_says_when_it_is_closed(server_url: str) -> None:
+    client = AffectClient(server_url)
+    assert client.encode([FRAME]).shape == (1, 512)
+    assert client.transport == "shm"
+    client.close()
+
+    for call in (client.describe, client.engine, lambda: client.encode([FRAME]), lambda: client.affect([FRAME])):
+        with pytest.raises(ServerError, match="is closed: make a new AffectClient"):
+            call()
+
+
+def test_a_video_becomes_columns_as_its_result_file_has_them(client: AffectClient, tmp_path: Path) -> None:
+    crops = write_crops(tmp_path / "crops", [1, 2, 5])
+    table = analyze(crops, client)
+
+    assert table["frame"].tolist() == [1, 2, 5]
+    assert table["valence"].dtype == np.float32
+    assert set(table["expression"]) <= set(TASKS["expression"].names)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf], ids=["nan", "infinity"])
@@ -173,10 +226,10 @@ def test_servers_own_refusal_is_passed_on_at_once(client: AffectClient) -> None:
 
 def test_nobody_listening_is_said_without_trying_again() -> None:
     url = f"127.0.0.1:{free_port()}"
-    with pytest.raises(ServerError, match=rf"no server at {url} .*start one with: affserve serve") as raised:
-        AffectClient(url).connect()
-
-    assert "tried for" not in str(raised.value)
+    for call in (AffectClient(url).connect, AffectClient(url).describe, lambda: AffectClient(url).encode([FRAME])):
+        with pytest.raises(ServerError, match=rf"no server at {url} .*start one with: affserve serve") as raised:
+            call()
+        assert "tried for" not in str(raised.value)
 
 
 @pytest.mark.parametrize(
