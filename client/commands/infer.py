@@ -39,15 +39,16 @@ def infer(
         list[Path],
         typer.Argument(
             metavar="SOURCE...",
-            help="Videos, images, folders of videos, folders of images like 00001.jpg, or quoted patterns of them, as "
-            "'clips/**/*.mp4'.",
+            help="Videos, images, folders with both (and folders below; one of images like 00001.jpg is one video), or "
+            "quoted patterns, as 'clips/**/*.mp4'.",
         ),
     ],
     server: ServerOptions,
     out: Annotated[
         Path | None,
         typer.Option(
-            help="File of rows, '-' for stdout, or with several sources a folder.  [default: SOURCE.affect.csv here]"
+            help="A name with a suffix is the file for the rows of one source, any other a folder for the results of "
+            "all; '-' is stdout.  [default: SOURCE.affect.csv here]"
         ),
     ] = None,
     row_format: Annotated[
@@ -60,7 +61,7 @@ def infer(
         Path | None,
         typer.Option(
             help="Also write the video with faces, expressions, a valence-arousal dial and action units drawn on it, "
-            "sound included: an .mp4, .mov or .mkv file, or with several sources a folder."
+            "sound included: an .mp4, .mov or .mkv file, or a folder, as with --out."
         ),
     ] = None,
     resume: Annotated[

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,64 +49,78 @@ class OutputWishes:
     """What is wanted of all sources."""
 
     row_format: RowFormat
-    out: Path | None = None  # a file, a folder or STANDARD_OUTPUT; None: beside where the command is called
+    out: Path | None = None  # a file, a folder or STANDARD_OUTPUT; None: the folder where the command is called
     plot: bool = True
     overlay: Path | None = None  # a file or a folder
 
 
-def plan_outputs(sources: Sequence[Path], wishes: OutputWishes, *, several: bool) -> dict[Path, OutputPaths]:
-    """Return the outputs of each source; several: whether `out` and `overlay` are folders even for one source.
+def names_a_file(path: Path) -> bool:
+    """Say whether --out or --overlay names a file: a name with a suffix does, any other is a folder's.
 
-    OutputError where two sources would write one file, or a source would be overwritten.
+    What is there already is what it is, a folder with a point in its name, say, or a device.
     """
-    names = _names(sources, tree=several and wishes.out is not None)
-    planned = {source: _outputs(source, names[source], wishes, several) for source in sources}
-    files = Counter(path for outputs in planned.values() for path in outputs.files)
-    if twice := [path for path, count in files.items() if count > 1]:
-        raise OutputError(f"{twice[0]} would be written for two sources of the same name: give a folder with --out")
+    return not path.is_dir() and (path.suffix != "" or path.exists())
+
+
+def plan_outputs(sources: Sequence[Path], wishes: OutputWishes) -> dict[Path, OutputPaths]:
+    """Return the outputs of each source.
+
+    OutputError where a file is named for several sources, two results would be one file, or a source would be
+    overwritten.
+    """
+    for option, path in (("--out", wishes.out), ("--overlay", wishes.overlay)):
+        if path not in (None, STANDARD_OUTPUT) and len(sources) > 1 and names_a_file(path):
+            raise OutputError(
+                f"{option} {path} names one file, and there are {len(sources)} sources: name a folder, as "
+                f"{option} {path.with_suffix('')}"
+            )
+    names = _names(sources, tree=wishes.out is not None)
+    planned = {source: _outputs(source, names[source], wishes) for source in sources}
+    takers: dict[Path, Path] = {}
     for source, outputs in planned.items():
+        for path in outputs.files:
+            if takers.setdefault(path, source) != source:
+                raise OutputError(f"{path} would be the result of {takers[path]} and of {source}: give --out a folder")
+        if len(set(outputs.files)) < len(outputs.files):
+            raise OutputError(f"the plot and the overlay of {source} would both be {outputs.plot}: --overlay another")
         if any(path.exists() and source.exists() and path.samefile(source) for path in outputs.files):
             raise OutputError(f"the result would overwrite the source {source}: choose another place")
     return planned
 
 
-def make_folders(planned: dict[Path, OutputPaths], wishes: OutputWishes, *, several: bool) -> None:
-    """Make the folders that the wishes name; a folder that a single file should lie in must be there already."""
-    for folder in {wishes.out, wishes.overlay} - {None, STANDARD_OUTPUT}:
-        if folder is None or not (several or folder.is_dir()):
-            continue
-        inside = {path.parent for outputs in planned.values() for path in outputs.files if folder in path.parents}
-        for place in {folder, *inside}:
-            try:
-                place.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise OutputError(f"{place} cannot be made a folder for the results: {error.strerror}") from error
+def make_folders(planned: Mapping[Path, OutputPaths]) -> None:
+    """Make the folders of all outputs; OutputError where that cannot be."""
+    for folder in {path.parent for outputs in planned.values() for path in outputs.files}:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"{folder} cannot be made a folder for the results: {error.strerror}") from error
 
 
-def _outputs(source: Path, name: str, wishes: OutputWishes, several: bool) -> OutputPaths:
+def _outputs(source: Path, name: str, wishes: OutputWishes) -> OutputPaths:
     rows = wishes.out
     if rows != STANDARD_OUTPUT:
-        rows = _placed(wishes.out or Path(), name + wishes.row_format.suffixes[0], several or wishes.out is None)
+        rows = _placed(wishes.out or Path(), name + wishes.row_format.suffixes[0])
     return OutputPaths(
-        rows=rows or STANDARD_OUTPUT,
+        rows=rows,
         row_format=wishes.row_format,
-        plot=rows.with_suffix(PLOT_SUFFIX) if wishes.plot and rows is not None else None,
-        overlay=_overlay(source, name, wishes.overlay, several) if wishes.overlay is not None else None,
+        plot=rows.with_suffix(PLOT_SUFFIX) if wishes.plot else None,
+        overlay=_overlay(source, name, wishes.overlay) if wishes.overlay is not None else None,
     )
 
 
-def _overlay(source: Path, name: str, wanted: Path, several: bool) -> Path:
+def _overlay(source: Path, name: str, wanted: Path) -> Path:
     still = source.suffix.lower() in IMAGE_SUFFIXES and not source.is_dir()
     suffixes = sorted(IMAGE_SUFFIXES) if still else OVERLAY_SUFFIXES
-    path = _placed(wanted, f"{name}{'.overlay.png' if still else OVERLAY_SUFFIXES[0]}", several)
+    path = _placed(wanted, f"{name}{'.overlay.png' if still else OVERLAY_SUFFIXES[0]}")
     if path.suffix.lower() not in suffixes:
         kind = "picture of an image" if still else "video"
         raise OutputError(f"--overlay {path}: the overlay is a {kind}; expected a name in {', '.join(suffixes)}")
     return path
 
 
-def _placed(wanted: Path, name: str, several: bool) -> Path:
-    return wanted / name if several or wanted.is_dir() else wanted
+def _placed(wanted: Path, name: str) -> Path:
+    return wanted if names_a_file(wanted) else wanted / name
 
 
 def _names(sources: Sequence[Path], *, tree: bool) -> dict[Path, str]:

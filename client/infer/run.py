@@ -19,7 +19,14 @@ from affserve.client.client import AffectClient
 from affserve.client.connection import Connection, connected
 from affserve.client.faces.cropper import Croppers
 from affserve.client.infer.analyze_files import Job, Summary, analyze_to_files
-from affserve.client.infer.output_paths import STANDARD_OUTPUT, OutputPaths, OutputWishes, make_folders, plan_outputs
+from affserve.client.infer.output_paths import (
+    STANDARD_OUTPUT,
+    OutputPaths,
+    OutputWishes,
+    make_folders,
+    names_a_file,
+    plan_outputs,
+)
 from affserve.client.infer.run_record import ModelRecord, is_done, options_of
 from affserve.client.infer.summary import Terminal
 from affserve.client.results.formats import RowFormat, choose_format
@@ -74,10 +81,11 @@ class InferOptions:
 
 def infer_sources(options: InferOptions) -> bool:
     """Analyse all sources; return False when one of them failed, after reporting it."""
-    sources = spelt_out(options.sources)
+    sources, notes = spelt_out(options.sources)
     several = len(sources) > 1 or sources != list(options.sources)
-    planned = choose_outputs(options, sources, several=several)
+    planned = choose_outputs(options, sources)
     run = _Run(options, Terminal(quiet=options.quiet), several=several)
+    run.note(notes)
     opened = {path: source for path, outputs in planned.items() if (source := run.opened(path, outputs)) is not None}
     if opened:
         return_large_buffers_at_once()
@@ -95,17 +103,17 @@ def infer_sources(options: InferOptions) -> bool:
     return run.tell_end(len(planned))
 
 
-def choose_outputs(options: InferOptions, sources: list[Path], *, several: bool) -> dict[Path, OutputPaths]:
+def choose_outputs(options: InferOptions, sources: list[Path]) -> dict[Path, OutputPaths]:
     """Return the outputs of each source; typer.BadParameter where that cannot be, such as two sources with one file."""
-    if options.to_stdout and several:
-        raise typer.BadParameter("--out - takes one source")
-    one_file = None if several or options.out is None or options.out.is_dir() else options.out
+    if options.to_stdout and len(sources) > 1:
+        raise typer.BadParameter(f"--out - takes one source, and there are {len(sources)}")
+    out = options.out
     try:
-        wishes = options.wishes(choose_format(options.row_format, one_file))
-        planned = plan_outputs(sources, wishes, several=several)
+        wishes = options.wishes(choose_format(options.row_format, out if out and names_a_file(out) else None))
+        planned = plan_outputs(sources, wishes)
     except OutputError as error:
         raise typer.BadParameter(str(error)) from error
-    make_folders(planned, wishes, several=several)
+    make_folders(planned)
     return planned
 
 
@@ -118,6 +126,11 @@ class _Run:
         self._several = several
         self._failures: dict[Path, AffserveError] = {}
         self._skipped = 0
+
+    def note(self, notes: list[str]) -> None:
+        """Tell on stderr what a user should know of the sources."""
+        for note in notes if not self._options.quiet else ():
+            print(f"note: {note}", file=sys.stderr)
 
     def opened(self, path: Path, outputs: OutputPaths) -> FrameSource | None:
         """Open a source and check what can be checked before a server starts; None where that fails, after telling."""

@@ -115,12 +115,21 @@ def format_of(path: Path) -> RowFormat | None:
 
 
 def choose_format(name: str | None, out: Path | None) -> RowFormat:
-    """Return the format asked for by name, else by the file's suffix, else CSV; OutputError where they disagree."""
+    """Return the format asked for by name, else by the file's suffix, else CSV; OutputError where they disagree.
+
+    out: the one file of rows, where there is one; without a suffix it is a device or a pipe.
+    """
     by_suffix = format_of(out) if out is not None else None
     if name is not None and name not in FORMATS:
         raise OutputError(f"format is {name!r}, expected one of {', '.join(FORMATS)}")
     if name is not None and by_suffix is not None and by_suffix.name != name:
         raise OutputError(f"{out} is named like {by_suffix.name}, but --format says {name}: change one of them")
+    if name is None and by_suffix is None and out is not None and out.suffix:
+        suffixes = ", ".join(FORMATS[one].suffixes[0] for one in FORMATS)
+        raise OutputError(
+            f"{out} is named like no format of rows; expected a name in {suffixes} (spreadsheets open .csv), --format, "
+            "or the name of a folder"
+        )
     chosen = FORMATS[name] if name is not None else by_suffix or CSV
     if chosen is PARQUET:
         load_arrow()  # what is missing is told before any work is done

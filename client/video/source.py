@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,6 +119,8 @@ class ImageSource:
 class FolderSource:
     """A folder of images named by frame number, as Aff-Wild2's `cropped_aligned/<video>/00001.jpg`; gaps are normal.
 
+    A few images of other names may lie beside them and are no frames.
+
     Frame 1 is at 0 s (frame 0, in a folder that has one), and the others follow at the given rate.
     """
 
@@ -160,22 +162,27 @@ def _numbered_images(folder: Path) -> list[tuple[int, Path]]:
     if not images:
         kinds = ", ".join(sorted(IMAGE_SUFFIXES))
         raise VideoError(f"{folder} holds no images ({kinds}) and no videos; expected files like 00001.jpg")
-    unnumbered = [file.name for file in images if not (file.stem.isascii() and file.stem.isdigit())]
-    if unnumbered:
+    if not is_sequence(images):
         raise VideoError(
-            f"{folder} holds {min(unnumbered)}, whose name is no frame number; expected names like 00001.jpg"
+            f"{folder} holds {len(images)} images that are not the frames of one video, such as {min(images).name}: "
+            "their names are no frame numbers; expected names like 00001.jpg, or each image as a source of its own"
         )
-    numbered = sorted((int(file.stem), file) for file in images)
-    span = numbered[-1][0] - numbered[0][0] + 1
+    numbered = sorted((number, file) for file in images if (number := frame_number(file)) is not None)
     distinct = len({number for number, _ in numbered})
     if distinct < len(numbered):
         raise VideoError(f"{folder} holds {len(numbered)} images for {distinct} frame numbers; expected one image each")
-    if span > SPARSEST_NUMBERING * len(numbered):
-        raise VideoError(
-            f"{folder} holds {len(numbered)} images numbered {numbered[0][0]} to {numbered[-1][0]}: these are no frame "
-            "numbers; expected names like 00001.jpg"
-        )
     return numbered
+
+
+def frame_number(image: Path) -> int | None:
+    """Return the number that an image is named by; None for another name."""
+    return int(image.stem) if image.stem.isascii() and image.stem.isdigit() else None
+
+
+def is_sequence(images: Sequence[Path]) -> bool:
+    """Say whether the images of a folder are frames of one video: most are named by numbers, and those lie close."""
+    numbers = [number for image in images if (number := frame_number(image)) is not None]
+    return 2 * len(numbers) > len(images) and max(numbers) - min(numbers) < SPARSEST_NUMBERING * len(numbers)
 
 
 class VideoSource:

@@ -175,14 +175,14 @@ def test_nothing_usable_needs_no_server(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("out", "complaint"),
-    [("absent/rows.csv", "No such file or directory"), ("crops", None), ("/dev/full", "No space left on device")],
+    [("absent/crops", None), ("crops", None), ("/dev/full", "No space left on device")],
     ids=["no-folder", "existing-folder", "full-disk"],
 )
 def test_place_of_the_result(server_url: str, crops: Path, tmp_path: Path, out: str, complaint: str | None) -> None:
     result = affserve("infer", crops, "--url", server_url, "--out", out, cwd=tmp_path)
 
     if complaint is None:
-        assert (crops / "crops.affect.csv").is_file()
+        assert (tmp_path / out / "crops.affect.csv").is_file()
     else:
         assert result.returncode == 1
         assert complaint in result.stderr
@@ -205,9 +205,10 @@ def test_wrong_address_is_one_line(crops: Path, tmp_path: Path) -> None:
         (["--url", "a:1", "--repository", "r"], "not both"),
         (["--url", "a:1", "--out", "-", "--plot"], "--out -"),
         (["--url", "a:1", "--out", "-", "--json"], "--out -"),
+        (["--url", "a:1", "--out", "rows.xlsx"], "spreadsheets open .csv"),
         (["--url", "a:1", "--colour"], "--colour"),
     ],
-    ids=["no-server", "two-servers", "plot-on-stdout", "json-on-stdout", "unknown-option"],
+    ids=["no-server", "two-servers", "plot-on-stdout", "json-on-stdout", "another-format", "unknown-option"],
 )
 def test_wrong_usage_exits_2(crops: Path, tmp_path: Path, arguments: list[str], complaint: str) -> None:
     result = affserve("infer", crops, *arguments, cwd=tmp_path)
@@ -224,7 +225,7 @@ def test_sources_of_one_name_and_own_result_are_refused(tmp_path: Path) -> None:
     clip = write_video(tmp_path / "clip.mp4", moving_square(2))
 
     assert affserve("infer", first, second, "--url", "a:1", cwd=tmp_path).returncode == 2
-    result = affserve("infer", clip, "--url", "a:1", "--out", clip, cwd=tmp_path)
+    result = affserve("infer", clip, "--url", "a:1", "--overlay", clip, cwd=tmp_path)
     assert result.returncode == 2
     assert "overwrite the source" in result.stderr
 

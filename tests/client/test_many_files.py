@@ -17,12 +17,13 @@ from clips import moving_square, noise, truncated, write_crops, write_sound, wri
 from affserve.client.client import AffectClient
 from affserve.client.connection import Connection
 from affserve.client.faces.cropper import Croppers
-from affserve.client.infer.output_paths import OutputWishes, plan_outputs
+from affserve.client.infer.output_paths import OutputWishes, make_folders, plan_outputs
 from affserve.client.infer.run import InferOptions, infer_sources
 from affserve.client.infer.run_record import ModelRecord
 from affserve.client.results.formats import CSV, JSON_LINES
 from affserve.client.results.rows import NO_TRACK
 from affserve.client.video.inputs import spelt_out
+from affserve.client.video.source import open_source
 from affserve.client.wire.transport import Transport
 from affserve.train.errors import OutputError
 
@@ -35,14 +36,14 @@ def test_patterns_and_folders_are_spelt_out(tmp_path: Path, monkeypatch: pytest.
     write_crops(tmp_path / "clips" / "crops", [1, 2])
 
     def names(*patterns: str) -> list[str]:
-        return [str(path) for path in spelt_out(map(Path, patterns))]
+        return [str(path) for path in spelt_out(map(Path, patterns))[0]]
 
-    assert names("clips") == ["clips/b2.mkv", "clips/b10.mp4"]
+    assert names("clips") == ["clips/b2.mkv", "clips/b10.mp4", "clips/crops", "clips/deep/er/c.mp4"]
     assert names("clips/crops") == ["clips/crops"]
     assert names("clips/*.mp4", "clips/b10.mp4") == ["clips/b10.mp4"]
     assert names("clips/**/*.mp4") == ["clips/b10.mp4", "clips/deep/er/c.mp4"]
     assert names("clips/**") == ["clips/b2.mkv", "clips/b10.mp4", "clips/deep/er/c.mp4"]
-    assert names("clips/*") == ["clips/b2.mkv", "clips/b10.mp4", "clips/crops"]
+    assert names("clips/*") == ["clips/b2.mkv", "clips/b10.mp4", "clips/crops", "clips/deep/er/c.mp4"]
     assert names("clips/*.txt") == ["clips/notes.txt"]
     assert names("no/*.mp4", "absent.mp4") == ["no/*.mp4", "absent.mp4"]
 
@@ -51,7 +52,7 @@ def test_results_are_named_so_that_none_is_lost(tmp_path: Path, monkeypatch: pyt
     monkeypatch.chdir(tmp_path)
     sources = [Path("a.mp4"), Path("b.mp4"), Path("b.mkv"), Path("x/c.mp4"), Path("y/c.mp4")]
     wishes = OutputWishes(row_format=JSON_LINES, out=Path("out"), overlay=Path("videos"))
-    planned = plan_outputs(sources, wishes, several=True)
+    planned = plan_outputs(sources, wishes)
     names = [str(outputs.rows.relative_to("out")) for outputs in planned.values()]
     assert names == [
         "a.affect.jsonl",
@@ -61,10 +62,55 @@ def test_results_are_named_so_that_none_is_lost(tmp_path: Path, monkeypatch: pyt
         "y/c.mp4.affect.jsonl",
     ]
     assert planned[Path("x/c.mp4")].overlay == Path("videos/x/c.mp4.affect.mp4")
-    with pytest.raises(OutputError, match="two sources of the same name"):
-        plan_outputs(sources, OutputWishes(row_format=CSV), several=True)
-    with pytest.raises(OutputError, match=r"expected a name in \.mp4"):
-        plan_outputs([Path("a.mp4")], OutputWishes(row_format=CSV, overlay=Path("a.gif")), several=False)
+    with pytest.raises(OutputError, match=r"x/c\.mp4 and of y/c\.mp4: give --out a folder"):
+        plan_outputs(sources, OutputWishes(row_format=CSV))
+
+
+def test_a_folder_is_photographs_videos_and_sequences_and_says_what_it_leaves_out(tmp_path: Path) -> None:
+    for name in ("party.jpg", "notes.txt", "me.png", "rows.csv", "rows.csv-metadata.json", "rows.png", "a.mp4"):
+        (tmp_path / name).touch()
+    (tmp_path / "below").mkdir()
+    crops = write_crops(tmp_path / "below" / "crops", [1, 2, 3])
+    (crops / "cover.jpg").touch()
+    (tmp_path / "old.affect.png").touch()
+
+    sources, notes = spelt_out([tmp_path])
+
+    names = [path.relative_to(tmp_path).as_posix() for path in sources]
+    assert names == ["a.mp4", "me.png", "party.jpg", "below/crops"]
+    assert notes == [
+        f"left out of {tmp_path}, neither a video nor an image: notes.txt, rows.csv, rows.csv-metadata.json",
+        f"left out of {tmp_path}, beside numbered images: below/crops/cover.jpg",
+    ]
+    assert [frame.index for frame in open_source(crops)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("sources", "wishes", "told"),
+    [
+        (["a.mp4", "b.mp4"], {"out": "y.csv"}, r"names one file, and there are 2 sources: name a folder, as --out y$"),
+        (["a.mp4", "b.mp4"], {"overlay": "y.mp4"}, r"name a folder, as --overlay y$"),
+        (["s.jpg"], {"out": "s.csv", "overlay": "s.png"}, "the plot and the overlay of s.jpg would both be s.png"),
+        (["a.mp4"], {"overlay": "a.gif"}, r"expected a name in \.mp4"),
+    ],
+    ids=["rows", "overlay", "plot", "kind"],
+)
+def test_a_place_that_cannot_be_is_named_with_the_way_out(
+    sources: list[str], wishes: dict[str, str], told: str
+) -> None:
+    places = {name: Path(path) for name, path in wishes.items()}
+    with pytest.raises(OutputError, match=told):
+        plan_outputs([Path(source) for source in sources], OutputWishes(row_format=CSV, **places))
+
+
+def test_a_name_without_a_suffix_is_a_folder_for_one_source_too(tmp_path: Path) -> None:
+    wishes = OutputWishes(row_format=CSV, out=tmp_path / "deep" / "rows", overlay=tmp_path / "deep" / "a.mp4")
+    planned = plan_outputs([Path("a.mp4")], wishes)
+    make_folders(planned)
+    outputs = planned[Path("a.mp4")]
+
+    assert (outputs.rows, outputs.overlay) == (tmp_path / "deep" / "rows" / "a.affect.csv", tmp_path / "deep" / "a.mp4")
+    assert outputs.rows.parent.is_dir()
 
 
 def infer(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:

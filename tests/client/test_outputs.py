@@ -139,13 +139,15 @@ def test_number_that_is_none_is_null_in_json(tmp_path: Path) -> None:
 
 def test_format_follows_the_name_of_the_file() -> None:
     assert choose_format(None, None) is CSV
-    assert choose_format(None, Path("rows.txt")) is CSV
+    assert choose_format(None, Path("/dev/stdout")) is CSV
     assert choose_format(None, Path("rows.Parquet")) is PARQUET
     assert choose_format("jsonl", Path("rows.txt")) is JSON_LINES
     with pytest.raises(OutputError, match="change one of them"):
         choose_format("parquet", Path("rows.csv"))
     with pytest.raises(OutputError, match="expected one of csv, parquet, jsonl"):
         choose_format("xlsx", None)
+    with pytest.raises(OutputError, match=r"expected a name in \.csv, .* or the name of a folder"):
+        choose_format(None, Path("rows.xlsx"))
 
 
 def test_missing_parquet_names_what_to_install(tmp_path: Path) -> None:

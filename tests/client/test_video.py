@@ -146,9 +146,9 @@ def test_folder_leaves_out_a_damaged_image_and_tells(tmp_path: Path) -> None:
     ("names", "complaint"),
     [
         ([], "holds no images"),
-        (["face.png"], "no frame number"),
+        (["face.png"], "no frame numbers; expected names like 00001.jpg, or each image as a source of its own"),
         (["1.png", "0001.png"], "2 images for 1 frame number"),
-        (["00001.png", "90000000.png"], "these are no frame numbers"),
+        (["00001.png", "90000000.png"], "no frame numbers"),
     ],
     ids=["empty", "unnumbered", "twice", "sparse"],
 )
