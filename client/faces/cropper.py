@@ -20,11 +20,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from affserve.client.faces.detector_file import find_detector
+from affserve.client.faces.detectors import HaarDetector
 from affserve.client.faces.face import Cropper, Face, FaceCrop, FaceDetector
 from affserve.client.faces.settings import FaceSettings
 from affserve.client.faces.subjects import chooser
 from affserve.client.faces.tracks import Track, Tracker
 from affserve.train.crops import align_face, to_encoder_input
+
+WITH_ROOM = 0.7  # of the largest face that was left out: others, and the same one in other frames, are smaller
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +68,15 @@ class FaceCropper:
     def patience_frames(self) -> int:
         return self._settings.patience_frames
 
+    def advice(self) -> str:
+        """Say what helps where few faces were found."""
+        if (side_px := self._tracker.left_out_px) > 0:
+            smaller_px = int(WITH_ROOM * side_px)
+            return f"faces of up to {side_px:.0f} px were left out for their size: --min-face {smaller_px} takes them"
+        if self._detector.name == HaarDetector.name:
+            return "Haar misses turned and small faces: YuNet finds them (--face-model)"
+        return "if the frames are face crops already, say --crops"
+
     def crop(self, image: NDArray[np.uint8]) -> list[FaceCrop]:
         people = self._tracker.step(image)
         chosen = self._chooser.choose(people, cut=self._tracker.cut, width_px=image.shape[1])
@@ -92,9 +104,11 @@ class WholeImageCropper:
     patience_frames: int | None = None
 
     def crop(self, image: NDArray[np.uint8]) -> list[FaceCrop]:
-        """Return the whole image (H, W, 3) as a face of score 1, resized to (224, 224, 3)."""
+        """Return the whole image (H, W, 3) as a face, resized to (224, 224, 3)."""
         height, width = image.shape[:2]
         face = Face(
-            box_px=(0.0, 0.0, float(width), float(height)), score=1.0, landmarks_px=np.empty((0, 2), dtype=np.float32)
+            box_px=(0.0, 0.0, float(width), float(height)),
+            score=np.nan,
+            landmarks_px=np.empty((0, 2), dtype=np.float32),
         )
         return [FaceCrop(track_id=0, face=face, pixels=to_encoder_input(image))]

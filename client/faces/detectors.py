@@ -85,7 +85,7 @@ def _yunet_face(row: NDArray[np.float32], scale: NDArray[np.float64]) -> Face:
 class HaarDetector:
     """OpenCV's bundled frontal-face cascade: needs no file, misses turned and small faces, gives no confidence.
 
-    Its score is always 1 and its landmarks stand at fixed places in the box.
+    Its score is always NaN and its landmarks stand at fixed places in the box.
     """
 
     name = "haar"
@@ -109,7 +109,7 @@ class HaarDetector:
 def _haar_face(box: NDArray[np.float64], scale: NDArray[np.float64]) -> Face:
     (x, y), (width, height) = box[:2] / scale, box[2:] / scale
     landmarks = (HAAR_LANDMARKS * (width, height) + (x, y)).astype(np.float32)
-    return Face(box_px=(float(x), float(y), float(width), float(height)), score=1.0, landmarks_px=landmarks)
+    return Face(box_px=(float(x), float(y), float(width), float(height)), score=np.nan, landmarks_px=landmarks)
 
 
 def _ratio(small: NDArray[np.uint8], image: NDArray[np.uint8]) -> NDArray[np.float64]:

@@ -18,7 +18,7 @@ Box = tuple[float, float, float, float]
 class Face:
     """A face in image coordinates; at the border of an image, box and landmarks may lie outside it.
 
-    score: the detector's confidence, 0 to 1.
+    score: the detector's confidence, 0 to 1; NaN where there is none, because it gives none or nothing was detected.
     landmarks_px: (5, 2) x, y in the order of train/alignment.py.
     """
 

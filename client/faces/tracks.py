@@ -85,6 +85,7 @@ class Tracker:
         self._since_search = 0  # frames
         self._empty_searches = 0  # in a row
         self.searches = 0  # so far
+        self.left_out_px = 0.0  # side of the largest sure face that was smaller than asked for
         self.cut = False  # the last frame began another shot
 
     def step(self, image: NDArray[np.uint8]) -> list[Track]:
@@ -141,6 +142,8 @@ class Tracker:
         closely = self._empty_searches % CLOSE_LOOK_EVERY == 0
         found = self._detector.detect(image, width_px=self._settings.width_px, closely=closely)
         self._empty_searches = 0 if found else self._empty_searches + 1
+        smaller = (min(face.box_px[2:]) for face in found if is_sure(face))
+        self.left_out_px = max(self.left_out_px, *(px for px in smaller if px < self._settings.min_size_px), 0.0)
         return [face for face in found if min(face.box_px[2:]) >= STILL_LARGE * self._settings.min_size_px]
 
     def _part(self, matches: dict[Track, int]) -> None:
@@ -169,7 +172,7 @@ class Tracker:
         good = [
             k
             for k in unknown
-            if faces[k].score >= NEW_FACE_SCORE
+            if is_sure(faces[k])
             and min(faces[k].box_px[2:]) >= self._settings.min_size_px
             and not any(overlap(faces[k], track.face) > TOUCHING_IOU for track in self._visible if track.missed)
         ]
@@ -179,6 +182,11 @@ class Tracker:
             track = Track(track_id=self._next_id, face=faces[k], looks=looks[k], patch=patch(now, faces[k]))
             self._visible.append(track)
             self._next_id += 1
+
+
+def is_sure(face: Face) -> bool:
+    """Say whether a new face is believed; a detector without scores always is."""
+    return not face.score < NEW_FACE_SCORE
 
 
 def touching(faces: Sequence[Face]) -> bool:

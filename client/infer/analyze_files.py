@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from affserve.client.client import AffectClient
+from affserve.client.faces.cropper import FaceCropper
 from affserve.client.faces.face import Cropper
 from affserve.client.infer.analyze import analyze_stream
 from affserve.client.infer.output_paths import OutputPaths
@@ -107,9 +108,17 @@ def analyze_to_files(
         plot=_text(outputs.plot),
         overlay=_text(outputs.overlay),
         overlay_s=time.perf_counter() - start - seconds,
-        notices=notices,
+        notices=(*_face_notices(job, tally), *notices),
         stages=stages,
     )
+
+
+def _face_notices(job: Job, tally: Tally) -> tuple[str, ...]:
+    """Say what helps where most frames have no face."""
+    faceless = tally.frames - tally.frames_with_face
+    if not isinstance(job.cropper, FaceCropper) or 2 * faceless < tally.frames:
+        return ()
+    return (f"no face was found in {faceless} of {tally.frames} frames: {job.cropper.advice()}",)
 
 
 def _text(path: Path | None) -> str | None:

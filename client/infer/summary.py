@@ -83,9 +83,9 @@ def summary_text(summary: Summary) -> str:
     """Render a summary in a few lines."""
     stages = summary.stages
     files = (summary.out, summary.metadata, summary.plot, summary.overlay)
-    people = f" of {_count(summary.people, 'person', 'people')}" if summary.people > 1 else ""
+    seen = f"faces ({summary.people} people)" if summary.people > 1 else "a face"
     lines = [
-        f"{summary.file}: {_count(summary.frames, 'frame')}, {summary.frames_with_face} with a face{people}, "
+        f"{summary.file}: {_count(summary.frames, 'frame')}, {summary.frames_with_face} with {seen}, "
         f"in {summary.seconds:.1f} s ({summary.frames_per_s:.1f} frames/s)",
         f"  faces: {summary.detector}; model: trained on {summary.trained_on}, {summary.engine}",
         f"  reading ahead: decode {stages.decode_s:.2f} s, faces {stages.detect_s:.2f} s; waiting: for frames "

@@ -67,7 +67,7 @@ class ParquetRowWriter:
     def _array(self, cells: NDArray[Any], kind: pyarrow.DataType, empty: NDArray[np.bool_] | None) -> pyarrow.Array:
         if self._arrow.types.is_dictionary(kind):
             return self._arrow.array(cells, type=kind.value_type, mask=empty).dictionary_encode()
-        return self._arrow.array(cells, type=kind, mask=empty)
+        return self._arrow.array(cells, type=kind, mask=empty, from_pandas=True)  # NaN is no value, either
 
 
 class _Sink(io.RawIOBase):

@@ -6,6 +6,7 @@ file, whatever its format, back into blocks.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -102,7 +103,13 @@ FRAME_COLUMNS = (
     Column(name="box_y_px", description="upper edge of the face box", storage="float64", unit="px", digits=1),
     Column(name="box_w_px", description="width of the face box", storage="float64", unit="px", digits=1, minimum=0),
     Column(name="box_h_px", description="height of the face box", storage="float64", unit="px", digits=1, minimum=0),
-    Column(name="face_score", description="the face detector's confidence that this is a face", minimum=0, maximum=1),
+    Column(
+        name="face_score",
+        description="the face detector's confidence that this is a face; empty for frames that are crops and for Haar, "
+        "which gives none",
+        minimum=0,
+        maximum=1,
+    ),
 )
 
 
@@ -155,7 +162,7 @@ def described_columns(labels: Mapping[str, Sequence[str]]) -> list[tuple[str, st
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Rows:
-    """A block of n consecutive rows of the result; NaN where a frame has no face.
+    """A block of n consecutive rows of the result; NaN where a frame has no face, or its face no score.
 
     frame: (n,) int64. timestamp_s: (n,) float64. track_id: (n,) int64, NO_TRACK where a frame has no face.
     box_px: (n, 4) float64: x, y, width, height. face_score: (n,) float64. predictions: (n, K) float32 per task.
@@ -282,6 +289,9 @@ class Lines:
         )
 
 
+EMPTY_CELL = re.compile(r",nan(?=[,\n])")
+
+
 class RowFormatter(Lines):
     """Turns blocks of rows into CSV text; always the same text for the same numbers."""
 
@@ -293,6 +303,11 @@ class RowFormatter(Lines):
             with_face=",".join(column.template for column in columns) + "\n",
             without_face=",".join(column.template if column.always else "" for column in columns) + "\n",
         )
+
+    def text(self, rows: Rows, more: Iterable[tuple[Any, ...]] = repeat(())) -> str:
+        """Render one block; a number that is none is an empty cell."""
+        text = super().text(rows, more)
+        return EMPTY_CELL.sub(",", text) if ",nan" in text else text
 
 
 def _printed(values: NDArray[Any]) -> list[Any]:

@@ -115,6 +115,7 @@ def test_no_face_gives_all_rows_without_predictions(server_url: str, shared_data
     assert result.returncode == 0, result.stderr
     assert len(rows) == 95
     assert {name for row in rows for name, cell in row.items() if cell} == {"frame", "timestamp_s"}
+    assert "no face was found in 95 of 95 frames: if the frames are face crops already, say --crops" in result.stdout
 
 
 def test_table_on_stdout_is_all_that_is_on_stdout(server_url: str, crops: Path, tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import itertools
+import re
 import threading
 from collections.abc import Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -18,6 +20,7 @@ from affserve.client.faces.cropper import FaceCropper, WholeImageCropper
 from affserve.client.faces.detector_file import MODEL_ENVIRONMENT, YUNET_FILE, cache_folder, find_detector
 from affserve.client.faces.detectors import HaarDetector, YuNetDetector
 from affserve.client.faces.face import Face, overlap
+from affserve.client.faces.settings import FaceSettings
 from affserve.client.faces.tracks import NEW_FACE_SCORE
 from affserve.client.video.source import open_source, read_image
 from affserve.train.crops import REFERENCE_LANDMARKS_PX, similarity_to_reference
@@ -223,3 +226,32 @@ def test_unknown_kind_and_wrong_files_are_errors(tmp_path: Path) -> None:
 def test_another_network_is_not_taken_for_yunet(repository: Path) -> None:
     with pytest.raises(VideoError, match="cannot be used as the YuNet face model"):
         find_detector("auto", repository / "temporal_head" / "1" / "model.onnx")
+
+
+def small_faces(clip: Path) -> list[NDArray[np.uint8]]:
+    """A person whose face is 15 px wide in a large frame."""
+    frames = []
+    for frame in itertools.islice(open_source(clip), 8):
+        canvas = np.full((240, 320, 3), 90, dtype=np.uint8)
+        canvas[40:74, 40:100] = cv2.resize(frame.image, (60, 34), interpolation=cv2.INTER_AREA)
+        frames.append(canvas)
+    return frames
+
+
+def test_faces_that_are_too_small_are_told_with_the_option_that_takes_them(
+    shared_data: Path, yunet: YuNetDetector
+) -> None:
+    frames = small_faces(shared_data / "single_face.mp4")
+    cropper = FaceCropper(yunet)
+    assert not any(cropper.crop(frame) for frame in frames)
+    (size,) = re.findall(r"--min-face (\d+)", cropper.advice())
+
+    closer = FaceCropper(yunet, FaceSettings(min_size_px=float(size)))
+    assert all(closer.crop(frame) for frame in frames)
+
+
+def test_haar_gives_no_confidence(shared_data: Path) -> None:
+    image = next(iter(open_source(shared_data / "single_face.mp4"))).image
+    assert [np.isnan(face.score) for face in HaarDetector().detect(image)] == [True]
+    assert "--face-model" in FaceCropper(HaarDetector()).advice()
+    assert [np.isnan(one.face.score) for one in WholeImageCropper().crop(image)] == [True]
