@@ -5,11 +5,13 @@ Everything heavy is imported inside a command's body, so that `affserve --help` 
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from affserve.benchmarks.cli import bench_app  # only here: the root alone knows every stage
 from affserve.client.commands.doctor import doctor
@@ -21,22 +23,40 @@ from affserve.export.serve_cli import serve
 from affserve.export.server.events import write_to_stderr
 from affserve.train.cli import data_app, evaluate, train_app
 from affserve.train.errors import AffserveError, MissingExtraError, UsageError
+from affserve.train.signals import INTERRUPTED, was_interrupted
 
 EXTRA_OF = {
     **dict.fromkeys(("torch", "torchvision", "open_clip", "timm", "safetensors"), "train"),
     **dict.fromkeys(("onnx", "onnxscript", "onnxruntime"), "export"),
 }
 
+
+class Sentences(TyperGroup):
+    """A group of commands whose help shows the first sentence of each, whole."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write the commands."""
+        commands = ((name, self.get_command(ctx, name)) for name in self.list_commands(ctx))
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, first_sentence(command.help)) for name, command in commands if command])
+
+
+def first_sentence(text: str | None) -> str:
+    """Return the first sentence of a help text."""
+    paragraph = " ".join((text or "").split("\n\n")[0].split())
+    return paragraph.partition(". ")[0].rstrip(".") + "."
+
+
 app = typer.Typer(
     name="affserve",
-    help="Face video in, affect out: train, export, serve and call CLIP + sequence models on Triton.",
+    cls=Sentences,
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,  # plain help: half the start-up time, and the same text in a pipe
     pretty_exceptions_enable=False,
 )
-app.add_typer(data_app, name="data")
-app.add_typer(train_app, name="train")
+app.add_typer(data_app, name="data", cls=Sentences)
+app.add_typer(train_app, name="train", cls=Sentences)
 app.command()(export)
 app.command()(serve)
 app.command()(status)
@@ -44,7 +64,24 @@ app.command()(evaluate)
 app.command(cls=CommandWithColumns)(infer)
 app.command()(live)
 app.command()(doctor)
-app.add_typer(bench_app, name="bench")
+app.add_typer(bench_app, name="bench", cls=Sentences)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"affserve {version('affserve')}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Face video in, affect out: train, export, serve and call CLIP + sequence models on Triton."""
 
 
 @app.command()
@@ -67,7 +104,19 @@ def demo(
 
 
 def main() -> None:
-    """Run the command line; an error that is the user's to act on is one line on stderr and exit code 1 or 2."""
+    """Run the command line; an error that is the user's to act on is one line on stderr and exit code 1 or 2.
+
+    Ctrl-C ends with 130, also where a command was started with SIGINT ignored, as a shell does in the background.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        _run()
+    finally:
+        if was_interrupted():
+            sys.exit(INTERRUPTED)
+
+
+def _run() -> None:
     try:
         app()
     except AffserveError as error:

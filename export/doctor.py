@@ -40,6 +40,12 @@ class Diagnosis:
         """Say whether some configuration can be served; true without a repository."""
         return not self.configurations or any(one.verdict is Verdict.GOOD for one in self.configurations.values())
 
+    @property
+    def problems(self) -> list[Finding]:
+        """What has to be put right; with a repository, at least one finding if it cannot be served."""
+        everything = (*self.findings, *self.configurations.values())
+        return [one for one in everything if one.verdict is Verdict.PROBLEM]
+
     def as_dict(self) -> dict[str, Any]:
         """Return everything as plain values."""
         return {
@@ -76,14 +82,14 @@ def examine(
 
 def _configuration(repository: Path, name: str) -> Finding:
     """Say whether one configuration of a repository may be served here; the first obstacle counts."""
+    lacking = _engine_obstacle(name)
     topic = f"{repository} with {ENGINE_SETS[name].words} (--engine {name})"
+    if lacking[0]:
+        return Finding(topic, Verdict.ABSENT if ENGINE_SETS[name].on_gpu else Verdict.PROBLEM, *lacking)
     try:
         verify_repository(repository, name)
     except RepositoryError as error:
         return Finding(topic, Verdict.PROBLEM, str(error))
-    text, remedy = _engine_obstacle(name)
-    if text:
-        return Finding(topic, Verdict.PROBLEM, text, remedy)
     return Finding(topic, Verdict.GOOD, "may be served", f"affserve serve {repository} --engine {name}")
 
 

@@ -36,6 +36,7 @@ class Verdict(str, Enum):
 
     GOOD = "ok"
     NOTE = "note"  # stops nothing that is needed
+    ABSENT = "not here"  # what this machine has not and need not have
     PROBLEM = "problem"
 
 
@@ -57,7 +58,7 @@ class Finding:
 def _gpu() -> Iterator[Finding]:
     gpus = find_gpus()
     if not gpus:
-        yield Finding("GPU", Verdict.NOTE, "the NVIDIA driver shows none (nvidia-smi), so models are served on the CPU")
+        yield Finding("GPU", Verdict.ABSENT, "the NVIDIA driver shows none (nvidia-smi): models are served on the CPU")
     for gpu in gpus:
         trouble = driver_obstacle(gpu)
         text = trouble or f"{gpu}, {gpu.memory_bytes / (1 << 30):.0f} GiB"
@@ -69,10 +70,10 @@ def _tensorrt() -> Iterator[Finding]:
     install = f"pip install {pins.TENSORRT_REQUIREMENT}"
     if found is None:
         text = "not installed for Python; affserve export can print a script that builds plans in the container instead"
-        yield Finding("TensorRT", Verdict.NOTE, text, "affserve export --print-trtexec ...")
+        yield Finding("TensorRT", Verdict.ABSENT, text, "affserve export --print-trtexec ...")
     elif found != pins.TENSORRT_VERSION:
         text = f"{found}, whose plans the serving container's {pins.TENSORRT_VERSION} does not load"
-        yield Finding("TensorRT", Verdict.PROBLEM, text, install)
+        yield Finding("TensorRT", Verdict.NOTE, text, install)
     else:
         yield Finding("TensorRT", Verdict.GOOD, f"{found}, the same as in the serving container")
 
@@ -127,7 +128,7 @@ def _container() -> Iterator[Finding]:
     engine, text = docker_engine()
     yield Finding(
         "Container",
-        Verdict.GOOD if engine else Verdict.NOTE,
+        Verdict.GOOD if engine else Verdict.ABSENT,
         f"{text}; GPU serving is pinned to {image}, which has TensorRT {pins.TENSORRT_VERSION} and needs "
         f"NVIDIA driver {pins.MINIMUM_DRIVER} or later",
         f"docker pull {image}" if engine and find_gpus() else "",

@@ -8,6 +8,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+INTERRUPTED = 128 + signal.SIGINT  # exit code of a process that Ctrl-C has ended, as shells expect it
+_handled: set[int] = set()
+
+
+def was_interrupted() -> bool:
+    """Say whether a SIGINT was taken by a handler of this module: the work was ended early, however cleanly."""
+    return signal.SIGINT in _handled
+
 
 @contextmanager
 def handled(*numbers: signal.Signals, by: Callable[[int, FrameType | None], object]) -> Iterator[None]:
@@ -18,7 +26,12 @@ def handled(*numbers: signal.Signals, by: Callable[[int, FrameType | None], obje
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, by) for number in numbers}
+
+    def noted(number: int, frame: FrameType | None) -> object:
+        _handled.add(number)
+        return by(number, frame)
+
+    before = {number: signal.signal(number, noted) for number in numbers}
     try:
         yield
     finally:

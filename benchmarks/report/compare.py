@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -103,8 +104,12 @@ def series(value: object, where: str) -> Iterator[tuple[str, list[float]]]:
             else:
                 yield from series(item, f"{where} / {key}")
     elif isinstance(value, list):
+        seen: Counter[str] = Counter()
         for index, item in enumerate(value):
-            yield from series(item, f"{where} / {_identity(item, index)}")
+            identity = _identity(item, index)
+            seen[identity] += 1
+            again = f" #{seen[identity]}" if seen[identity] > 1 else ""  # the same measurement, repeated
+            yield from series(item, f"{where} / {identity}{again}")
 
 
 def _samples(values: Sequence[Any]) -> list[float]:

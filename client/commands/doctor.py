@@ -19,7 +19,7 @@ def doctor(
 ) -> None:
     """Say what this machine can serve with, what would stop it, and what to do about it.
 
-    With a repository the exit code is 1 when no configuration of it can be served here.
+    The exit code is 1 when there is a problem; what a machine has not and need not have is "not here".
     """
     from json import dumps
 
@@ -27,7 +27,7 @@ def doctor(
 
     diagnosis = examine(repository, {"grpc": grpc_port, "http": http_port}, [_face_model()])
     typer.echo(dumps(diagnosis.as_dict()) if json else diagnosis.text())
-    if not diagnosis.can_serve:
+    if diagnosis.problems:
         raise typer.Exit(1)
 
 

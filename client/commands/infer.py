@@ -36,7 +36,7 @@ class CommandWithColumns(TyperCommand):
 def infer(
     *,
     sources: Annotated[
-        list[Path],
+        list[str],
         typer.Argument(
             metavar="SOURCE...",
             help="Videos, images, folders with both (and folders below; one of images like 00001.jpg is one video), or "
@@ -90,9 +90,15 @@ def infer(
     from affserve.client.connection import Connection
     from affserve.client.faces.cropper import Croppers
     from affserve.client.infer.run import InferOptions, infer_sources
+    from affserve.train.errors import UsageError
 
+    for source in sources:
+        if "://" in source:
+            raise UsageError(
+                f"{source} is an address, and infer reads files: fetch it first, or watch it: affserve live {source}"
+            )
     options = InferOptions(
-        sources=tuple(sources),
+        sources=tuple(map(Path, sources)),
         connection=Connection(**vars(server), **vars(tls), threads=threads, quiet=quiet, transport=transport),
         out=out,
         row_format=row_format,

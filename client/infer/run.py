@@ -8,7 +8,8 @@ from __future__ import annotations
 import ctypes
 import signal
 import sys
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -99,7 +100,8 @@ def infer_sources(options: InferOptions) -> bool:
             client = stack.enter_context(connected(options.connection))
             if client.describe().trained_on == SYNTHETIC:
                 print("warning: this model was trained on generated faces only: not for people", file=sys.stderr)
-            run.analyse([(source, planned[path]) for path, source in opened.items()], client)
+            with run.telling_how_to_go_on():
+                run.analyse([(source, planned[path]) for path, source in opened.items()], client)
     return run.tell_end(len(planned))
 
 
@@ -160,6 +162,16 @@ class _Run:
             self._tell(summary)
             if summary.error is not None:
                 self._fail(source.path, VideoError(summary.error))
+
+    @contextmanager
+    def telling_how_to_go_on(self) -> Iterator[None]:
+        """Say on stderr what became of a run that is stopped, where some of it may be done."""
+        try:
+            yield
+        except (KeyboardInterrupt, SystemExit):
+            if self._several:
+                print("note: stopped; what is complete stays, the same command with --resume goes on", file=sys.stderr)
+            raise
 
     def _tell(self, summary: Summary) -> None:
         if self._options.json:

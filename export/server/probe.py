@@ -116,7 +116,7 @@ class ModelStatistics:
     executions: int  # batches
     request_ms: float | None  # mean time of a request in the server; None: there was none
     queue_ms: float | None  # of it, waiting
-    compute_ms: float | None  # of it, input, inference and output; an ensemble has none of its own
+    compute_ms: float | None  # of it, input, inference and output; of an ensemble, those of its steps
     batches: Mapping[int, int] = field(default_factory=dict)  # frames in a batch -> number of such batches
     pending: int | None = None  # requests that wait now; None: unknown without metrics
 
@@ -130,6 +130,12 @@ def parse_statistics(model_statistics: Any) -> ModelStatistics:
     """Read one entry of Triton's ModelStatisticsResponse."""
     times, count = model_statistics.inference_stats, model_statistics.inference_stats.success.count
     compute_ns = times.compute_input.ns + times.compute_infer.ns + times.compute_output.ns
+    request_ms, queue_ms = _mean_ms(times.success.ns, count), _mean_ms(times.queue.ns, times.queue.count)
+    compute_ms = _mean_ms(compute_ns, times.compute_infer.count)
+    if request_ms is not None and compute_ms is not None:
+        # Triton goes on counting until the batch is cleared away, after the answer has left.
+        queue_ms = min(queue_ms or 0.0, request_ms)
+        compute_ms = min(compute_ms, request_ms - queue_ms)
     return ModelStatistics(
         name=model_statistics.name,
         version=model_statistics.version,
@@ -137,9 +143,9 @@ def parse_statistics(model_statistics: Any) -> ModelStatistics:
         failed=times.fail.count,
         frames=model_statistics.inference_count,
         executions=model_statistics.execution_count,
-        request_ms=_mean_ms(times.success.ns, count),
-        queue_ms=_mean_ms(times.queue.ns, times.queue.count),
-        compute_ms=_mean_ms(compute_ns, times.compute_infer.count),
+        request_ms=request_ms,
+        queue_ms=queue_ms,
+        compute_ms=compute_ms,
         batches={batch.batch_size: batch.compute_infer.count for batch in model_statistics.batch_stats},
     )
 

@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from affserve.benchmarks.cli import bench_app
-from affserve.benchmarks.measuring.record import save
+from affserve.benchmarks.measuring.record import RESULTS, save
 from affserve.benchmarks.report.compare import BETTER, SAME, WORSE, compare_results
 from affserve.benchmarks.report.files import read_results
 from affserve.benchmarks.report.headlines import NOT_YET, headline_table
@@ -247,6 +247,12 @@ def test_points_are_matched_by_what_they_are_and_not_by_their_place(tmp_path: Pa
 def stages(middle_ms: float) -> dict[str, Any]:
     rounds = [around(middle_ms, 20, seed) for seed in range(5)]
     return {"clip_encoder": [{"engine": "onnxruntime-int8", "samples_ms": rounds}]}
+
+
+@pytest.mark.parametrize("folder", sorted(path.name for path in RESULTS.iterdir() if path.is_dir()))
+def test_a_run_is_not_worse_than_itself(folder: str) -> None:
+    changes = compare_results(RESULTS / folder, RESULTS / folder).changes
+    assert {(change.ratio, change.verdict) for change in changes} == {(1.0, SAME)}
 
 
 def test_rounds_of_many_calls_are_compared_by_their_medians(tmp_path: Path) -> None:

@@ -46,6 +46,8 @@ def test_help_lists_the_commands(tmp_path: Path) -> None:
 
     assert result.returncode == 0
     assert {"data", "train", "export", "serve", "infer", "demo", "bench"} <= set(result.stdout.split())
+    assert "..." not in result.stdout.partition("Commands:")[2]
+    assert affserve("--version", cwd=tmp_path).stdout.startswith("affserve 0.")
 
 
 def test_help_of_infer_describes_every_column(tmp_path: Path) -> None:
@@ -207,9 +209,10 @@ def test_wrong_address_is_one_line(crops: Path, tmp_path: Path) -> None:
         (["--url", "a:1", "--out", "-", "--plot"], "--out -"),
         (["--url", "a:1", "--out", "-", "--json"], "--out -"),
         (["--url", "a:1", "--out", "rows.xlsx"], "spreadsheets open .csv"),
+        (["--url", "a:1", "http://a.b/c.mp4"], "affserve live http://a.b/c.mp4"),
         (["--url", "a:1", "--colour"], "--colour"),
     ],
-    ids=["no-server", "two-servers", "plot-on-stdout", "json-on-stdout", "another-format", "unknown-option"],
+    ids=["no-server", "two-servers", "plot-on-stdout", "json-on-stdout", "another-format", "address", "unknown-option"],
 )
 def test_wrong_usage_exits_2(crops: Path, tmp_path: Path, arguments: list[str], complaint: str) -> None:
     result = affserve("infer", crops, *arguments, cwd=tmp_path)
@@ -238,10 +241,13 @@ def test_address_may_come_from_the_environment(server_url: str, crops: Path, tmp
 
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT], ids=["terminate", "interrupt"])
 def test_stopped_in_the_middle_leaves_no_files_and_no_server(repository: Path, tmp_path: Path, end: int) -> None:
+    several = end == signal.SIGINT
     crops = write_crops(tmp_path / "many", list(range(1, 4000)))
     work = tmp_path / "work"
     work.mkdir()
     command = [sys.executable, "-m", "affserve.client", "infer", str(crops), "--repository", str(repository)]
+    command += [str(write_crops(tmp_path / "more", [1]))] if several else []
+    command = ["sh", "-c", 'trap "" INT; exec "$@"', "sh", *command]  # as a shell starts what runs in the background
     with subprocess.Popen(command, cwd=work, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         wait_for_part(work)
         servers = descendants(process.pid)
@@ -253,6 +259,7 @@ def test_stopped_in_the_middle_leaves_no_files_and_no_server(repository: Path, t
 
     assert servers
     assert process.returncode == 128 + end
+    assert ("--resume" in stderr) is several
     assert "Traceback" not in stderr
     assert not list(work.iterdir())
     assert not [pid for pid in servers if Path(f"/proc/{pid}").exists()]

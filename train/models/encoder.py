@@ -6,7 +6,9 @@ stage 2. Cast and normalisation are part of the module, so training, export and 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -93,16 +95,34 @@ def create_encoder(architecture: str = "ViT-B-32", pretrained: str | None = None
     )
     if pretrained is None:
         return ClipEncoder(config)
+    tags = open_clip.list_pretrained_tags_by_model(architecture)
     try:
-        model = open_clip.create_model(architecture, pretrained=pretrained)
+        with _quiet():
+            model = open_clip.create_model(architecture, pretrained=pretrained)
     except (RuntimeError, OSError) as error:
+        wanted = f"a tag such as {tags[0]}, " if tags and pretrained not in tags else ""
         raise CheckpointError(
-            f"{architecture}: pretrained weights {pretrained!r} cannot be loaded: {error}; expected a local file or "
-            f"one of {open_clip.list_pretrained_tags_by_model(architecture)}"
+            f"{architecture}: the pretrained weights {pretrained!r} cannot be had: {_first_line(error)}; expected "
+            f"{wanted}a file of weights (--pretrained FILE), or none (--pretrained none: random weights)"
         ) from error
     # A tag may switch the activation (OpenAI's do): what was built tells, not the name.
     quick_gelu = any(type(module).__name__ == "QuickGELU" for module in model.visual.modules())
     return ClipEncoder(EncoderConfig(**{**asdict(config), "quick_gelu": quick_gelu}), model.visual)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what libraries log from the terminal: their last word is in the exception."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).split(". ")[0].split("\n")[0].rstrip(".")
 
 
 def _build_tower(config: EncoderConfig) -> nn.Module:
