@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from affserve.client.commands.demo import SUMMARY_FILE, DemoConfig, run_demo
-from affserve.client.commands.demo_report import Judged, compare, table
+from affserve.client.commands.demo_report import Judged, compare, smooth, table
 from affserve.client.results.rows import RowFormatter, Rows
 from affserve.export.contract import default_head_description
 from affserve.train.errors import AffserveError, DataError
@@ -53,7 +53,7 @@ def test_the_whole_way_and_what_a_second_run_reuses(tmp_path: Path, monkeypatch:
     for path in first.csv:
         with path.open() as file:
             assert len(list(csv.DictReader(file))) == 40
-        assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    assert first.plots[0].read_bytes().startswith(b"\x89PNG")
     assert "expressions, macro F1" in table(first)
 
     second_log: list[str] = []
@@ -114,6 +114,23 @@ def test_rows_are_judged_against_their_own_frames(tmp_path: Path) -> None:
     assert comparison.served.by_task[EXPRESSION.key] == pytest.approx(1)
     assert comparison.single_frame.by_task[VALENCE_AROUSAL.key] < 0.5
     assert comparison.constant.by_task[VALENCE_AROUSAL.key] == pytest.approx(0, abs=1e-6)
+
+
+def test_an_interval_is_over_people_and_smoothing_over_time(tmp_path: Path) -> None:
+    folders = [tmp_path / str(k) for k in range(3)]
+    for folder in folders:
+        folder.mkdir()
+    alike = [judged(folder, 60, [True] * 60) for folder in folders]
+    comparison = compare(alike, {"served_crops_per_s": 1.0, "end_to_end_frames_per_s": 1.0}, tmp_path)
+    low, high = comparison.gain[VALENCE_AROUSAL.key]
+    difference = 1 - comparison.single_frame.by_task[VALENCE_AROUSAL.key]
+    assert low == pytest.approx(difference, abs=1e-6)  # whoever is drawn, it is the same film
+    assert high == pytest.approx(difference, abs=1e-6)
+    assert comparison.people == 3
+    step = np.repeat(np.eye(2, dtype=np.float32), 20, axis=0)
+    np.testing.assert_allclose(smooth(step).sum(axis=1), 1, atol=1e-6)
+    assert smooth(step)[19:21, 0] == pytest.approx([0.6, 0.4], abs=0.03)
+    assert smooth(step)[[5, 30], 0] == pytest.approx([1, 0], abs=1e-6)
 
 
 def test_lost_rows_are_an_error_not_a_better_score(tmp_path: Path) -> None:

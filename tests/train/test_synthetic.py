@@ -311,6 +311,7 @@ def test_motion_is_smooth_and_labels_follow_from_it() -> None:
     affect = motion.labels(VALENCE_AROUSAL)
     assert np.abs(affect).max() <= 1
     assert np.abs(np.diff(affect, axis=0)).max() < 0.15
+    assert np.array_equal(affect[12:], motion.valence_arousal[:-12]), "0.4 s after what is drawn"
     assert np.array_equal(motion.labels(ACTION_UNITS) == 1, motion.action_units > ACTIVE_INTENSITY)
     changes = np.flatnonzero(np.diff(motion.expression))
     assert len(changes) >= 4

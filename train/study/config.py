@@ -3,37 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from affserve.train.corpus.affwild2 import HOLD_OUTS
 from affserve.train.corpus.folds import FOLDS, OFFICIAL_FOLD
 from affserve.train.labels import TASKS
 from affserve.train.models.encoder import DEMO_ARCHITECTURE
-from affserve.train.models.temporal_head import TemporalHeadConfig, demo_head_config
+from affserve.train.models.temporal_head import TemporalHeadConfig, demo_head_config, gru_of_similar_cost
 from affserve.train.stages.finetune import FinetuneConfig
 from affserve.train.stages.fit import FitConfig
+
+STREAM_CONTEXT_FRAMES = 38  # 8 layers that look so far back see about as much as a window of 300 holds
+STREAM_LOOKAHEAD_FRAMES = 10
 
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """One row of the paper's Table 2."""
+    """One row of Table 2: an ablation of the paper's, or a head that streams."""
 
     key: str
     title: str  # as the paper says it
     fine_tuned: bool = True  # features of the fine-tuned encoder, or of the one it started from
-    use_tcn: bool = True
-    use_encoder: bool = True
+    changes: Mapping[str, Any] = field(default_factory=dict)  # to the head's configuration
 
     def applied(self, head: TemporalHeadConfig) -> TemporalHeadConfig:
-        """Return a head's configuration with the variant's switches."""
-        return replace(head, use_tcn=self.use_tcn, use_encoder=self.use_encoder)
+        """Return a head's configuration with what the variant changes."""
+        changed = replace(head, **self.changes)
+        return gru_of_similar_cost(changed) if changed.recurrent else changed
 
 
 FULL = Variant(key="full", title="full model")
 WITHOUT_FINE_TUNING = Variant(key="without-fine-tuning", title="without fine-tuning", fine_tuned=False)
-WITHOUT_TCN = Variant(key="without-tcn", title="without TCN", use_tcn=False)
-WITHOUT_ENCODER = Variant(key="without-encoder", title="without temporal encoder", use_encoder=False)
+WITHOUT_TCN = Variant(key="without-tcn", title="without TCN", changes={"use_tcn": False})
+WITHOUT_ENCODER = Variant(key="without-encoder", title="without temporal encoder", changes={"use_encoder": False})
 ABLATIONS = (WITHOUT_FINE_TUNING, WITHOUT_TCN, WITHOUT_ENCODER)
+_STREAM: dict[str, Any] = {"causal": True, "context_frames": STREAM_CONTEXT_FRAMES}
+STREAM = Variant(key="stream", title=f"stream, {STREAM_CONTEXT_FRAMES} frames a layer", changes=_STREAM)
+STREAM_LATE = Variant(
+    key="stream-late",
+    title=f"the same, {STREAM_LOOKAHEAD_FRAMES} frames late",
+    changes={**_STREAM, "lookahead_frames": STREAM_LOOKAHEAD_FRAMES},
+)
+GRU = Variant(key="gru", title="stream, a GRU", changes={"causal": True, "recurrent": True})
+STREAMS = (STREAM, STREAM_LATE, GRU)  # rows of ours: the paper has none
 INITIAL = "initial"  # name of the encoder that fine-tuning starts from
 
 

@@ -7,7 +7,7 @@ from affserve.train.corpus.folds import DEALT_FOLDS
 from affserve.train.labels import EXPRESSION, TASKS
 from affserve.train.models.temporal_head import TemporalHeadConfig
 from affserve.train.provenance import SYNTHETIC
-from affserve.train.study.config import StudyConfig
+from affserve.train.study.config import STREAM_CONTEXT_FRAMES, STREAM_LOOKAHEAD_FRAMES, StudyConfig
 
 
 def warnings_of(corpus: Corpus) -> list[str]:
@@ -29,6 +29,7 @@ def notes_of(corpus: Corpus, config: StudyConfig) -> list[str]:
         _hold_out(corpus, config),
         _stage_1(config),
         _stage_2(config),
+        _streams(),
         "Every figure is of the epoch that scored best on the very videos it is reported for, so it flatters a little.",
         "In brackets: the difference to the full model of the same column.",
         "`paper`'s windows leave out videos shorter than a window and the tail of every other.",
@@ -110,6 +111,14 @@ def _stage_2(config: StudyConfig) -> str:
     return (
         f"Stage 2: {heads}. The paper has a head a task, batch 32, learning rate 0.00003, windows of 300 frames every "
         "200, and gives no sizes: the default ones are those of the same authors' earlier configuration."
+    )
+
+
+def _streams() -> str:
+    return (
+        "A stream answers each frame from it and those before: a causal TCN, and each layer looks at the last "
+        f"{STREAM_CONTEXT_FRAMES} frames; late, it has seen {STREAM_LOOKAHEAD_FRAMES} more when it answers. The GRU, "
+        "the simplest of them, is two layers of twice the width in place of TCN and Transformer. The paper has none."
     )
 
 

@@ -18,7 +18,7 @@ from affserve.train.corpus.folds import OFFICIAL_FOLD
 from affserve.train.errors import AffserveError, TrainingStopped
 from affserve.train.evaluation.scores import OFFICIAL
 from affserve.train.files import sole_user, write_file
-from affserve.train.study.config import ABLATIONS, FULL, INITIAL, StudyConfig, Variant
+from affserve.train.study.config import ABLATIONS, FULL, INITIAL, STREAMS, StudyConfig, Variant
 from affserve.train.study.notes import notes_of, warnings_of
 from affserve.train.study.runs import Runs, Summaries, readable
 from affserve.train.study.tables import RunScores, Tables, as_document, as_markdown
@@ -113,7 +113,7 @@ class Study:
             steps += self._heads(FULL, OFFICIAL_FOLD)
             steps.append(Step(name=_encoder_title(INITIAL), kind="initial encoder", do=self._runs.initial_encoder))
             steps.append(self._features(INITIAL))
-            steps += [step for variant in ABLATIONS for step in self._heads(variant, OFFICIAL_FOLD)]
+            steps += [step for variant in (*ABLATIONS, *STREAMS) for step in self._heads(variant, OFFICIAL_FOLD)]
         for fold in (fold for fold in self.config.folds if fold != OFFICIAL_FOLD):
             steps += [] if shared else self._encoder(fold)
             steps += self._heads(FULL, fold)

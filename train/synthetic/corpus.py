@@ -34,7 +34,7 @@ from affserve.train.synthetic.scene import Performance, draw_performance, draw_p
 from affserve.train.synthetic.video import WholeFramePlan, plan_whole_frames, write_whole_frames
 
 SCHEMA_VERSION = 1
-GENERATOR_VERSION = 2  # rises whenever the same config would give other bytes
+GENERATOR_VERSION = 3  # rises whenever the same config would give other bytes
 
 Progress = Callable[[int, int], None]  # frames drawn, frames in all
 

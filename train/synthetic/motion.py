@@ -3,7 +3,9 @@
 In comes a random generator, out comes a `Motion`: arrays with one row per frame that both drive the drawing and are the
 labels. The labels are what is drawn, before any nuisance: an action unit counts as active when its intensity is above
 `ACTIVE_INTENSITY`, the expression is the class of the current segment from its very onset, valence and arousal follow
-the expression's place on the circumplex (Russell 1980) times its intensity plus a slow course of their own.
+the expression's place on the circumplex (Russell 1980) times its intensity plus a slow course of their own, and are
+labelled `REACTION_LAG_S` late, as by people. So one frame cannot tell all: whether a face is coming or going decides
+about its expression, and what it showed a moment ago about its valence and arousal.
 This is a test instrument; it says nothing about how people express what they feel.
 """
 
@@ -18,6 +20,8 @@ from numpy.typing import NDArray
 from affserve.train.labels import ACTION_UNITS, EXPRESSION, VALENCE_AROUSAL, Task
 
 ACTIVE_INTENSITY = 0.5
+# People who watch a film and say what they see are late; published estimates are longer (Mariooryad & Busso 2015).
+REACTION_LAG_S = 0.4
 
 # Action units and their weights in a full expression (EMFACS; Friesen & Ekman 1983), of the challenge's twelve.
 PROTOTYPES: dict[str, dict[str, float]] = {
@@ -65,7 +69,7 @@ _SPEECH = ("AU25", "AU26")
 
 @dataclass(frozen=True, kw_only=True)
 class Motion:
-    """N frames of behaviour; every array has N rows.
+    """N frames of behaviour as it is drawn; every array has N rows.
 
     action_units: (N, 12) intensities in [0, 1]; expression: (N,) class index; valence_arousal: (N, 2) in [-1, 1];
     asymmetry: (N,) in [-1, 1], positive moves the person's left side more; wink: (N,) in [0, 1], of that side's eye;
@@ -88,8 +92,9 @@ class Motion:
 
     def labels(self, task: Task) -> NDArray[np.float32]:
         """Return the annotation values of `task`, (N, task.columns)."""
-        labels = {
-            VALENCE_AROUSAL.key: self.valence_arousal,
+        late = np.maximum(np.arange(len(self)) - round(REACTION_LAG_S * self.fps), 0)
+        labels: dict[str, NDArray[np.float32]] = {
+            VALENCE_AROUSAL.key: self.valence_arousal[late],
             EXPRESSION.key: self.expression[:, None].astype(np.float32),
             ACTION_UNITS.key: (self.action_units > ACTIVE_INTENSITY).astype(np.float32),
         }
