@@ -26,6 +26,7 @@ from affserve.client.wire.frame_carrier import FrameCarrier
 from affserve.client.wire.frames import Frames, frames_array
 from affserve.client.wire.messages import raw_tensor
 from affserve.client.wire.transport import JPEG_QUALITY, Transport
+from affserve.client.wire.unreachable import way_out
 from affserve.export.contract import (
     AFFECT,
     CHUNK_FRAMES,
@@ -76,6 +77,7 @@ class AffectClient:
             )
         endpoint, policy = parse_endpoint(url, tls), RetryPolicy(timeout_s=timeout_s, retry_for_s=retry_for_s)
         self.url = url
+        self._endpoint = endpoint
         self.chunks_in_flight = chunks_in_flight
         self._description: HeadDescription | None = None
         self._calls = Calls(url, triton.InferenceServerClient(**endpoint.client_options()), policy)
@@ -119,9 +121,7 @@ class AffectClient:
         try:
             live = self._calls.triton.is_server_live(client_timeout=CONNECT_TIMEOUT_S)
         except InferenceServerException as error:
-            raise ServerError(
-                f"no server at {self.url} ({error.message()}): start one with: affserve serve REPOSITORY"
-            ) from error
+            raise ServerError(f"no server at {self.url} ({error.message()}): {way_out(self._endpoint)}") from error
         if not live:
             raise ServerError(f"the server at {self.url} says that it is not live: look at its log, then restart it")
 

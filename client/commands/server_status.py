@@ -14,13 +14,13 @@ from typing import Any
 from tritonclient.utils import InferenceServerException
 
 from affserve.client.wire.answers import engine_of, head_of
-from affserve.client.wire.endpoint import Address, parse_endpoint
+from affserve.client.wire.endpoint import Address, Endpoint, parse_endpoint
+from affserve.client.wire.unreachable import START, way_out
 from affserve.export.contract import CLIP_ENCODER, JPEG_MODELS, MODELS, TEMPORAL_HEAD, HeadDescription, ModelSpec
 from affserve.export.server.probe import ModelStatistics, Prober, pending_requests
 from affserve.export.server.security import CallerTls
 from affserve.train.errors import RepositoryError, ServerError
 
-START = "start a server with: affserve serve REPOSITORY"
 RESTART = "look at the server's log and restart it (affserve serve does that by itself)"
 
 
@@ -65,13 +65,13 @@ def server_status(
 
 
 def _status(address: Address, tls: CallerTls | None, metrics_port: int | None, timeout_s: float) -> ServerStatus:
-    url = f"{address.host}:{address.port}"
+    url, endpoint = f"{address.host}:{address.port}", Endpoint(addresses=(address,), tls=tls)
     with Prober(url, tls=tls) as prober:
         try:
             _, version = prober.identity(timeout_s)
             statistics = {one.name: one for one in prober.statistics(timeout_s)}
         except InferenceServerException as error:
-            return ServerStatus(url=url, ready=False, problems=(_unreachable(error, tls),))
+            return ServerStatus(url=url, ready=False, problems=(f"no answer: {error.message()}; {way_out(endpoint)}",))
         lacking = _missing(statistics)
         problems = [*lacking]
         if metrics_port is not None:
@@ -94,15 +94,6 @@ def _status(address: Address, tls: CallerTls | None, metrics_port: int | None, t
         head=head,
         problems=tuple(problems),
     )
-
-
-def _unreachable(error: InferenceServerException, tls: CallerTls | None) -> str:
-    """Say why nothing came back; one that hangs up at once usually wanted another kind of connection."""
-    message = str(error.message())
-    if "refused" in message or "DEADLINE" in str(error.status()):
-        return f"no answer: {message}; {START}"
-    wanted = "--tls" if tls is None else "another --tls-ca or --tls-name, or a certificate of ours (--tls-cert)"
-    return f"no answer: {message}; if a server listens there, it may want {wanted}; if not, {START}"
 
 
 def _missing(loaded: Mapping[str, object]) -> list[str]:

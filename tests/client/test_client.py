@@ -11,6 +11,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -399,9 +400,16 @@ def test_who_cannot_be_trusted_is_not_connected(encrypted_url: str, authority: P
         AffectClient(encrypted_url, tls=caller(authority, name, ca)).connect()
 
 
-def test_plain_text_to_an_encrypted_server_is_refused(encrypted_url: str) -> None:
-    with pytest.raises(ServerError, match="no server at"):
+def test_the_wrong_protocol_is_named(encrypted_url: str, server_url: str, authority: Path) -> None:
+    with pytest.raises(ServerError, match=rf"no server at {encrypted_url}.*TLS is spoken there: --tls, with --tls-ca"):
         AffectClient(encrypted_url).connect()
+    with pytest.raises(ServerError, match="gRPC is spoken there without TLS: leave the --tls options out"):
+        AffectClient(server_url, tls=caller(authority, None)).connect()
+    with ThreadingHTTPServer(("127.0.0.1", 0), SimpleHTTPRequestHandler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,)).start()
+        with pytest.raises(ServerError, match="HTTP is spoken there: give the gRPC port"):
+            AffectClient(f"127.0.0.1:{server.server_port}").connect()
+        server.shutdown()
 
 
 def test_a_missing_certificate_file_is_named(tmp_path: Path) -> None:

@@ -112,7 +112,7 @@ def test_wrong_port_says_so(server: TritonServer) -> None:
     """HTTP's port is the likeliest mistake."""
     (status,) = server_status(server.http_url, timeout_s=3)
     assert not status.ready
-    assert "affserve serve REPOSITORY" in status.problems[0]
+    assert "HTTP is spoken there: give the gRPC port" in status.problems[0]
 
 
 def test_metrics_that_are_not_there_are_named(server: TritonServer) -> None:
