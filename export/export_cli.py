@@ -51,7 +51,8 @@ def export(
         bool | None,
         typer.Option(
             "--build-engines/--no-build-engines",
-            help="Build TensorRT plans on this machine.  [default: when it has a GPU and TensorRT]",
+            help="Build plans: TensorRT's for the GPU of this machine, and those for RTX cards, which need none.  "
+            "[default: what is installed; for RTX cards: pip install 'affserve[rtx]']",
         ),
     ] = None,
     any_tensorrt: Annotated[
@@ -117,15 +118,25 @@ def _options(
 ) -> ExportOptions:
     from affserve.export.contract import CPU, GPU
     from affserve.export.engine.building import can_build
+    from affserve.export.engine.rtx import can_build_rtx
     from affserve.export.precision.tolerances import Precision
     from affserve.export.repository.exporting import ExportOptions
     from affserve.train.errors import ExportError
 
     uses = {"all": (CPU, GPU), "cpu": (CPU,), "gpu": (GPU,)}[target]
     asked = None if precision == "auto" else Precision(precision)
-    builds = build if build is not None else GPU in uses and can_build()
+    may_build = build is not False and GPU in uses
+    rtx = may_build and can_build_rtx()
+    # Asked for where nothing can be built, it ends in what TensorRT's builder lacks.
+    tensorrt = (may_build and can_build()) or (build is True and not rtx)
     try:
-        return ExportOptions(uses=uses, precision=asked, version=version, engines=engines if builds else None)
+        return ExportOptions(
+            uses=uses,
+            precision=asked,
+            version=version,
+            engines=engines if tensorrt else None,
+            rtx="none" if not rtx else "required" if build else "tried",
+        )
     except ExportError as error:
         raise typer.BadParameter(str(error)) from error
 

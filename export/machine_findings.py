@@ -78,6 +78,19 @@ def _tensorrt() -> Iterator[Finding]:
         yield Finding("TensorRT", Verdict.GOOD, f"{found}, the same as in the serving container")
 
 
+def _rtx() -> Iterator[Finding]:
+    found = installed_tensorrt(pins.RTX_MODULE)
+    install = "pip install 'affserve[rtx]'"
+    if found is None:
+        text = "not installed; with it affserve export builds plans for RTX 30, 40 and 50 cards, without a GPU"
+        yield Finding("TensorRT for RTX", Verdict.NOTE, text, install)
+    elif found != pins.RTX_VERSION:
+        text = f"{found}; plans are built and run with {pins.RTX_VERSION} only"
+        yield Finding("TensorRT for RTX", Verdict.PROBLEM, text, f"pip install {pins.rtx_requirement()}")
+    else:
+        yield Finding("TensorRT for RTX", Verdict.GOOD, f"{found}; builds plans here, and runs them on RTX cards")
+
+
 def _triton() -> Iterator[Finding]:
     try:
         installation = find_installation()
@@ -190,6 +203,7 @@ LOOKS: tuple[Callable[[], Iterator[Finding]], ...] = (
     _triton,
     _onnxruntime,
     _tensorrt,
+    _rtx,
     _container,
     shared_memory_finding,
 )

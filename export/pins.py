@@ -14,10 +14,19 @@ TRITON_CONTAINER_TAG = "26.08-py3"
 # version that the container itself states.
 TENSORRT_VERSION = "11.2.1.2"
 TENSORRT_REQUIREMENT = f"tensorrt-cu13=={TENSORRT_VERSION}"  # for pip
-MINIMUM_DRIVER = 580  # major version; containers of CUDA 13 refuse to start with an older one
+# TensorRT for RTX, of the extra `rtx`; pyproject.toml pins the same.
+RTX_MODULE = "tensorrt_rtx_bindings"
+RTX_VERSION = "1.7.1.116"
+RTX_CAPABILITIES = ("8.6", "8.9", "12.0")  # RTX 30, 40 and 50 cards; one more costs a plan 16 bytes
+MINIMUM_DRIVER = 580  # major version, of CUDA 13: containers refuse to start with an older one
 OLDEST_COMPUTE_CAPABILITY = "7.5"  # of the container's CUDA
 
 
 def image() -> str:
     """Return the container's full name, for docker and Kubernetes."""
     return f"nvcr.io/nvidia/tritonserver:{TRITON_CONTAINER_TAG}"
+
+
+def rtx_requirement(version: str = RTX_VERSION) -> str:
+    """Return both packages of one version of TensorRT for RTX, for pip."""
+    return " ".join(f"tensorrt-rtx-cu13-{part}=={version}" for part in ("libs", "bindings"))

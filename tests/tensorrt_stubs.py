@@ -61,12 +61,13 @@ def run_over_stubs(folder: Path, program: str, *arguments: str) -> str:
     return _run(sys.executable, "-c", preamble + program, *arguments, LD_LIBRARY_PATH=str(folder))
 
 
-def write_types(folder: Path) -> Path:
+def write_types(libraries: Path, module: str = "tensorrt_bindings.tensorrt", folder: Path | None = None) -> Path:
     """Write the signatures in the bindings' own docstrings as `types/tensorrt.pyi`; return the folder of it."""
-    made = ("--inspect-mode", "--quiet", "--module", "tensorrt_bindings.tensorrt", "--output", str(folder))
-    _run(sys.executable, "-c", "from mypy.stubgen import main; main()", *made, LD_LIBRARY_PATH=str(folder))
+    folder = folder or libraries
+    made = ("--inspect-mode", "--quiet", "--module", module, "--output", str(folder))
+    _run(sys.executable, "-c", "from mypy.stubgen import main; main()", *made, LD_LIBRARY_PATH=str(libraries))
     # It takes the member `bool` of an enum for the type, and what may be converted to int for what is handed over.
-    text = (folder / "tensorrt_bindings/tensorrt.pyi").read_text().replace("typing.SupportsInt", "int")
+    text = (folder / f"{module.replace('.', '/')}.pyi").read_text().replace("typing.SupportsInt", "int")
     lines = ["__version__: str", *re.sub(r"^bool: .*\n", "", text, flags=re.MULTILINE).splitlines()]
     while (number := _wrong_line(lines)) is not None:  # a default before an argument without one
         lines[number] = re.sub(r"\(.*", "(self, *args, **kwargs): ...", lines[number])

@@ -1,7 +1,8 @@
 """TensorRT's builder: an ONNX file in, the bytes of a plan out.
 
-TensorRT 11 builds what the graph says, type by type: half precision is made in the ONNX file, and no flag here could
-change it. Everything TensorRT says is collected, so that a failure tells all of it.
+TensorRT and TensorRT for RTX have the same classes in two modules: `trt`, the first argument, is the one to build with.
+Both build what the graph says, type by type: half precision is made in the ONNX file, and no flag here could change it.
+Everything the builder says is collected, so that a failure tells all of it.
 """
 
 from __future__ import annotations
@@ -10,23 +11,37 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NotYet
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import tensorrt as trt  # noqa: TID253 - this file is about it
-
-from affserve.export.engine.device import on_gpu
-from affserve.export.engine.profile import EngineOptions, Profile
-from affserve.export.machine.gpus import Gpu
+from affserve.export.engine.profile import Profile
 from affserve.train.errors import ExportError
-from affserve.train.files import write_file
+
+if TYPE_CHECKING:
+    import tensorrt as trt
 
 POLL_S = 0.1  # how long Ctrl-C may wait
 LOG_LINES_SHOWN = 20  # in an error
 LOG_LINES_KEPT = 50  # in the record of a plan
+PROBLEMS = ("INTERNAL_ERROR", "ERROR", "WARNING")
+ACCOUNT = "I/O Tensors:"  # stands in the one message that lists every compiled layer
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What one kind of plan sets in the builder, as plain values for the record."""
+
+    flags: dict[str, Any] = field(default_factory=dict)
+    notices: list[str] = field(default_factory=list)
+
+
+# Takes the builder's configuration and holds while it builds.
+Configure = Callable[[Any], AbstractContextManager[Settings]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,34 +52,49 @@ class Built:
     outputs: tuple[str, ...]  # names, in the order of the graph
     flags: dict[str, Any]  # settings of the build, for the record
     notices: list[str]
+    account: str  # the builder's own list of compiled layers; empty where it gives none
 
 
-class CollectingLogger(trt.ILogger):  # type: ignore[misc]
-    """Keeps what TensorRT says; several of its threads may speak."""
+class Messages:
+    """Keeps what the builder says; several of its threads may speak."""
 
     def __init__(self) -> None:
-        trt.ILogger.__init__(self)
         self.problems: list[str] = []  # errors and warnings, in order
+        self.account = ""
 
-    def log(self, severity: trt.ILogger.Severity, msg: str) -> None:
+    def take(self, severity: str, text: str) -> None:
         """Take one message."""
-        if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR, trt.ILogger.WARNING):
-            self.problems.append(f"{severity.name}: {msg}")
+        if severity in PROBLEMS:
+            self.problems.append(f"{severity}: {text}")
+        elif ACCOUNT in text:
+            self.account = text
 
     def tail(self) -> str:
-        """Return the last messages as an indented block."""
+        """Return the last problems as an indented block."""
         lines = self.problems[-LOG_LINES_SHOWN:]
         return "".join(f"\n  {line}" for line in lines) or "\n  (TensorRT said nothing)"
 
 
-class ProgressMonitor(trt.IProgressMonitor):  # type: ignore[misc]
+def logger_into(trt: ModuleType, messages: Messages) -> trt.ILogger:
+    """Return the logger that hands everything to `messages`."""
+
+    class Logger(trt.ILogger):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, severity: Any, msg: str) -> None:
+            messages.take(severity.name, msg)
+
+    return Logger()
+
+
+class Progress:
     """Turns TensorRT's nested phases into one figure that only grows, and stops the build when asked to.
 
     TensorRT calls it from several threads. `report` must not raise: an exception would end in TensorRT's own code.
     """
 
     def __init__(self, report: Callable[[str, float], None]) -> None:
-        trt.IProgressMonitor.__init__(self)
         self.cancelled = threading.Event()
         self._report = report
         self._lock = threading.Lock()
@@ -115,12 +145,23 @@ class _Phase:
         return part if self.parent is None else self.parent.overall(part)
 
 
-def build(
-    onnx: Path, profile: Profile, options: EngineOptions, gpu: Gpu, report: Callable[[str, float], None]
-) -> Built:
-    """Build a plan for `gpu`; ExportError with everything that TensorRT said when it cannot."""
-    monitor = ProgressMonitor(report)
-    return interruptible(lambda: on_gpu(gpu, lambda: _build(onnx, profile, options, gpu, monitor)), monitor.cancelled)
+def monitor_into(trt: ModuleType, progress: Progress) -> trt.IProgressMonitor:
+    """Return the monitor that hands everything to `progress`."""
+
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            progress.phase_start(phase_name, parent_phase, num_steps)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            return progress.step_complete(phase_name, step)
+
+        def phase_finish(self, phase_name: str) -> None:
+            progress.phase_finish(phase_name)
+
+    return Monitor()
 
 
 def interruptible(work: Callable[[], T], cancelled: threading.Event) -> T:
@@ -145,53 +186,54 @@ def _wait(future: Future[T]) -> T:
                 return future.result()
 
 
-def _build(onnx: Path, profile: Profile, options: EngineOptions, gpu: Gpu, monitor: ProgressMonitor) -> Built:
-    logger = CollectingLogger()
-    builder = start_builder(logger)
+def build(trt: ModuleType, onnx: Path, profile: Profile, progress: Progress, configure: Configure) -> Built:
+    """Build a plan on this thread; ExportError with everything that TensorRT said when it cannot."""
+    messages = Messages()
+    logger = logger_into(trt, messages)  # both must outlive the build
+    monitor = monitor_into(trt, progress)
+    builder = start_builder(trt, logger, messages)
     network = builder.create_network()
-    parse(onnx, network, logger)
+    parse(trt, onnx, network, logger, messages)
     config = builder.create_builder_config()
-    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_bytes)
-    config.builder_optimization_level = options.optimisation_level
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # the inspector tells types only then; costs no time
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # layers and types are told only then; costs no time
     config.progress_monitor = monitor
-    add_profile(builder, config, profile, logger)
-    cache_file = options.timing_cache_file(gpu)
-    cache, notices = load_timing_cache(config, cache_file)
-    memory = builder.build_serialized_network(network, config)
-    if memory is None:
-        if monitor.cancelled.is_set():
-            raise ExportError(f"building a plan from {onnx.name} was cancelled")
-        raise ExportError(f"TensorRT could not build a plan from {onnx.name}; it said:{logger.tail()}")
-    if cache_file is not None:
-        save_timing_cache(config, cache, cache_file)
+    add_profile(builder, config, profile, messages)
+    with configure(config) as settings:
+        memory = builder.build_serialized_network(network, config)
+        if memory is None:
+            if progress.cancelled.is_set():
+                raise ExportError(f"building a plan from {onnx.name} was cancelled")
+            raise ExportError(f"TensorRT could not build a plan from {onnx.name}; it said:{messages.tail()}")
     return Built(
         plan=bytes(memory),
         outputs=tuple(network.get_output(index).name for index in range(network.num_outputs)),
-        flags=describe_config(config, options),
-        notices=[*notices, *logger.problems[:LOG_LINES_KEPT]],
+        flags=settings.flags,
+        notices=[*settings.notices, *messages.problems[:LOG_LINES_KEPT]],
+        account=messages.account,
     )
 
 
-def start_builder(logger: CollectingLogger) -> trt.Builder:
+def start_builder(trt: ModuleType, logger: trt.ILogger, messages: Messages) -> trt.Builder:
     """Start TensorRT's builder; ExportError when it finds no GPU or no libraries."""
     try:
         return trt.Builder(logger)
     except TypeError as error:  # what the bindings make of a null pointer
         raise ExportError(
             "TensorRT's builder did not start; it needs a GPU, its driver and all of TensorRT's libraries. It said:"
-            f"{logger.tail()}"
+            f"{messages.tail()}"
         ) from error
 
 
-def parse(onnx: Path, network: trt.INetworkDefinition, logger: CollectingLogger) -> None:
+def parse(
+    trt: ModuleType, onnx: Path, network: trt.INetworkDefinition, logger: trt.ILogger, messages: Messages
+) -> None:
     """Read the ONNX file into the network; ExportError with every error of the parser."""
     parser = trt.OnnxParser(network, logger)
     if parser.parse_from_file(str(onnx)):
         return
     errors = "".join(f"\n  {describe_error(parser.get_error(index))}" for index in range(parser.num_errors))
     raise ExportError(
-        f"TensorRT {trt.__version__} cannot read {onnx}: {parser.num_errors} errors{errors or logger.tail()}\n"
+        f"TensorRT {trt.__version__} cannot read {onnx}: {parser.num_errors} errors{errors or messages.tail()}\n"
         "expected only operators and types of its ONNX support table; export the graph again, or report these errors"
     )
 
@@ -204,42 +246,10 @@ def describe_error(error: trt.ParserError) -> str:
     )
 
 
-def add_profile(builder: trt.Builder, config: trt.IBuilderConfig, profile: Profile, logger: CollectingLogger) -> None:
+def add_profile(builder: trt.Builder, config: trt.IBuilderConfig, profile: Profile, messages: Messages) -> None:
     """Tell the builder the shapes to build for."""
     shapes = builder.create_optimization_profile()
     for name, (smallest, optimum, largest) in profile.shapes.items():
         shapes.set_shape(name, min=smallest, opt=optimum, max=largest)
     if config.add_optimization_profile(shapes) < 0:
-        raise ExportError(f"TensorRT refuses the shapes {dict(profile.shapes)}; it said:{logger.tail()}")
-
-
-def load_timing_cache(config: trt.IBuilderConfig, path: Path | None) -> tuple[trt.ITimingCache, list[str]]:
-    """Attach the timing cache of earlier builds, or an empty one with a notice when it is another machine's."""
-    stored = path.read_bytes() if path is not None and path.is_file() else b""
-    cache = config.create_timing_cache(stored)
-    if cache is not None and config.set_timing_cache(cache, ignore_mismatch=False):
-        return cache, []
-    empty = config.create_timing_cache(b"")
-    config.set_timing_cache(empty, ignore_mismatch=False)
-    return empty, [f"timing cache {path} is of another GPU or TensorRT version: not used, and replaced by this build's"]
-
-
-def save_timing_cache(config: trt.IBuilderConfig, cache: trt.ITimingCache, path: Path) -> None:
-    """Write the measurements of this build, with those another build has written meanwhile."""
-    if path.is_file():
-        meanwhile = config.create_timing_cache(path.read_bytes())
-        if meanwhile is not None:
-            cache.combine(meanwhile, ignore_mismatch=False)  # does nothing with another machine's
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_file(path, bytes(cache.serialize()))
-
-
-def describe_config(config: trt.IBuilderConfig, options: EngineOptions) -> dict[str, Any]:
-    """Return the settings of a build as plain values."""
-    return {
-        "builder_optimization_level": config.builder_optimization_level,
-        "workspace_bytes": config.get_memory_pool_limit(trt.MemoryPoolType.WORKSPACE),
-        "hardware_compatibility": config.hardware_compatibility_level.name,
-        "tf32": config.get_flag(trt.BuilderFlag.TF32),
-        "timing_cache": options.timing_cache is not None,
-    }
+        raise ExportError(f"TensorRT refuses the shapes {dict(profile.shapes)}; it said:{messages.tail()}")

@@ -1,7 +1,7 @@
 """ONNX to TensorRT plans: built for the GPU at hand, verified, and written with their sidecars or not at all.
 
-The order of steps is here; what touches TensorRT is in `builder` and `loaded`, which are imported only when a plan is
-built: most machines have no TensorRT.
+The order of steps is here; what touches TensorRT and the GPU is in `loaded` and `device`, which are imported only when
+a plan is built: most machines have no TensorRT.
 """
 
 from __future__ import annotations
@@ -10,12 +10,15 @@ import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from affserve.export.artefacts.parity import require
+from affserve.export.engine import builder
 from affserve.export.engine.parity import compare_with_graph
 from affserve.export.engine.plans import PlanRecord, plan_file, record_file, write_record
 from affserve.export.engine.profile import PROFILES, EngineOptions, Profile
+from affserve.export.engine.tuning import tuned
 from affserve.export.engine_sets import GPU_ONNX_FILE
 from affserve.export.machine.gpus import Gpu, find_gpus, installed_tensorrt
 from affserve.export.pins import TENSORRT_REQUIREMENT, TENSORRT_VERSION, TRITON_CONTAINER_TAG
@@ -42,7 +45,7 @@ def build_plans(
         raise ExportError(
             "building TensorRT plans needs the GPU they are for, and this machine shows none (nvidia-smi finds no "
             "GPU): export with --no-build-engines and build them in the serving container with the script that "
-            "affserve export --print-trtexec writes"
+            "affserve export --print-trtexec writes; plans for RTX cards need no GPU: pip install 'affserve[rtx]'"
         )
     return [
         build_plan(repository / profile.model.name / str(version), profile, gpu, options, progress)
@@ -64,10 +67,17 @@ def build_plan(
     ExportError or ParityError; what stood there is then untouched. Ctrl-C stops the build within a step.
     """
     version = require_tensorrt(options)
-    from affserve.export.engine import builder, loaded
+    import tensorrt
+
+    from affserve.export.engine import loaded
+    from affserve.export.engine.device import on_gpu
 
     started, onnx = time.perf_counter(), folder / GPU_ONNX_FILE
-    built = builder.build(onnx, profile, options, gpu, _in_tenths(f"{profile.model.name} for {gpu.name}", progress))
+    done = builder.Progress(in_tenths(f"TensorRT plan of {profile.model.name} for {gpu.name}", progress))
+    configure = partial(tuned, tensorrt, options, gpu)
+    built = builder.interruptible(
+        lambda: on_gpu(gpu, lambda: builder.build(tensorrt, onnx, profile, done, configure)), done.cancelled
+    )
     engine = loaded.open_engine(built.plan, gpu)
     inspector = loaded.verify(engine, profile, built.outputs, onnx)
     checks = compare_with_graph(loaded.PlanRunner(engine, profile, built.outputs), onnx, profile)
@@ -81,7 +91,7 @@ def build_plan(
         built_by="affserve",
         tensorrt=version,
         gpu=gpu.name,
-        compute_capability=gpu.compute_capability,
+        compute_capabilities=[gpu.compute_capability],
         driver=gpu.driver,
         onnx_sha256=file_sha256(onnx),
         plan_sha256=hashlib.sha256(built.plan).hexdigest(),
@@ -97,14 +107,14 @@ def build_plan(
     return record
 
 
-def _in_tenths(what: str, progress: Progress) -> Callable[[str, float], None]:
+def in_tenths(what: str, progress: Progress) -> Callable[[str, float], None]:
     """Return what tells of a build's progress once for every tenth of it; called from several threads of TensorRT."""
     told: set[int] = set()
 
     def report(phase: str, done: float) -> None:
         if (tenth := int(10 * done)) not in told:
             told.add(tenth)
-            progress(f"TensorRT plan of {what}: {10 * tenth} % ({phase})")
+            progress(f"{what}: {10 * tenth} % ({phase})")
 
     return report
 

@@ -19,7 +19,7 @@ import torch  # noqa: TID253 - this file runs on its tensors
 from numpy.typing import NDArray
 
 from affserve.export.contract import ModelSpec, TensorSpec
-from affserve.export.engine.builder import CollectingLogger
+from affserve.export.engine.builder import Messages, logger_into
 from affserve.export.engine.device import cuda_device, on_gpu
 from affserve.export.engine.profile import Profile
 from affserve.export.machine.gpus import Gpu
@@ -50,14 +50,16 @@ class Engine:
 
     engine: trt.ICudaEngine
     runtime: trt.Runtime
-    logger: CollectingLogger
+    logger: trt.ILogger
+    messages: Messages
     device: torch.device
     plan_bytes: int
 
 
 def open_engine(plan: bytes, gpu: Gpu) -> Engine:
     """Load a plan; ExportError when TensorRT does not take it."""
-    logger = CollectingLogger()
+    messages = Messages()
+    logger = logger_into(trt, messages)
 
     def load() -> tuple[trt.Runtime, trt.ICudaEngine]:
         runtime = trt.Runtime(logger)
@@ -65,8 +67,10 @@ def open_engine(plan: bytes, gpu: Gpu) -> Engine:
 
     runtime, engine = on_gpu(gpu, load)
     if engine is None:
-        raise ExportError(f"TensorRT {trt.__version__} does not load the plan it has built; it said:{logger.tail()}")
-    return Engine(engine=engine, runtime=runtime, logger=logger, device=cuda_device(gpu), plan_bytes=len(plan))
+        raise ExportError(f"TensorRT {trt.__version__} does not load the plan it has built; it said:{messages.tail()}")
+    return Engine(
+        engine=engine, runtime=runtime, logger=logger, messages=messages, device=cuda_device(gpu), plan_bytes=len(plan)
+    )
 
 
 def verify(loaded: Engine, profile: Profile, outputs: Sequence[str], onnx: Path) -> dict[str, Any]:
@@ -193,4 +197,4 @@ class PlanRunner:
 
     def _accept(self, accepted: bool, what: str) -> None:
         if not accepted:
-            raise ExportError(f"the plan refuses {what}; TensorRT said:{self._loaded.logger.tail()}")
+            raise ExportError(f"the plan refuses {what}; TensorRT said:{self._loaded.messages.tail()}")

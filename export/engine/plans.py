@@ -1,8 +1,9 @@
 """TensorRT plans as files: what they are called, what is recorded beside each, and which may run on a machine.
 
-A plan belongs to one TensorRT version and one GPU architecture. The architecture is in its name
-(`model.sm86.plan`), so that GPUs of different kinds share a repository: Triton picks by compute capability.
-Everything else is in the sidecar (`model.sm86.plan.json`), which a plan is never without.
+A plan belongs to one version of the library that built it. TensorRT's also belongs to one GPU architecture, which is in
+its name (`model.sm86.plan`), so that GPUs of different kinds share a repository: Triton picks by compute capability.
+That of TensorRT for RTX (`model.rtx.plan`) is for all cards that it was built for. Everything else is in the sidecar
+(`model.sm86.plan.json`), which a plan is never without.
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from affserve.export.engine_sets import RTX_PLAN_FILE
 from affserve.export.machine.gpus import Gpu, driver_obstacle
-from affserve.export.pins import TENSORRT_REQUIREMENT, TENSORRT_VERSION, image
+from affserve.export.pins import TENSORRT_REQUIREMENT, TENSORRT_VERSION, image, rtx_requirement
 from affserve.train.errors import RepositoryError
 from affserve.train.files import file_sha256, write_file
 
-RECORD_SCHEMA = 1
+RECORD_SCHEMA = 2
 # Turing, Ampere (A100; RTX 3090), Ada, Hopper, Blackwell (B200; B300; RTX 5090; GB10): the committed configurations
 # name a plan for each, so that one built later is found without touching them.
 COMPUTE_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "10.3", "12.0", "12.1")
@@ -36,10 +38,11 @@ class PlanRecord:
 
     model: str  # name in the contract
     built_by: str  # "affserve" or "trtexec"
-    tensorrt: str  # four-part version
-    gpu: str  # name of the GPU it was tuned on
-    compute_capability: str  # of that GPU
-    driver: str
+    tensorrt: str  # four-part version of the library
+    compute_capabilities: list[str]  # of the GPUs it runs on
+    rtx: bool = False  # built by TensorRT for RTX, which needs no GPU for it
+    gpu: str = ""  # name of the GPU it was tuned on
+    driver: str = ""  # of that GPU
     onnx_sha256: str  # of the graph it was built from
     plan_sha256: str
     bytes: int  # size of the plan
@@ -47,9 +50,14 @@ class PlanRecord:
     flags: dict[str, Any] = field(default_factory=dict)  # builder settings
     profile: dict[str, Any] = field(default_factory=dict)  # input -> [min, opt, max] shapes
     inspector: dict[str, Any] = field(default_factory=dict)  # layers, types, weight bytes
-    parity: list[dict[str, Any]] = field(default_factory=list)  # checks passed; empty: not compared (trtexec)
+    parity: list[dict[str, Any]] = field(default_factory=list)  # checks passed; empty: not compared (trtexec, RTX)
     notices: list[str] = field(default_factory=list)  # what a reader should know
     schema: int = RECORD_SCHEMA
+
+    @property
+    def file(self) -> str:
+        """The plan's file name."""
+        return RTX_PLAN_FILE if self.rtx else plan_file(self.compute_capabilities[0])
 
 
 def record_file(plan: Path) -> Path:
@@ -65,8 +73,19 @@ def write_record(path: Path, record: PlanRecord) -> None:
 def read_record(path: Path) -> PlanRecord:
     """Read a sidecar back; RepositoryError when it is missing or not one of this schema."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return parse_record(path.read_bytes(), str(path))
+    except OSError as error:
+        raise RepositoryError(
+            f"{path} cannot be read: {error}; a plan without it cannot be told from another machine's: rebuild it "
+            f"with {REBUILD}"
+        ) from error
+
+
+def parse_record(text: bytes, path: str) -> PlanRecord:
+    """Return what a sidecar says; path: its name, for the RepositoryError when it is none of this schema."""
+    try:
+        content = json.loads(text)
+    except ValueError as error:
         raise RepositoryError(
             f"{path} cannot be read: {error}; a plan without it cannot be told from another machine's: rebuild it "
             f"with {REBUILD}"
@@ -97,30 +116,42 @@ def verify_plan(plan: Path, onnx: Path) -> PlanRecord:
     return record
 
 
-def obstacle(record: PlanRecord, gpus: Sequence[Gpu], tensorrt: str = TENSORRT_VERSION) -> str | None:
+def obstacle(record: PlanRecord, gpus: Sequence[Gpu], tensorrt: str | None = TENSORRT_VERSION) -> str | None:
     """Say why a plan cannot run here, and what to do; None when it can.
 
-    tensorrt: four-part version of the server's TensorRT; the pinned container's unless said otherwise.
+    tensorrt: four-part version of the library that will load it, None: there is none. The pinned container's unless
+    said otherwise.
     """
-    name = f"{record.model}/{plan_file(record.compute_capability)}"
+    name, kinds = f"{record.model}/{record.file}", " or ".join(record.compute_capabilities)
     if record.tensorrt != tensorrt:
+        return _other_version(record, name, tensorrt)
+    if not gpus:
+        return (
+            f"{name} needs an NVIDIA GPU with compute capability {kinds} and this machine shows none (nvidia-smi finds "
+            "no GPU): install the NVIDIA driver, or serve on the CPU with --engine cpu"
+        )
+    fitting = [gpu for gpu in gpus if gpu.compute_capability in record.compute_capabilities]
+    if not fitting or (record.rtx and len(fitting) < len(gpus)):  # Triton starts an instance on every GPU
+        found = ", ".join(str(gpu) for gpu in gpus)
+        tuned = "" if record.rtx else f" ({record.gpu})"
+        remedy = "serve it with another engine" if record.rtx else f"rebuild it here with {REBUILD}"
+        return f"{name} was built for compute capability {kinds}{tuned} and this machine has {found}: {remedy}"
+    server = "TensorRT for RTX" if record.rtx else "the serving container"
+    return next((reason for gpu in fitting if (reason := driver_obstacle(gpu, server)) is not None), None)
+
+
+def _other_version(record: PlanRecord, name: str, tensorrt: str | None) -> str:
+    if not record.rtx:
         return (
             f"{name} was built with TensorRT {record.tensorrt} and the server ({image()}) has {tensorrt}, which loads "
             f"only its own plans: pip install {TENSORRT_REQUIREMENT} and rebuild it with {REBUILD}"
         )
-    if not gpus:
-        return (
-            f"{name} needs an NVIDIA GPU with compute capability {record.compute_capability} and this machine shows "
-            "none (nvidia-smi finds no GPU): install the NVIDIA driver, or serve on the CPU with --engine cpu"
-        )
-    fitting = [gpu for gpu in gpus if gpu.compute_capability == record.compute_capability]
-    if not fitting:
-        found = ", ".join(str(gpu) for gpu in gpus)
-        return (
-            f"{name} was built for compute capability {record.compute_capability} ({record.gpu}) and this machine has "
-            f"{found}: rebuild it here with {REBUILD}"
-        )
-    return next((reason for gpu in fitting if (reason := driver_obstacle(gpu)) is not None), None)
+    if tensorrt is None:
+        return f"{name} needs TensorRT for RTX {record.tensorrt}, which is not installed: pip install 'affserve[rtx]'"
+    return (
+        f"{name} was built with TensorRT for RTX {record.tensorrt} and this machine has {tensorrt}, which loads only "
+        f"its own plans: pip install {rtx_requirement(record.tensorrt)}, or export again here"
+    )
 
 
 def missing_plan(model: str, available: Iterable[str], gpus: Sequence[Gpu]) -> str | None:

@@ -84,7 +84,7 @@ def _record(profile: Profile, options: EngineOptions) -> str:
         built_by="trtexec",
         tensorrt="$tensorrt",
         gpu="$name",
-        compute_capability="$capability",
+        compute_capabilities=["$capability"],
         driver="$driver",
         onnx_sha256="$onnx_sha256",
         plan_sha256="$plan_sha256",

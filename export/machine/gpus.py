@@ -58,16 +58,16 @@ def parse_gpus(csv: str) -> list[Gpu]:
     ]
 
 
-def driver_obstacle(gpu: Gpu) -> str | None:
-    """Say why the pinned container cannot use this GPU; None when it can."""
+def driver_obstacle(gpu: Gpu, server: str = "the serving container") -> str | None:
+    """Say why the pinned container, or what else is made for its CUDA, cannot use this GPU; None when it can."""
     if int(gpu.driver.split(".")[0] or 0) < MINIMUM_DRIVER:
         return (
-            f"{gpu.name} has driver {gpu.driver}; the serving container needs {MINIMUM_DRIVER} or later: update the "
+            f"{gpu.name} has driver {gpu.driver}; {server} needs {MINIMUM_DRIVER} or later: update the "
             "NVIDIA driver of this machine"
         )
     if version(gpu.compute_capability) < version(OLDEST_COMPUTE_CAPABILITY):
         return (
-            f"{gpu.name} has compute capability {gpu.compute_capability}; the serving container needs "
+            f"{gpu.name} has compute capability {gpu.compute_capability}; {server} needs "
             f"{OLDEST_COMPUTE_CAPABILITY} or later: serve on the CPU with --engine cpu"
         )
     return None
@@ -78,10 +78,13 @@ def version(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split("."))
 
 
-def installed_tensorrt() -> str | None:
-    """Return the four-part version of Python's TensorRT; None when it is absent or cannot be loaded."""
+def installed_tensorrt(name: str = "tensorrt") -> str | None:
+    """Return the four-part version of Python's TensorRT; None when it is absent or cannot be loaded.
+
+    name: the module; pins.RTX_MODULE for TensorRT for RTX.
+    """
     try:
-        module = importlib.import_module("tensorrt")
+        module = importlib.import_module(name)
     except (ImportError, OSError):
         return None
     return str(module.__version__)

@@ -18,7 +18,8 @@ from affserve.export import engine_sets
 from affserve.export.contract import JPEG_MODELS, MANIFEST_FILE, MODELS, MODELS_WITHOUT_FILES, ModelSpec
 from affserve.export.engine import plans
 from affserve.export.engine_sets import GPU_ONNX_FILE, ONNX_FILE, RTX_PLAN_FILE
-from affserve.export.machine.gpus import Gpu, find_gpus
+from affserve.export.machine.gpus import Gpu, find_gpus, installed_tensorrt
+from affserve.export.pins import RTX_MODULE
 from affserve.export.repository.manifest import EXPORT_COMMAND, Manifest, read_manifest
 from affserve.export.repository.templates import read_config, served_version
 from affserve.train.errors import RepositoryError
@@ -51,18 +52,17 @@ def verify_repository(root: Path, engine: str = engine_sets.CPU) -> Manifest | N
     if not root.is_dir():
         raise RepositoryError(f"{root} is not a folder; write a model repository with: {EXPORT_COMMAND} ...")
     models = [_find_model(root, model.name, engine) for model in served_models(root)]
-    files = [file for model in models if (file := _onnx_file(root, model)) is not None]
+    planned = [model for model in models if model.config.platform == TENSORRT_PLATFORM]
+    gpus = find_gpus() if planned else []
+    for model in planned:
+        _require_gpu(model.name, gpus)
+    files = [file for model in models if (file := _listed_file(root, model)) is not None]
     manifest = read_manifest(root)
     if manifest is not None:
         _check_hashes(root, manifest, [*(model.config_file for model in models), *files])
-    planned = [model for model in models if model.config.platform == TENSORRT_PLATFORM]
-    if planned:
-        gpus = find_gpus()
-        for model in planned:
-            if model.config.default_model_filename == RTX_PLAN_FILE:
-                check_rtx_plan(model.name, model.folder, gpus)
-            else:
-                check_plans(model.name, model.folder, gpus)
+    for model in planned:
+        check = check_rtx_plan if model.config.default_model_filename == RTX_PLAN_FILE else check_plans
+        check(model.name, model.folder, gpus)
     return manifest
 
 
@@ -91,14 +91,17 @@ def config_path(root: Path, name: str, engine: str) -> Path:
     return path
 
 
-def _onnx_file(root: Path, model: ServedModel) -> str | None:
-    """Return the path, relative to `root`, of the graph that ONNX Runtime will load; None where it loads none."""
-    if model.name in MODELS_WITHOUT_FILES or model.config.platform == TENSORRT_PLATFORM:
-        return None
+def _listed_file(root: Path, model: ServedModel) -> str | None:
+    """Return the path, relative to `root`, of the listed file that the server will load; None where there is none."""
     path = model.folder / (model.config.default_model_filename or ONNX_FILE)
+    tuned = model.config.platform == TENSORRT_PLATFORM and path.name != RTX_PLAN_FILE
+    if model.name in MODELS_WITHOUT_FILES or tuned:
+        return None
     file = path.relative_to(root).as_posix()
     if not path.is_file():
-        how = f"{EXPORT_COMMAND} --target {'gpu' if path.name == GPU_ONNX_FILE else 'cpu'} ..."
+        how = f"{EXPORT_COMMAND} --target {'cpu' if path.name == ONNX_FILE else 'gpu'} ..."
+        if path.name == RTX_PLAN_FILE:
+            how = f"pip install 'affserve[rtx]' && {EXPORT_COMMAND} ..."
         raise RepositoryError(f"{root} has no {file}; write it with: {how}")
     return file
 
@@ -108,15 +111,6 @@ def _require_gpu(model: str, gpus: Sequence[Gpu]) -> None:
         raise RepositoryError(
             f"{model} is configured for TensorRT and this machine shows no NVIDIA GPU: serve on the CPU with "
             f"--engine {engine_sets.CPU}, or install the NVIDIA driver"
-        )
-
-
-def check_rtx_plan(model: str, folder: Path, gpus: Sequence[Gpu]) -> None:
-    """RepositoryError unless a version's folder has the plan for RTX cards."""
-    _require_gpu(model, gpus)
-    if not (folder / RTX_PLAN_FILE).is_file():
-        raise RepositoryError(
-            f"{model} has no {RTX_PLAN_FILE}; write it with: {EXPORT_COMMAND} ..., where affserve[rtx] is installed"
         )
 
 
@@ -131,6 +125,14 @@ def check_plans(model: str, folder: Path, gpus: Sequence[Gpu]) -> None:
     for capability in sorted({gpu.compute_capability for gpu in gpus} & here):
         record = plans.verify_plan(folder / plans.plan_file(capability), folder / GPU_ONNX_FILE)
         problem = problem or plans.obstacle(record, gpus)
+    if problem is not None:
+        raise RepositoryError(problem)
+
+
+def check_rtx_plan(model: str, folder: Path, gpus: Sequence[Gpu]) -> None:
+    """RepositoryError unless every GPU here and the TensorRT for RTX here can run the plan in a version's folder."""
+    record = plans.verify_plan(folder / RTX_PLAN_FILE, folder / GPU_ONNX_FILE)
+    problem = plans.obstacle(record, gpus, installed_tensorrt(RTX_MODULE))
     if problem is not None:
         raise RepositoryError(problem)
 

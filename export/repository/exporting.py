@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from affserve.export.artefacts.choice import Chosen, check_usable, choose, timed, wanted
 from affserve.export.artefacts.making import make_artefacts
 from affserve.export.artefacts.material import Material
 from affserve.export.contract import CLIP_ENCODER, CPU, FEATURES, FRAMES, GPU, MANIFEST_FILE, MODELS
 from affserve.export.engine.building import Progress, build_plans
+from affserve.export.engine.plans import PlanRecord
 from affserve.export.engine.profile import EngineOptions
-from affserve.export.engine_sets import GPU_ONNX_FILE, ONNX_FILE
+from affserve.export.engine.rtx import build_rtx_plans
+from affserve.export.engine_sets import GPU_ONNX_FILE, ONNX_FILE, RTX, RTX_PLAN_FILE
 from affserve.export.graphs.flops import count_flops
 from affserve.export.precision.tolerances import Precision
 from affserve.export.repository.manifest import ArtefactRecord, Manifest, VersionRecord
@@ -30,6 +32,7 @@ from affserve.train.errors import ExportError
 from affserve.train.files import file_sha256
 
 FILE_OF_USE = {CPU: ONNX_FILE, GPU: GPU_ONNX_FILE}
+RtxPlans = Literal["none", "tried", "required"]  # tried: left out, with a note, where the builder's plan is no good
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +44,7 @@ class ExportOptions:
     version: int | None = None  # None: replace the whole repository; N: add or replace only this version
     threads: int | None = None  # at which speeds are compared; None: as many as a server here would use
     engines: EngineOptions | None = None  # how to build TensorRT plans on this machine; None: none are built
+    rtx: RtxPlans = "none"  # plans for RTX cards, which any machine with the extra `rtx` builds
 
     def __post_init__(self) -> None:
         unknown = set(self.uses) - set(FILE_OF_USE)
@@ -48,7 +52,7 @@ class ExportOptions:
             raise ExportError(f"uses are {self.uses}; expected some of {', '.join(FILE_OF_USE)}")
         if self.version is not None and self.version < 1:
             raise ExportError(f"version is {self.version}; expected 1 or more")
-        if self.engines is not None and GPU not in self.uses:
+        if (self.engines is not None or self.rtx != "none") and GPU not in self.uses:
             raise ExportError("TensorRT plans are built from the GPU's graph; export it, too, with --target all")
         check_usable(self.uses, self.precision)
 
@@ -114,6 +118,8 @@ def export_repository(
         write_configs(staging, sources.description, version)
         if options.engines is not None:
             build_plans(staging, version, options.engines, progress)
+        if options.rtx != "none":
+            record = _with_rtx(staging, version, record, options.rtx, progress)
         _write_manifest(staging, version, record, kept)
         if kept is None:
             place.place_whole(staging)
@@ -179,6 +185,29 @@ def _record(staging: Path, one: Chosen, version: int, window_frames: int) -> Art
         parity=tuple(asdict(check) for check in one.artefact.checks),
         notes=one.artefact.notes,
     )
+
+
+def _with_rtx(
+    staging: Path, version: int, record: VersionRecord, wanted: RtxPlans, progress: Progress
+) -> VersionRecord:
+    """Build the plans for RTX cards and list them; where they were only tried and are no good, note why."""
+    try:
+        plans = build_rtx_plans(staging, version, progress)
+    except ExportError as error:
+        if wanted == "required":
+            raise
+        for file in staging.glob(f"*/{version}/{RTX_PLAN_FILE}*"):  # both models' or none
+            file.unlink()
+        return replace(record, notes=(*record.notes, f"no plans for RTX cards: {error}"))
+    sources = {one.model: one for one in record.artefacts if one.use == GPU}
+    listed = tuple(_rtx_record(sources[plan.model], plan) for plan in plans)
+    return replace(record, artefacts=(*record.artefacts, *listed))
+
+
+def _rtx_record(source: ArtefactRecord, plan: PlanRecord) -> ArtefactRecord:
+    path = source.path.replace(GPU_ONNX_FILE, RTX_PLAN_FILE)
+    told = tuple(plan.notices)
+    return replace(source, path=path, use=RTX, sha256=plan.plan_sha256, bytes=plan.bytes, parity=(), notes=told)
 
 
 def _write_manifest(staging: Path, version: int, record: VersionRecord, kept: Manifest | None) -> None:

@@ -11,14 +11,15 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from affserve.export.contract import CLIP_ENCODER, TEMPORAL_HEAD
-from affserve.export.engine.plans import COMPUTE_CAPABILITIES, PlanRecord, obstacle, plan_file
-from affserve.export.machine.gpus import Gpu, find_gpus
-from affserve.export.pins import image
+from affserve.export.engine.plans import COMPUTE_CAPABILITIES, PlanRecord, obstacle, parse_record, plan_file
+from affserve.export.engine_sets import RTX_PLAN_FILE
+from affserve.export.machine.gpus import Gpu, find_gpus, installed_tensorrt
+from affserve.export.pins import RTX_MODULE, TENSORRT_VERSION, image
 from affserve.export.repository.manifest import ArtefactRecord, Manifest, VersionRecord
 from affserve.export.repository.placement import Target, require_manifest
 
 DIGITS = 4
-SERVED_BY = {"cpu": "ONNX Runtime on a CPU", "gpu": "TensorRT, or ONNX Runtime on a GPU"}
+SERVED_BY = {"cpu": "ONNX Runtime on a CPU", "gpu": "TensorRT, or ONNX Runtime on a GPU", "rtx": "TensorRT for RTX"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,10 +32,12 @@ class PlanState:
     def line(self) -> str:
         """Return it as text."""
         record = self.record
+        library = "TensorRT for RTX" if record.rtx else "TensorRT"
+        cards = record.gpu or f"compute capability {', '.join(record.compute_capabilities)}"
+        here = f"cannot run here: {self.obstacle}" if self.obstacle else "may run here"
         return (
-            f"{record.model} {plan_file(record.compute_capability)}: {record.bytes / 1e6:.0f} MB, for {record.gpu}, "
-            f"TensorRT {record.tensorrt}, built by {record.built_by}; "
-            + (f"cannot run here: {self.obstacle}" if self.obstacle else "may run here")
+            f"{record.model} {record.file}: {record.bytes / 1e6:.0f} MB, for {cards}, {library} {record.tensorrt}, "
+            f"built by {record.built_by}{_compiled(record.inspector)}; {here}"
         )
 
 
@@ -61,7 +64,8 @@ class Inspection:
             served = "served" if number == self.manifest.served else f"kept; affserve export --activate {number}"
             lines += ["", f"version {number} ({served})", *_version_lines(record)]
             lines += [f"  {state.line()}" for state in self.plans[number]]
-            if not self.plans[number] and any(one.use == "gpu" for one in record.artefacts):
+            tuned = [state for state in self.plans[number] if not state.record.rtx]
+            if not tuned and any(one.use == "gpu" for one in record.artefacts):
                 lines.append(f"  no TensorRT plans yet: affserve export --print-trtexec builds them in {image()}")
         return "\n".join(lines)
 
@@ -69,22 +73,32 @@ class Inspection:
 def inspect_repository(target: Target) -> Inspection:
     """Describe the repository at a place; RepositoryError when there is none."""
     manifest = require_manifest(target)
-    gpus = find_gpus()
+    gpus, rtx = find_gpus(), installed_tensorrt(RTX_MODULE)
     return Inspection(
         name=target.name,
         manifest=manifest,
-        plans={version: _plans(target, version, gpus) for version in manifest.versions},
+        plans={version: _plans(target, version, gpus, rtx) for version in manifest.versions},
     )
 
 
-def _plans(target: Target, version: int, gpus: Sequence[Gpu]) -> list[PlanState]:
+def _plans(target: Target, version: int, gpus: Sequence[Gpu], rtx: str | None) -> list[PlanState]:
     records = [
-        PlanRecord(**json.loads(content))
+        parse_record(content, f"{target.name}/{path}")
         for model in (CLIP_ENCODER.name, TEMPORAL_HEAD.name)
-        for capability in COMPUTE_CAPABILITIES
-        if (content := target.read(f"{model}/{version}/{plan_file(capability)}.json")) is not None
+        for file in (*map(plan_file, COMPUTE_CAPABILITIES), RTX_PLAN_FILE)
+        if (content := target.read(path := f"{model}/{version}/{file}.json")) is not None
     ]
-    return [PlanState(record=record, obstacle=obstacle(record, gpus)) for record in records]
+    loaders = {False: TENSORRT_VERSION, True: rtx}
+    return [PlanState(record=record, obstacle=obstacle(record, gpus, loaders[record.rtx])) for record in records]
+
+
+def _compiled(inspector: Mapping[str, Any]) -> str:
+    """Say in a few words what a plan is made of, where that is known."""
+    if "layers" not in inspector:
+        return ""
+    types = ", ".join(f"{count} {name}" for name, count in inspector["types"].items())
+    fused = inspector.get("fused_attentions")
+    return f"; {inspector['layers']} layers, outputs {types}" + (f", {fused} attentions fused" if fused else "")
 
 
 def _version_lines(record: VersionRecord) -> list[str]:
@@ -113,15 +127,19 @@ def _artefact_lines(artefact: ArtefactRecord) -> list[str]:
     return [
         f"  {artefact.path}: {artefact.precision}, {artefact.bytes / 1e6:.1f} MB, {artefact.flops / 1e9:.3g} GFLOP per "
         f"{per}, for {SERVED_BY[artefact.use]}",
-        f"    compared with PyTorch in {len(artefact.parity)} ways; closest to its limit: {closest(artefact.parity)}",
+        *_compared(artefact.parity),
         *(f"    {note}" for note in artefact.notes),
     ]
 
 
+def _compared(checks: Sequence[Mapping[str, Any]]) -> list[str]:
+    if not checks:
+        return []
+    return [f"    compared with PyTorch in {len(checks)} ways; closest to its limit: {closest(checks)}"]
+
+
 def closest(checks: Sequence[Mapping[str, Any]]) -> str:
     """Return the comparison that used up most of what its limit allows."""
-    if not checks:
-        return "none"
     worst = max(checks, key=_used)
     sign = "at least" if worst["at_least"] else "at most"
     return f"{worst['what']} {worst['figure']:.{DIGITS}g} ({sign} {worst['limit']:g})"

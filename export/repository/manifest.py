@@ -1,7 +1,7 @@
 """`manifest.json`: what a repository holds, what it was made from and with, and where it may run.
 
-One record per version, so that an older version stays described for as long as it is kept. TensorRT plans are not in
-it: they may be added later, on the machine that serves, and each has a record of its own beside it (plans.py).
+One record per version, so that an older version stays described for as long as it is kept. Plans for one kind of GPU
+are not in it: they may be added later, on the machine that serves. Every plan has a record beside it (plans.py).
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ WRITE_AGAIN = f"write it again with: {EXPORT_COMMAND} ..."
 
 @dataclass(frozen=True, kw_only=True)
 class ArtefactRecord:
-    """One ONNX file of one version."""
+    """One ONNX file, or plan for RTX cards, of one version."""
 
     path: str  # relative to the repository
     model: str  # contract name
-    use: str  # CPU or GPU
+    use: str  # CPU or GPU, or rtx for its plans
     precision: str  # fp32, fp16 or int8
     sha256: str
     bytes: int
     flops: int  # per frame (encoder) or per window (head); a multiplication and an addition are two
-    parity: tuple[Mapping[str, Any], ...]  # figures and limits, as parity.Check has them
+    parity: tuple[Mapping[str, Any], ...]  # figures and limits, as parity.Check has them; empty: not compared (RTX)
     notes: tuple[str, ...] = ()
 
 

@@ -38,8 +38,8 @@ from affserve.train.errors import ExportError
 from affserve.train.models.encoder import DEMO_ARCHITECTURE, create_encoder
 from affserve.train.models.temporal_head import TemporalHead, demo_head_config
 
-EXPORT = Path(building.__file__).parent
-BUILDER_FILES = [path for path in EXPORT.glob("*.py") if "import tensorrt as trt" in path.read_text()]
+ENGINE = Path(building.__file__).parent
+FOR_RTX = ("builder.py", "rtx.py")
 
 
 @pytest.fixture(scope="module")
@@ -67,9 +67,22 @@ def types(stubs: Path) -> Path:
     return tensorrt_stubs.write_types(stubs)
 
 
-def test_every_use_of_tensorrt_is_in_its_bindings(types: Path) -> None:
-    assert {"builder.py", "loaded.py"} <= {path.name for path in BUILDER_FILES}
-    assert tensorrt_stubs.type_errors(types, *BUILDER_FILES) == []
+def checked(folder: Path, *names: str) -> list[Path]:
+    """Copies of the files in which `trt` is the module itself, not an argument that may be any module."""
+    for name in names:
+        (folder / name).write_text((ENGINE / name).read_text().replace("trt: ModuleType", "_trt: ModuleType"))
+    return [folder / name for name in names]
+
+
+def test_every_use_of_tensorrt_is_in_its_bindings(types: Path, tmp_path: Path) -> None:
+    names = [path.name for path in ENGINE.glob("*.py") if "import tensorrt as trt" in path.read_text()]
+    assert {"builder.py", "loaded.py", "tuning.py"} <= set(names)
+    assert tensorrt_stubs.type_errors(types, *checked(tmp_path, *(set(names) - {"rtx.py"}))) == []
+
+
+def test_every_use_of_tensorrt_for_rtx_is_in_its_bindings(stubs: Path, tmp_path: Path) -> None:
+    types = tensorrt_stubs.write_types(stubs, "tensorrt_rtx_bindings.tensorrt_rtx", tmp_path)
+    assert tensorrt_stubs.type_errors(types, *checked(tmp_path, *FOR_RTX)) == []
 
 
 MISTAKES = """\
@@ -99,9 +112,11 @@ def test_what_tensorrt_does_not_have_is_found(types: Path, tmp_path: Path) -> No
 
 MONITOR = """
 import json, threading
-from affserve.export.engine.builder import CollectingLogger, ProgressMonitor, start_builder
-told = []
-monitor = ProgressMonitor(lambda phase, done: told.append((phase, done)))
+import tensorrt as trt
+from affserve.export.engine.builder import Messages, Progress, logger_into, monitor_into, start_builder
+told, messages = [], Messages()
+progress = Progress(lambda phase, done: told.append((phase, done)))
+monitor = monitor_into(trt, progress)
 monitor.phase_start("Building", None, 2)
 monitor.phase_start("Tactics", "Building", 4)
 going = [monitor.step_complete("Tactics", step) for step in range(4)]
@@ -117,14 +132,14 @@ threads = [
 ]
 for thread in threads: thread.start()
 for thread in threads: thread.join()
-monitor.cancelled.set()
+progress.cancelled.set()
 stopped = monitor.step_complete("Building", 1)
 monitor.phase_finish("Building")
-logger = CollectingLogger()
-logger.log(sys.modules["tensorrt"].ILogger.ERROR, "no such tactic")
-logger.log(sys.modules["tensorrt"].ILogger.VERBOSE, "chatter")
+logger = logger_into(trt, messages)
+logger.log(trt.ILogger.ERROR, "no such tactic")
+logger.log(trt.ILogger.VERBOSE, "chatter")
 try:
-    start_builder(logger)
+    start_builder(trt, logger, messages)
 except Exception as error:
     refused = [type(error).__name__, str(error)]
 print(json.dumps({"told": told, "half": half, "going": going, "stopped": stopped, "refused": refused}))

@@ -87,8 +87,8 @@ def test_a_sidecar_survives_writing(tmp_path: Path) -> None:
         ("{", "cannot be read"),
         ("[]", "schema 'list'"),
         ('{"schema": 99}', "schema 99"),
-        ('{"schema": 1, "colour": "red"}', "schema 1"),
-        ('{"schema": 1, "model": "clip_encoder"}', "is incomplete: .*built_by"),
+        ('{"schema": 2, "colour": "red"}', "schema 2"),
+        ('{"schema": 2, "model": "clip_encoder"}', "is incomplete: .*built_by"),
     ],
     ids=["missing", "not_json", "not_a_record", "newer", "unknown_field", "incomplete"],
 )
