@@ -97,10 +97,24 @@ def demo(
     from json import dumps
 
     from affserve.client.commands.demo import default_config, print_progress, run_demo
-    from affserve.client.commands.demo_report import table
+    from affserve.client.commands.demo_report import next_steps, table
 
     comparison = run_demo(folder, default_config(), fresh=fresh, log=print_progress)
-    typer.echo(dumps(comparison.as_dict()) if json else f"\n{table(comparison)}")
+    if json:
+        return typer.echo(dumps(comparison.as_dict()))
+    steps = "\n".join(next_steps(comparison, _program()))
+    return typer.echo(f"\n{table(comparison)}\n\nTry next (Ctrl-C ends the second and the third):\n{steps}")
+
+
+def _program() -> str:
+    """Return how affserve was called, for commands to print: by its path where the shell would not find it."""
+    from shutil import which
+
+    called = Path(sys.argv[0])
+    if called.suffix == ".py":
+        return f"{sys.executable} -m affserve.client"
+    found = which(called.name)
+    return called.name if found and Path(found).resolve() == called.resolve() else sys.argv[0]
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ replacement, each with all their frames.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -176,3 +177,17 @@ def table(comparison: Comparison) -> str:
         f"repository  {comparison.repository}",
     ]
     return "\n".join(lines)
+
+
+def next_steps(comparison: Comparison, program: str) -> list[str]:
+    """Return three commands to try next, as they are to be typed; program: how affserve is called."""
+    folder, video = comparison.repository.parent, comparison.csv[0].stem
+    clip, repository = (
+        shlex.quote(str(path)) for path in (folder / f"corpus/videos/{video}.mp4", comparison.repository)
+    )
+    look = shlex.quote(str(folder / "look"))
+    return [
+        f"{program} infer {clip} --repository {repository} --out {look} --overlay {look}",
+        f"{program} live {clip} --repository {repository}",
+        f"{program} serve {repository}",
+    ]

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import csv
 import json
+import shlex
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
+import typer.main
 
+from affserve.client.cli import app
 from affserve.client.commands.demo import SUMMARY_FILE, DemoConfig, run_demo
-from affserve.client.commands.demo_report import Judged, compare, smooth, table
+from affserve.client.commands.demo_report import Judged, compare, next_steps, smooth, table
 from affserve.client.results.rows import RowFormatter, Rows
 from affserve.export.contract import default_head_description
 from affserve.train.errors import AffserveError, DataError
@@ -55,6 +59,13 @@ def test_the_whole_way_and_what_a_second_run_reuses(tmp_path: Path, monkeypatch:
             assert len(list(csv.DictReader(file))) == 40
     assert first.plots[0].read_bytes().startswith(b"\x89PNG")
     assert "expressions, macro F1" in table(first)
+
+    for line in next_steps(first, "affserve"):
+        arguments = shlex.split(line)[1:]
+        command = typer.main.get_command(app)
+        assert isinstance(command, click.Group)
+        command.commands[arguments[0]].make_context(arguments[0], arguments[1:])
+        assert all(Path(word).exists() for word in arguments if word.startswith("/") and not word.endswith("look"))
 
     second_log: list[str] = []
     second = run_demo(folder, tiny(epochs=1), log=second_log.append)
