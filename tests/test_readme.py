@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
-import click
 import pytest
 import typer.main
+from typer.core import TyperGroup
 
 from affserve.benchmarks.report.report import fill_markers
 from affserve.client.cli import app
@@ -28,8 +29,8 @@ TORCHRUN = re.compile(r"torchrun --nproc-per-node 2 -m affserve\.(?=train )")
 @pytest.mark.parametrize("line", [line for line in COMMANDS if line.startswith(("affserve ", "torchrun "))])
 def test_commands_are_understood(line: str) -> None:
     arguments = shlex.split(TORCHRUN.sub("affserve ", line))[1:]
-    command: click.Command = typer.main.get_command(app)
-    while isinstance(command, click.Group):
+    command: Any = typer.main.get_command(app)
+    while isinstance(command, TyperGroup):
         command = command.commands[arguments.pop(0)]
     command.make_context(command.name, arguments)
 
