@@ -25,7 +25,7 @@ from affserve.train.labels import ACTION_UNITS, EXPRESSION, TASKS, VALENCE_AROUS
 from affserve.train.models.checkpoint import load_encoder, load_head, save_head
 from affserve.train.models.temporal_head import TemporalHead, demo_head_config
 from affserve.train.provenance import Provenance
-from affserve.train.synthetic.corpus import write_corpus
+from affserve.train.synthetic.corpus import TEMPLATES, write_corpus
 from affserve.train.synthetic.plan import SyntheticConfig
 from affserve.train.windows import Outputs
 
@@ -102,6 +102,18 @@ def expected_outputs(corpus: Corpus, checkpoints: tuple[Path, Path], store: Path
     head, _ = load_head(checkpoints[1])
     features = fill_gaps(crops, np.arange(1, frames + 1))
     return predict_video(head, features, Segmenting())
+
+
+def test_a_generated_corpus_has_templates_to_try(
+    corpus: Corpus, checkpoints: tuple[Path, Path], store: Path, tmp_path: Path
+) -> None:
+    paths = sorted((corpus.root / TEMPLATES).iterdir())
+    assert [path.stem for path in paths] == sorted(TASKS)
+    asked = [word for path in paths for word in ("--template", path)]
+    result = evaluate(corpus, checkpoints, store, *asked, "--out", tmp_path)
+    assert result.exit_code == 0, f"{result.output}{result.exception!r}"
+    for path in paths:
+        assert len((tmp_path / path.name).read_text().splitlines()) == len(path.read_text().splitlines()) > 100
 
 
 @pytest.mark.parametrize("task", list(TASKS.values()), ids=list(TASKS))

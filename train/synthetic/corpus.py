@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from affserve.train.corpus.affwild2 import CORPUS_FILE
+from affserve.train.corpus.affwild2 import CORPUS_FILE, VALIDATION
 from affserve.train.corpus.annotations import format_annotation, validity
 from affserve.train.crops import CROP_SIZE_PX, REFERENCE_LANDMARKS_PX, align_face
 from affserve.train.errors import DataError, OutputError
@@ -37,6 +37,9 @@ SCHEMA_VERSION = 1
 GENERATOR_VERSION = 3  # rises whenever the same config would give other bytes
 
 Progress = Callable[[int, int], None]  # frames drawn, frames in all
+
+TEMPLATES = "templates"  # folder of the challenge's files to be filled
+LOCATION_COLUMN = "image_location"  # their first
 
 _CANVAS_UNITS = 4.4  # face units that an image must be wide for a crop to stay inside it
 _EYE_DISTANCE_PX = float(REFERENCE_LANDMARKS_PX[1, 0] - REFERENCE_LANDMARKS_PX[0, 0])
@@ -83,6 +86,7 @@ def write_corpus(
     try:
         with staged_folder(root) as staging:
             written = _write_all(staging, config, videos, whole, workers, progress)
+            _write_templates(staging, videos)
             _write_description(staging, config, videos, whole, written)
     except OSError as error:
         raise OutputError(f"{root}: cannot be written: {error}") from error
@@ -230,6 +234,16 @@ def _spoil(values: NDArray[np.float32], plan: VideoPlan, task: Task) -> NDArray[
         # Of valence and arousal one is missing, of twelve action units every third.
         values[first - 1 : last, :: 3 if task.columns > 2 else 2] = task.invalid
     return values
+
+
+def _write_templates(root: Path, videos: list[VideoPlan]) -> None:
+    """Write the file of each task that the challenge hands out to be filled: a row a frame of the validation videos."""
+    (root / TEMPLATES).mkdir()
+    for task in map(task_by_key, DRAWN_TASKS):
+        asked = (plan for plan in videos if plan.subset == VALIDATION and task.key in plan.tasks)
+        rows = [f"{plan.name}/{number:05d}.jpg\n" for plan in asked for number in range(1, plan.lines + 1)]
+        text = f"{LOCATION_COLUMN},{task.header}\n" + "".join(rows)
+        (root / TEMPLATES / f"{task.key}.txt").write_text(text, encoding="utf-8", newline="\n")
 
 
 def _write_description(
