@@ -22,7 +22,7 @@ from affserve.export.export_cli import export
 from affserve.export.serve_cli import serve
 from affserve.export.server.events import write_to_stderr
 from affserve.train.cli import data_app, evaluate, train_app
-from affserve.train.errors import AffserveError, MissingExtraError, UsageError
+from affserve.train.errors import AffserveError, MissingExtraError, UsageError, remedy
 from affserve.train.signals import INTERRUPTED, was_interrupted
 
 EXTRA_OF = {
@@ -139,6 +139,10 @@ def _run() -> None:
         if (extra := EXTRA_OF.get(error.name or "")) is None:
             raise  # not a missing extra but a broken installation: the trace is what is needed
         _fail(MissingExtraError(str(error.name), extra))
+    except OSError as error:
+        if (what_to_do := remedy(error)) is None:
+            raise
+        _fail(AffserveError(f"{error}; {what_to_do}"))
 
 
 def _fail(error: AffserveError) -> NoReturn:

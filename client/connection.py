@@ -17,8 +17,8 @@ from rich.console import Console
 from affserve.client.client import AffectClient
 from affserve.client.wire.calls import RetryPolicy
 from affserve.client.wire.transport import Transport
-from affserve.export.server.security import CallerTls
-from affserve.train.errors import UsageError
+from affserve.export.server.security import PRIVATE, CallerTls
+from affserve.train.errors import UsageError, printable
 
 URL_ENVIRONMENT = "AFFSERVE_URL"
 DEFAULT_POLICY = RetryPolicy()
@@ -30,6 +30,7 @@ class Connection:
 
     repository: Path | None = None  # start a server for this model repository
     url: str | None = None  # HOST:PORT of a running server, or several with commas between
+    trust: bool = False  # start it also where nothing vouches for the repository
     threads: int | None = None  # of a server that is started here; None: it decides
     quiet: bool = False
     transport: Transport = Transport.AUTO  # how frames travel
@@ -88,9 +89,11 @@ def _server(connection: Connection) -> Iterator[str]:
     from affserve.export.server.config import ServerConfig
     from affserve.export.server.supervisor import SupervisedServer
 
-    server = SupervisedServer(
-        ServerConfig(repository=connection.repository, threads=connection.threads), on_event=_tell_server_event
+    # A socket file: no other user of this machine can ask the server, crash it, or touch the frames.
+    config = ServerConfig(
+        repository=connection.repository, trust=connection.trust, threads=connection.threads, host=PRIVATE
     )
+    server = SupervisedServer(config, on_event=_tell_server_event)
     with Console(stderr=True, quiet=connection.quiet).status("starting a server"):  # shows only in a terminal
         server.start()
     try:
@@ -101,4 +104,4 @@ def _server(connection: Connection) -> Iterator[str]:
 
 def _tell_server_event(event: Mapping[str, object]) -> None:
     reason = f" ({event['reason']})" if "reason" in event else ""
-    print(f"note: the local server: {event['event']}{reason}", file=sys.stderr)
+    print(printable(f"note: the local server: {event['event']}{reason}"), file=sys.stderr)

@@ -6,6 +6,7 @@ belongs to one request. All tensors are C-contiguous; frames are RGB.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -84,6 +85,10 @@ MODELS_WITH_LABELS = (TEMPORAL_HEAD.name, AFFECT.name, AFFECT_JPEG.name)
 MODELS_WITHOUT_FILES = (AFFECT.name, *JPEG_MODELS)
 
 
+MOST_WINDOW_FRAMES = 100_000  # a client holds a window in memory
+_LABEL = re.compile(r"\w[\w .+-]{,99}")  # it becomes the name of a column
+
+
 @dataclass(frozen=True, kw_only=True)
 class HeadDescription:
     """What a served head can do, as it travels in the `parameters` of the configs of MODELS_WITH_LABELS.
@@ -128,6 +133,16 @@ class HeadDescription:
             raise RepositoryError(
                 f"{source}: window_frames and stride_frames are not whole numbers: {error}; export it again"
             ) from error
+        if not 0 < stride <= window <= MOST_WINDOW_FRAMES:
+            raise RepositoryError(
+                f"{source} tells windows of {window} frames every {stride}, expected 1 to {MOST_WINDOW_FRAMES}, none "
+                "further apart than it is long: it was not written by affserve export; export it again"
+            )
+        if odd := [name for names in labels.values() for name in names if not _LABEL.fullmatch(name)]:
+            raise RepositoryError(
+                f"{source} tells the label {odd[0]!r}, expected a word or two: it was not written by affserve export; "
+                "export it again"
+            )
         return cls(
             labels=labels,
             window_frames=window,

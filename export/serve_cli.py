@@ -26,16 +26,22 @@ def serve(
     repository: Annotated[Path, typer.Argument(help="Model repository, as written by affserve export.")],
     grpc_port: Port = 8001,
     http_port: Annotated[
-        int, typer.Option(min=0, max=65535, help="0: any free one. With TLS there is no HTTP.")
-    ] = 8000,
+        int | None,
+        typer.Option(
+            min=0,
+            max=65535,
+            help="Also answer HTTP, which affserve itself never uses; 0: any free port. Whoever reaches it can crash "
+            "Triton 2.51, and there is none beside TLS.  [default: off]",
+        ),
+    ] = None,
     metrics_port: Annotated[
         int | None, typer.Option(min=0, max=65535, help="Prometheus metrics; 0: any free port.  [default: off]")
     ] = None,
     host: Annotated[
         str,
         typer.Option(
-            help="Address to listen on. Beyond this machine only a server without known holes may listen; the wheel's "
-            "Triton 2.51 (October 2024) has some."
+            help="Address to listen on, or unix:PATH, a socket file that only you can open. Beyond this machine only a "
+            "server without known holes may listen; the wheel's Triton 2.51 (October 2024) has some."
         ),
     ] = "127.0.0.1",
     i_know: Annotated[
@@ -46,9 +52,10 @@ def serve(
             "2026, and whoever reaches it may run code on this machine.",
         ),
     ] = False,
-    tls_cert: Annotated[
-        Path | None, typer.Option(help="PEM certificate of the server: gRPC is encrypted, HTTP is off.")
-    ] = None,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Serve what no manifest vouches for: its files may run programs as you.")
+    ] = False,
+    tls_cert: Annotated[Path | None, typer.Option(help="PEM certificate of the server: gRPC is encrypted.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="PEM private key of --tls-cert.")] = None,
     tls_ca: Annotated[
         Path | None,
@@ -61,7 +68,8 @@ def serve(
         bool | None,
         typer.Option(
             "--shared-memory/--no-shared-memory",
-            help="Whether callers may hand over tensors in /dev/shm: who may, reads and writes what lies there.  "
+            help="Whether callers may hand over tensors in /dev/shm. Who may can have others' frames analysed, and "
+            "crash Triton 2.51: where strangers have accounts, say no, or --host unix:PATH.  "
             "[default: only if nobody but this machine can call]",
         ),
     ] = None,

@@ -95,8 +95,8 @@ def own(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def server_url(repository: Path) -> Iterator[str]:
-    """The gRPC address of a server for `repository`, for tests that only ask it."""
-    with TritonServer(ServerConfig(repository=repository)) as server:
+    """The gRPC address of a server for `repository`, for tests that only ask it; with HTTP, as nobody has it."""
+    with TritonServer(ServerConfig(repository=repository, http_port=0)) as server:
         yield server.grpc_url
 
 

@@ -20,9 +20,19 @@ import tritonclient.grpc as triton
 from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException
 
-from affserve.export.contract import FEATURE_WIDTH, JPEG_MODELS, TASK_OUTPUTS, default_head_description
+from affserve.export.contract import (
+    FEATURE_WIDTH,
+    JPEG_MODELS,
+    MANIFEST_FILE,
+    STRIDE_FRAMES,
+    TASK_OUTPUTS,
+    WINDOW_FRAMES,
+    default_head_description,
+)
 from affserve.export.repository.check import served_models
+from affserve.export.repository.manifest import ArtefactRecord, Manifest, VersionRecord
 from affserve.export.repository.templates import write_configs
+from affserve.train.files import file_sha256
 
 needs_wheel = pytest.mark.skipif(importlib.util.find_spec("pytriton") is None, reason="needs the extra affserve[serve]")
 
@@ -43,6 +53,38 @@ def write_repository(root: Path) -> None:
         (root / model.name / "1").mkdir()
     write_encoder(root / "clip_encoder" / "1" / "model.onnx")
     write_head(root / "temporal_head" / "1" / "model.onnx")
+    vouch(root)
+
+
+def vouch(root: Path) -> None:
+    """Write the manifest of what lies there now: of a test's own changes nobody else would know."""
+    written = sorted(path for path in root.rglob("*.*") if path.suffix in (".onnx", ".py", ".pbtxt"))
+    files = {path.relative_to(root).as_posix(): file_sha256(path) for path in written}
+    facts: dict[str, Any] = {"use": "cpu", "precision": "fp32", "bytes": 1, "flops": 1, "parity": ()}
+    record = VersionRecord(
+        trained_on="unknown",
+        labels=default_head_description().labels,
+        window_frames=WINDOW_FRAMES,
+        stride_frames=STRIDE_FRAMES,
+        encoder={"fingerprint": "unknown"},
+        heads=(),
+        built_with={},
+        artefacts=tuple(
+            ArtefactRecord(path=file, model=Path(file).parts[0], sha256=digest, **facts)
+            for file, digest in files.items()
+            if not file.endswith(".pbtxt")
+        ),
+    )
+    configs = {file: digest for file, digest in files.items() if file.endswith(".pbtxt")}
+    (root / MANIFEST_FILE).write_bytes(Manifest(served=1, versions={1: record}, configs=configs).to_json())
+
+
+def save(model: Any, path: Path) -> None:
+    import onnx
+
+    onnx.save(model, path)
+    if len(path.parents) > 2 and (path.parents[2] / MANIFEST_FILE).exists():
+        vouch(path.parents[2])
 
 
 def projection() -> NDArray[np.float32]:
@@ -51,7 +93,6 @@ def projection() -> NDArray[np.float32]:
 
 def write_encoder(path: Path) -> None:
     """features = (mean colour of the frame) @ projection, and a look-up that fails on POISON."""
-    import onnx
     from onnx import TensorProto, helper, numpy_helper
 
     constants: Tensors = {
@@ -79,12 +120,11 @@ def write_encoder(path: Path) -> None:
         [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["N", FEATURE_WIDTH])],
         [numpy_helper.from_array(value, name) for name, value in constants.items()],
     )
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
 
 
 def write_head(path: Path, detours: int = 0) -> None:
     """Each output is activation(features @ weights of its own), after so many products with the identity."""
-    import onnx
     from onnx import TensorProto, helper, numpy_helper
 
     activations = {"valence_arousal": "Tanh", "expression": "Softmax", "action_units": "Sigmoid"}
@@ -101,7 +141,7 @@ def write_head(path: Path, detours: int = 0) -> None:
     nodes.insert(0, helper.make_node("Identity", ["features"], ["step_0"]))
     features = helper.make_tensor_value_info("features", TensorProto.FLOAT, [1, "T", FEATURE_WIDTH])
     graph = helper.make_graph(nodes, "head", [features], outputs, weights)
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
 
 
 def make_frames(count: int, seed: int) -> Frames:
@@ -175,7 +215,7 @@ def wait_for(condition: Any) -> None:
 @contextlib.contextmanager
 def serve_command(root: Path, *options: str, **streams: Any) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """Run `affserve serve` and yield it with the line it prints when it is ready."""
-    command = [sys.executable, "-m", "affserve.client", "serve", str(root), "--grpc-port=0", "--http-port=0", *options]
+    command = [sys.executable, "-m", "affserve.client", "serve", str(root), "--grpc-port=0", *options]
     streams = {"stderr": subprocess.PIPE, **streams}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **streams) as process:
         assert process.stdout is not None
@@ -188,7 +228,7 @@ def serve_command(root: Path, *options: str, **streams: Any) -> Iterator[tuple[s
 def url_of(line: str) -> str:
     """The gRPC address in the line that `affserve serve` prints when it is ready."""
     assert "grpc://" in line, line
-    return line.split("grpc://")[1].split()[0]
+    return line.split("grpc://")[1].split()[0].rstrip(":")
 
 
 def family(process: subprocess.Popen[str]) -> tuple[list[psutil.Process], str]:

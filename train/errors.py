@@ -19,9 +19,39 @@ Every message states what was found, what was expected and what to do.
 
 from __future__ import annotations
 
+import errno
+import re
+
+# What a terminal obeys in place of showing it, what reverses the order of letters, and what no encoding has.
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """Return text of strangers, such as names of files or words of a server, with what is not to be printed escaped."""
+    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+_REMEDIES = {
+    errno.EMFILE: "allow more open files, with ulimit -n 4096 before the command",
+    errno.ENFILE: "this machine has too many open files: end what has them open",
+    errno.ENOSPC: "make room on that disk, or choose another (of temporary files: with TMPDIR)",
+    errno.EDQUOT: "your share of that disk is used up: make room, or choose another (of temporary files: with TMPDIR)",
+    errno.EROFS: "choose a place that can be written",
+    errno.ENAMETOOLONG: "choose a shorter name",
+}
+
+
+def remedy(error: OSError) -> str | None:
+    """Say what to do where the machine has come to a limit that may show itself anywhere; None for other errors."""
+    return _REMEDIES.get(error.errno or 0)
+
 
 class AffserveError(Exception):
     """The base of all errors that are the user's to act on."""
+
+    def __str__(self) -> str:
+        """Return the message, safe for a terminal: it often quotes others."""
+        return printable(super().__str__())
 
 
 class UsageError(AffserveError):

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 def doctor(
     repository: Annotated[Path | None, typer.Argument(help="Model repository to judge as well.")] = None,
     grpc_port: Annotated[int, typer.Option(min=0, max=65535, help="Where it is to be served.")] = 8001,
-    http_port: Annotated[int, typer.Option(min=0, max=65535, help="Where it is to be served.")] = 8000,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
 ) -> None:
     """Say what this machine can serve with, what would stop it, and what to do about it.
@@ -25,7 +24,7 @@ def doctor(
 
     from affserve.export.doctor import examine
 
-    diagnosis = examine(repository, {"grpc": grpc_port, "http": http_port}, [_face_model()])
+    diagnosis = examine(repository, {"grpc": grpc_port}, [_face_model()])
     typer.echo(dumps(diagnosis.as_dict()) if json else diagnosis.text())
     if diagnosis.problems:
         raise typer.Exit(1)

@@ -73,6 +73,9 @@ def infer(
     ] = FaceSettings.smoothing,
     croppers: CropperOptions,
     fps: Annotated[float, typer.Option(min=0.001, help="Clock of a folder of images, in frames per second.")] = 30.0,
+    max_megapixels: Annotated[
+        float, typer.Option(min=0.001, help="Million pixels of a picture; one with more is refused, not decoded.")
+    ] = 100.0,
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads of decoding, of face detection and of the server's models.")
     ] = None,
@@ -107,6 +110,7 @@ def infer(
         resume=resume,
         croppers=Croppers(faces=FaceSettings(**vars(faces), smoothing=smooth), **vars(croppers)),
         fps=fps,
+        most_pixels=int(max_megapixels * 1e6),
         threads=threads,
         json=json,
         quiet=quiet,

@@ -27,6 +27,9 @@ class ServerOptions:
         Path | None,
         typer.Option("--repository", help="Model repository: a server for it is started here and stopped afterwards."),
     ] = None
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Of --repository: serve what no manifest vouches for, as affserve serve.")
+    ] = False
     url: Annotated[
         str | None,
         typer.Option(

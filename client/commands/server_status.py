@@ -9,6 +9,7 @@ import dataclasses
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from tritonclient.utils import InferenceServerException
@@ -17,8 +18,9 @@ from affserve.client.wire.answers import engine_of, head_of
 from affserve.client.wire.endpoint import Address, Endpoint, parse_endpoint
 from affserve.client.wire.unreachable import START, way_out
 from affserve.export.contract import CLIP_ENCODER, JPEG_MODELS, MODELS, TEMPORAL_HEAD, HeadDescription, ModelSpec
+from affserve.export.server.own_folder import notes
 from affserve.export.server.probe import ModelStatistics, Prober, pending_requests
-from affserve.export.server.security import CallerTls
+from affserve.export.server.security import CallerTls, is_loopback
 from affserve.train.errors import RepositoryError, ServerError
 
 RESTART = "look at the server's log and restart it (affserve serve does that by itself)"
@@ -71,7 +73,8 @@ def _status(address: Address, tls: CallerTls | None, metrics_port: int | None, t
             _, version = prober.identity(timeout_s)
             statistics = {one.name: one for one in prober.statistics(timeout_s)}
         except InferenceServerException as error:
-            return ServerStatus(url=url, ready=False, problems=(f"no answer: {error.message()}; {way_out(endpoint)}",))
+            problem = _restarting(address) or f"no answer: {error.message()}; {way_out(endpoint)}"
+            return ServerStatus(url=url, ready=False, problems=(problem,))
         lacking = _missing(statistics)
         problems = [*lacking]
         if metrics_port is not None:
@@ -94,6 +97,21 @@ def _status(address: Address, tls: CallerTls | None, metrics_port: int | None, t
         head=head,
         problems=tuple(problems),
     )
+
+
+def _restarting(address: Address) -> str | None:
+    """Say what the supervisor of a server of this user does about it; None where there is none."""
+    if not is_loopback(address.host.strip("[]")):
+        return None
+    for note in notes():
+        if str(note.get("url", "")).rpartition(":")[2] == str(address.port):
+            at = datetime.fromtimestamp(note["next_start"]).strftime("%H:%M:%S")
+            minutes = note["within_s"] / 60
+            return (
+                f"affserve serve restarts it, the next time at {at}: it failed {note['failures']} times within "
+                f"{minutes:g} minutes, the last time because {note['reason']}"
+            )
+    return None
 
 
 def _missing(loaded: Mapping[str, object]) -> list[str]:

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from affserve.client.commands.server_status import ModelStatus, ServerStatus
+from affserve.train.errors import printable
 from affserve.train.labels import TASKS
 
 COLUMNS = (
@@ -31,11 +32,11 @@ UNKNOWN = "-"
 def show(servers: Sequence[ServerStatus], console: Console) -> None:
     """Print the status of each server."""
     for server in servers:
-        console.print(Text(headline(server)), soft_wrap=True)
+        console.print(Text(printable(headline(server))), soft_wrap=True)
         if server.models:
             console.print(_table(server))
         for problem in server.problems:
-            console.print(Text(f"  {problem}"), soft_wrap=True)
+            console.print(Text(printable(f"  {problem}")), soft_wrap=True)
 
 
 def headline(server: ServerStatus) -> str:
@@ -90,5 +91,5 @@ def _table(server: ServerStatus) -> Table:
     for title, side in COLUMNS:
         table.add_column(title, justify="right" if side == "right" else "left")
     for model in server.models:
-        table.add_row(*cells(model), style="" if model.ready else "red")
+        table.add_row(*map(printable, cells(model)), style="" if model.ready else "red")
     return table

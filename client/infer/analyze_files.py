@@ -17,14 +17,14 @@ from affserve.client.faces.face import Cropper
 from affserve.client.infer.analyze import analyze_stream
 from affserve.client.infer.output_paths import OutputPaths
 from affserve.client.infer.read_ahead import StageSeconds
-from affserve.client.infer.run_record import BYTES, ERROR, OPTIONS, SOURCE, ModelRecord, source_state
+from affserve.client.infer.run_record import DIGEST, ERROR, OPTIONS, SOURCE, ModelRecord, source_state
 from affserve.client.results.formats import RowWriter
 from affserve.client.results.metadata import ResultTable, metadata_path, metadata_text
 from affserve.client.results.output_file import OutputFile, write_whole
 from affserve.client.results.rows import Rows, Tally
 from affserve.client.video.source import FrameSource, Progress
 from affserve.export.contract import HeadDescription
-from affserve.train.errors import VideoError
+from affserve.train.errors import VideoError, printable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +85,7 @@ def analyze_to_files(
             error = _write_rows(writer, blocks, tally, stages)
         closing = {"frames": str(tally.frames), "rows": str(tally.rows), **({ERROR: error} if error else {})}
         writer.finish(closing)
-    metadata = _write_metadata(outputs, table, closing)
+    metadata = _write_metadata(outputs, table, {**closing, DIGEST: file.sha256})
     _draw_plot(job, tally, client.describe())
     seconds = time.perf_counter() - start
     notices = _draw_overlay(job, client.describe(), progress)
@@ -135,7 +135,9 @@ def _table(job: Job, client: AffectClient, model: ModelRecord) -> ResultTable:
         OPTIONS: job.options,
     }
     labels = client.describe().labels
-    return ResultTable(name=job.outputs.rows.name, source=path.name, labels=labels, provenance=provenance)
+    return ResultTable(
+        name=printable(job.outputs.rows.name), source=printable(path.name), labels=labels, provenance=provenance
+    )
 
 
 def _write_rows(writer: RowWriter, blocks: Iterator[Rows], tally: Tally, stages: StageSeconds) -> str | None:
@@ -158,7 +160,7 @@ def _write_metadata(outputs: OutputPaths, table: ResultTable, closing: Mapping[s
     if outputs.to_stdout or outputs.row_format.describes_itself:
         return None
     path = metadata_path(outputs.rows)
-    facts = {**table.provenance, **closing, BYTES: str(outputs.rows.stat().st_size)}
+    facts = {**table.provenance, **closing}
     write_whole(path, metadata_text(replace(table, provenance=facts)).encode())
     return path
 
@@ -170,7 +172,7 @@ def _draw_plot(job: Job, tally: Tally, description: HeadDescription) -> None:
     from affserve.client.drawing.plots import draw_result  # matplotlib takes a while to load and most runs draw nothing
 
     rows = outputs.row_format.read(outputs.rows, description.labels)
-    write_whole(outputs.plot, draw_result(rows, tally, description, title=job.source.path.name))
+    write_whole(outputs.plot, draw_result(rows, tally, description, title=printable(job.source.path.name)))
 
 
 def _draw_overlay(job: Job, description: HeadDescription, progress: Progress | None) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,8 @@ from affserve.train.errors import OutputError
 
 STANDARD_OUTPUT = Path("-")
 PLOT_SUFFIX = ".png"
+LONGEST_NAME_BYTES = 200  # of the 255 that a file system takes; `.affect.parquet`, `-metadata.json`, `.part` are added
+NAME_DIGEST_DIGITS = 12
 OVERLAY_SUFFIXES = (".mp4", ".mkv", ".mov")  # the first is the usual one
 
 
@@ -138,4 +141,14 @@ def _names(sources: Sequence[Path], *, tree: bool) -> dict[Path, str]:
             names[source] = place.name
         else:
             names[source] = str(place.relative_to(common))
-    return {source: name + RESULT_MARK for source, name in names.items()}
+    return {source: _fitting(name) + RESULT_MARK for source, name in names.items()}
+
+
+def _fitting(name: str) -> str:
+    """Shorten a name to which the suffixes of no result could be added any more; it stays one of its own."""
+    folder, own = os.path.split(name)
+    encoded = os.fsencode(own)
+    if len(encoded) <= LONGEST_NAME_BYTES:
+        return name
+    kept = encoded[: LONGEST_NAME_BYTES - 1 - NAME_DIGEST_DIGITS].decode(errors="ignore")
+    return os.path.join(folder, f"{kept}~{hashlib.sha256(encoded).hexdigest()[:NAME_DIGEST_DIGITS]}")

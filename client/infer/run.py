@@ -32,7 +32,7 @@ from affserve.client.infer.run_record import ModelRecord, is_done, options_of
 from affserve.client.infer.summary import Terminal
 from affserve.client.results.formats import RowFormat, choose_format
 from affserve.client.video.inputs import spelt_out
-from affserve.client.video.source import FOLDER_FPS, FrameSource, open_source
+from affserve.client.video.source import FOLDER_FPS, MOST_PIXELS, FrameSource, open_source
 from affserve.train.errors import AffserveError, OutputError, VideoError
 from affserve.train.provenance import SYNTHETIC
 from affserve.train.signals import handled
@@ -55,6 +55,7 @@ class InferOptions:
     resume: bool = False  # leave what is done already
     croppers: Croppers = field(default_factory=Croppers)
     fps: float = FOLDER_FPS  # of folders of images, frames per second
+    most_pixels: int = MOST_PIXELS  # of a picture
     threads: int | None = None  # None: each part decides
     json: bool = False
     quiet: bool = False
@@ -137,7 +138,9 @@ class _Run:
     def opened(self, path: Path, outputs: OutputPaths) -> FrameSource | None:
         """Open a source and check what can be checked before a server starts; None where that fails, after telling."""
         try:
-            source = open_source(path, fps=self._options.fps, threads=self._options.threads or 0)
+            source = open_source(
+                path, fps=self._options.fps, threads=self._options.threads or 0, most_pixels=self._options.most_pixels
+            )
             outputs.check_writable()
         except (VideoError, OutputError) as error:
             self._fail(path, error)

@@ -20,7 +20,7 @@ from affserve.client.faces.settings import FaceSettings
 from affserve.client.infer.output_paths import OutputPaths
 from affserve.export.contract import IMAGE_SIZE_PX
 
-SOURCE, OPTIONS, ANSWER, ERROR, BYTES = "source_state", "options", "model_answer", "error", "rows_bytes"
+SOURCE, OPTIONS, ANSWER, ERROR, DIGEST = "source_state", "options", "model_answer", "error", "rows_sha256"
 ANSWER_DIGITS = 4
 ANSWER_TOLERANCE = 2e-3  # sums in another order; another model differs by more somewhere among its outputs
 
@@ -97,6 +97,6 @@ def is_done(path: Path, options: str, outputs: OutputPaths, model: ModelRecord) 
     if any(file.stat().st_mtime < made_s for file in outputs.files):
         return False  # a plot or overlay of an earlier result: this one was killed in between
     provenance = outputs.row_format.provenance(outputs.rows)
-    whole = outputs.row_format.describes_itself or provenance.get(BYTES) == str(outputs.rows.stat().st_size)
     same = provenance.get(SOURCE) == source_state(path) and provenance.get(OPTIONS) == options
-    return whole and same and ERROR not in provenance and model.made(provenance)
+    made = same and ERROR not in provenance and model.made(provenance)
+    return made and outputs.row_format.is_intact(outputs.rows, provenance.get(DIGEST))

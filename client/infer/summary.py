@@ -16,7 +16,7 @@ from rich.text import Text
 
 from affserve.client.infer.analyze_files import Summary
 from affserve.client.video.source import Progress
-from affserve.train.errors import AffserveError
+from affserve.train.errors import AffserveError, printable
 
 JSON_DIGITS = 4
 
@@ -42,14 +42,14 @@ class Terminal:
     def progress(self, name: str) -> Iterator[Progress]:
         """Show a bar for one source; yield what `analyze_to_files` reports to."""
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             FramesPerSecond(),
             TimeRemainingColumn(),
         )
         with Bar(*columns, console=self._console, transient=True, disable=self._silent) as bar:
-            task = bar.add_task(name, total=None)
+            task = bar.add_task(printable(name), total=None)
             # The announced number of frames is a guess; a bar that is over-full looks like an error.
             yield lambda done, hint: bar.update(task, completed=done, total=max(done, hint) if hint else None)
 
@@ -62,7 +62,7 @@ class Terminal:
         if as_json:
             print(json.dumps({"file": str(source), "skipped": True, "out": str(rows)}), flush=True)
         elif not self._quiet:
-            print(f"{source}: done already, see {rows}", flush=True)
+            print(printable(f"{source}: done already, see {rows}"), flush=True)
 
     def end(self, sources: int, skipped: int, failures: Mapping[Path, AffserveError]) -> None:
         """Tell on stderr what became of many sources: on a long run, the errors have scrolled away."""
@@ -72,11 +72,12 @@ class Terminal:
             counts.append(f"{len(failures)} failed:")
         print(f"{_count(sources, 'source')}: {', '.join(counts)}", file=sys.stderr)
         for source, error in failures.items():
-            print(f"  {source}: {str(error).removeprefix(str(source)).strip()}", file=sys.stderr)
+            name = printable(str(source))
+            print(f"  {name}: {str(error).removeprefix(name).strip()}", file=sys.stderr)
 
     def summary(self, summary: Summary, *, to_stderr: bool) -> None:
         """Print a summary for people; on stderr when stdout carries the table."""
-        print(summary_text(summary), file=sys.stderr if to_stderr else sys.stdout, flush=True)
+        print(printable(summary_text(summary)), file=sys.stderr if to_stderr else sys.stdout, flush=True)
 
 
 def summary_text(summary: Summary) -> str:

@@ -10,7 +10,7 @@ from itertools import islice
 
 from affserve.client.live.frames import LiveCounters, LiveFrame, now_s
 from affserve.client.video.source import FOLDER_FPS, Frame, FrameSource
-from affserve.train.errors import VideoError
+from affserve.train.errors import VideoError, printable
 
 LATEST_S = 1.0  # how far decoding may fall behind the timestamps before the file's clock is put back
 FIRST_FRAMES = 10  # whose timestamps tell the frame rate
@@ -25,7 +25,7 @@ class FileInRealTime:
     def __init__(self, source: FrameSource, *, loop: bool = False) -> None:
         self._source = source
         self._loop = loop
-        self.name = source.path.name
+        self.name = printable(source.path.name)
         self.fps = _rate_of(source)
 
     def frames(self, stop: threading.Event, counters: LiveCounters) -> Iterator[LiveFrame]:

@@ -20,7 +20,7 @@ from av.video.frame import VideoFrame
 
 from affserve.client.live.frames import LiveCounters, LiveFrame, now_s
 from affserve.client.video.source import Pixels
-from affserve.train.errors import VideoError
+from affserve.train.errors import VideoError, printable
 
 ASSUMED_FPS = 30.0
 PLAUSIBLE_FPS = (1.0, 240.0)  # an MPEG-TS may announce 90,000
@@ -132,7 +132,7 @@ class StreamSource:
     def __init__(self, source: CameraInput | NetworkInput, *, reconnect_for_s: float) -> None:
         self._input = source
         self._reconnect_for_s = reconnect_for_s
-        self.name = source.name
+        self.name = printable(source.name)
         self._container: InputContainer | None = self._connected()
         self.fps = _rate_of(self._container)
 

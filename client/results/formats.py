@@ -15,9 +15,16 @@ from typing import Protocol
 from affserve.client.results.json_lines import JsonLines, read_json_lines
 from affserve.client.results.metadata import ResultTable, metadata_path, read_provenance
 from affserve.client.results.output_file import OutputFile
-from affserve.client.results.parquet import ParquetRowWriter, load_arrow, read_parquet, read_parquet_provenance
+from affserve.client.results.parquet import (
+    ParquetRowWriter,
+    load_arrow,
+    parquet_is_intact,
+    read_parquet,
+    read_parquet_provenance,
+)
 from affserve.client.results.rows import Cells, RowFormatter, Rows, rows_of
 from affserve.train.errors import OutputError
+from affserve.train.files import file_sha256
 
 Labels = Mapping[str, tuple[str, ...]]
 
@@ -44,6 +51,7 @@ class RowFormat:
     open: Callable[[OutputFile, ResultTable], RowWriter]
     cells: Callable[[Path], Iterator[Cells]]  # reads a finished file, a block at a time
     provenance: Callable[[Path], dict[str, str]]  # of a finished file; empty where there is none
+    is_intact: Callable[[Path, str | None], bool]  # whether it is as it was written; the SHA-256 told beside it
 
     def read(self, path: Path, labels: Labels) -> Iterator[Rows]:
         """Yield the rows of a finished file in blocks."""
@@ -81,6 +89,10 @@ def _provenance_beside(path: Path) -> dict[str, str]:
     return read_provenance(metadata_path(path))
 
 
+def _has_digest(path: Path, digest: str | None) -> bool:
+    return file_sha256(path) == digest
+
+
 CSV = RowFormat(
     name="csv",
     suffixes=(".csv",),
@@ -88,6 +100,7 @@ CSV = RowFormat(
     open=_csv_writer,
     cells=read_csv,
     provenance=_provenance_beside,
+    is_intact=_has_digest,
 )
 PARQUET = RowFormat(
     name="parquet",
@@ -96,6 +109,7 @@ PARQUET = RowFormat(
     open=ParquetRowWriter,
     cells=read_parquet,
     provenance=read_parquet_provenance,
+    is_intact=lambda path, _: parquet_is_intact(path),
 )
 JSON_LINES = RowFormat(
     name="jsonl",
@@ -104,6 +118,7 @@ JSON_LINES = RowFormat(
     open=lambda file, table: TextWriter(file, JsonLines(table.labels).text),
     cells=read_json_lines,
     provenance=_provenance_beside,
+    is_intact=_has_digest,
 )
 FORMATS = {row_format.name: row_format for row_format in (CSV, PARQUET, JSON_LINES)}
 

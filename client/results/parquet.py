@@ -39,7 +39,9 @@ class ParquetRowWriter:
             [_field(arrow, column) for column in self._columns],
             metadata={"title": table.title, "source": table.source, **table.provenance},
         )
-        self._writer = parquet.ParquetWriter(_Sink(file), self._schema, compression=COMPRESSION)
+        self._writer = parquet.ParquetWriter(
+            _Sink(file), self._schema, compression=COMPRESSION, write_page_checksum=True
+        )
         self._waiting: list[pyarrow.RecordBatch] = []
 
     def write(self, rows: Rows) -> None:
@@ -95,16 +97,28 @@ class _Sink(io.RawIOBase):
 def read_parquet(path: Path) -> Iterator[Cells]:
     """Yield the cells of a finished file, a block at a time."""
     _, parquet = load_arrow()
-    with parquet.ParquetFile(path) as file:
+    # Opened here: pyarrow takes names in UTF-8 only.
+    with open(path, "rb") as content, parquet.ParquetFile(content) as file:
         for batch in file.iter_batches(batch_size=BLOCK_ROWS):
             yield Cells(columns=batch.to_pydict())
+
+
+def parquet_is_intact(path: Path) -> bool:
+    """Say whether the pages of a finished file are as they were written: each has a checksum."""
+    arrow, parquet = load_arrow()
+    try:
+        with open(path, "rb") as content, parquet.ParquetFile(content, page_checksum_verification=True) as file:
+            return all(batch is not None for batch in file.iter_batches(batch_size=GROUP_ROWS))
+    except (OSError, arrow.ArrowException):
+        return False
 
 
 def read_parquet_provenance(path: Path) -> dict[str, str]:
     """Return the provenance in a finished file; none where there is no such file or it is not complete."""
     arrow, parquet = load_arrow()
     try:
-        metadata = parquet.read_metadata(path).metadata or {}
+        with open(path, "rb") as content:
+            metadata = parquet.read_metadata(content).metadata or {}
     except (OSError, arrow.ArrowInvalid):
         return {}
     return {name.decode(): value.decode() for name, value in metadata.items() if not name.startswith(b"ARROW:")}

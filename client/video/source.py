@@ -8,12 +8,13 @@ the stream's announced start) and never computed from a frame rate, because phon
 from __future__ import annotations
 
 import glob
+import io
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import av
 import cv2
@@ -24,6 +25,10 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import ColorPrimaries, ColorTrc, VideoReformatter
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.WebPImagePlugin import WebPImageFile
 
 from affserve.client.video.clock import Clock, Ticks, ticks_of
 from affserve.client.video.container_size import announced_bytes
@@ -34,6 +39,14 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
 FOLDER_FPS = 30.0  # frames per second of a folder of crops, which carries no clock of its own
 TRUNCATION_SLACK_S = 0.5  # a stream that ends this much before its announced end has lost its tail
 MAX_REFUSALS = 1000  # damaged places in a row, after which the rest of a file is given up
+MOST_PIXELS = 100_000_000  # of a picture: one of 20,000 x 20,000 takes 2.4 GiB and a minute
+# What may be inside a file, whatever its name: containers that hold their pictures themselves. Lists of other files
+# (ffconcat, HLS, DASH, SDP) are not among them: who analyses a file wants nothing of what lies beside it.
+FORMATS = (
+    *("3gp", "amv", "apng", "asf", "av1", "avi", "avif", "dv", "flv", "gif", "gxf", "h261", "h263", "h264", "hevc"),
+    *("ivf", "m4v", "matroska", "mjpeg", "mov", "mpeg", "mpegts", "mpegvideo", "mxf", "nut", "obu", "ogg", "rm", "vc1"),
+    *("vvc", "webp", "wtv", "yuv4mpegpipe"),
+)
 SPARSEST_NUMBERING = 100  # numbers per image in a folder, above which the names are no frame numbers
 
 
@@ -71,10 +84,13 @@ class FrameSource(Protocol):
         ...
 
 
-def open_source(path: str | os.PathLike[str], *, fps: float = FOLDER_FPS, threads: int = 0) -> FrameSource:
+def open_source(
+    path: str | os.PathLike[str], *, fps: float = FOLDER_FPS, threads: int = 0, most_pixels: int = MOST_PIXELS
+) -> FrameSource:
     """Open a video file, a still image (one frame at 0 s) or a folder of numbered images.
 
-    fps: clock of a folder of images, unused otherwise. threads: for decoding, 0 lets the decoder choose.
+    fps: clock of a folder of images, unused otherwise. threads: for decoding, 0 lets the decoder choose. most_pixels:
+    of a picture; larger ones are refused before they are decoded.
     VideoError: the path is missing, empty, not a video, or has no video stream.
     """
     path = Path(path)
@@ -83,37 +99,67 @@ def open_source(path: str | os.PathLike[str], *, fps: float = FOLDER_FPS, thread
             raise VideoError(f"no file matches {path}; expected a pattern of videos, as 'clips/**/*.mp4'")
         raise VideoError(f"{path} does not exist; expected a video, an image or a folder of numbered images")
     if path.is_dir():
-        return FolderSource(path, fps=fps)
+        return FolderSource(path, fps=fps, most_pixels=most_pixels)
     if path.stat().st_size == 0 and path.is_file():
         raise VideoError(f"{path} is empty (0 bytes); expected a video or an image")
     if path.suffix.lower() in IMAGE_SUFFIXES:
-        return ImageSource(path)
-    return VideoSource(path, threads=threads)
+        return ImageSource(path, most_pixels=most_pixels)
+    return VideoSource(path, threads=threads, most_pixels=most_pixels)
 
 
-def read_image(path: Path) -> NDArray[np.uint8]:
+def check_size(path: Path, width: int, height: int, most_pixels: int) -> None:
+    """Refuse a picture that is too large to be decoded."""
+    if width * height > most_pixels:
+        raise VideoError(
+            f"{path} has {width} x {height} pixels, expected at most {most_pixels / 1e6:g} million: where there is "
+            "memory and time for it (6 bytes a pixel), allow more with --max-megapixels"
+        )
+
+
+def read_image(path: Path, most_pixels: int = MOST_PIXELS) -> NDArray[np.uint8]:
     """Read an image file as (H, W, 3) uint8 RGB: 8 bits, EXIF rotation applied, transparency dropped."""
     try:
         encoded = np.fromfile(path, dtype=np.uint8)
     except OSError as error:
         raise VideoError(f"{path} cannot be read: {error.strerror or error}") from error
-    decoded = cv2.imdecode(encoded, cv2.IMREAD_COLOR) if encoded.size else None
+    check_size(path, *_size_of_image(encoded.tobytes()), most_pixels)
+    try:
+        decoded = cv2.imdecode(encoded, cv2.IMREAD_COLOR) if encoded.size else None
+    except cv2.error as error:
+        raise VideoError(f"{path} cannot be decoded as an image: {error.err}") from error
     if decoded is None:
         raise VideoError(f"{path} cannot be decoded as an image ({encoded.size} bytes); is it complete?")
     return np.asarray(cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB), dtype=np.uint8)
 
 
+def _size_of_image(content: bytes) -> tuple[int, int]:
+    """Return width and height as the head of an image file tells them; 0, 0 where it does not."""
+    # The readers themselves, since Image.open has limits of its own.
+    readers: dict[bytes, Callable[[io.BytesIO], Any]] = {
+        b"\x89PNG": PngImageFile,
+        b"\xff\xd8": JpegImageFile,
+        b"BM": BmpImageFile,
+        b"RIFF": WebPImageFile,
+    }
+    with suppress(OSError, ValueError, SyntaxError, IndexError, StopIteration):  # as they say that it is damaged
+        reader = next(reader for magic, reader in readers.items() if content.startswith(magic))
+        with reader(io.BytesIO(content)) as image:
+            return int(image.size[0]), int(image.size[1])
+    return 0, 0
+
+
 class ImageSource:
     """A still image: one frame at 0 s."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, most_pixels: int = MOST_PIXELS) -> None:
         self.path = path
+        self._most_pixels = most_pixels
         self.frames_hint: int | None = 1
-        self.already_cropped = read_image(path).shape[:2] == (CROP_SIZE_PX, CROP_SIZE_PX)
+        self.already_cropped = read_image(path, most_pixels).shape[:2] == (CROP_SIZE_PX, CROP_SIZE_PX)
 
     def __iter__(self) -> Iterator[Frame]:
         """Yield the image."""
-        yield Frame(index=0, timestamp_s=0.0, image=read_image(self.path))
+        yield Frame(index=0, timestamp_s=0.0, image=read_image(self.path, self._most_pixels))
 
 
 class FolderSource:
@@ -124,14 +170,15 @@ class FolderSource:
     Frame 1 is at 0 s (frame 0, in a folder that has one), and the others follow at the given rate.
     """
 
-    def __init__(self, path: Path, *, fps: float) -> None:
+    def __init__(self, path: Path, *, fps: float, most_pixels: int = MOST_PIXELS) -> None:
         if not fps > 0:
             raise VideoError(f"frame rate is {fps:g}, expected more than 0 frames per second")
         self.path = path
         self._fps = fps
+        self._most_pixels = most_pixels
         files = _numbered_images(path)
         self.frames_hint: int | None = len(files)
-        self.already_cropped = _first_shape(files, path) == (CROP_SIZE_PX, CROP_SIZE_PX)
+        self.already_cropped = _first_shape(files, path, most_pixels) == (CROP_SIZE_PX, CROP_SIZE_PX)
 
     def __iter__(self) -> Iterator[Frame]:
         """Yield the images in the order of their numbers; those that cannot be decoded are told at the end."""
@@ -140,7 +187,7 @@ class FolderSource:
         first = min(1, files[0][0])
         for number, file in files:
             try:
-                image = read_image(file)
+                image = read_image(file, self._most_pixels)
             except VideoError as error:
                 failures.append(error)
                 continue
@@ -149,11 +196,11 @@ class FolderSource:
             raise VideoError(f"{len(failures)} of {len(files)} images were left out; the first: {failures[0]}")
 
 
-def _first_shape(files: list[tuple[int, Path]], folder: Path) -> tuple[int, ...]:
+def _first_shape(files: list[tuple[int, Path]], folder: Path, most_pixels: int) -> tuple[int, ...]:
     """Return height and width of the first image that can be read; the others are told of while iterating."""
     for _, file in files:
         with suppress(VideoError):
-            return read_image(file).shape[:2]
+            return read_image(file, most_pixels).shape[:2]
     raise VideoError(f"{folder}: none of the {len(files)} images can be decoded; are they complete?")
 
 
@@ -188,18 +235,21 @@ def is_sequence(images: Sequence[Path]) -> bool:
 class VideoSource:
     """A video file, decoded front to back by FFmpeg."""
 
-    def __init__(self, path: Path, *, threads: int) -> None:
+    def __init__(self, path: Path, *, threads: int, most_pixels: int = MOST_PIXELS) -> None:
         self.path = path
         self._threads = threads
+        self._most_pixels = most_pixels
         self.already_cropped = False
-        with _opened(path) as (container, stream):
+        with _opened(path, most_pixels) as (container, stream):
             self.frames_hint: int | None = _announced_frames(container, stream)
             self.ticks: Ticks = ticks_of(stream)
 
     def __iter__(self) -> Iterator[Frame]:
         """Yield every frame that can be decoded; damaged packets in the middle are stepped over."""
-        with _opened(self.path) as (container, stream):
+        with _opened(self.path, self._most_pixels) as (container, stream):
             stream.thread_type = "AUTO"
+            # The header's size is checked; a stream may change it.
+            stream.codec_context.options = {"max_pixels": str(self._most_pixels)}
             stream.codec_context.thread_count = self._threads
             clock, pixels = Clock(stream), Pixels()
             index = -1
@@ -223,22 +273,31 @@ class VideoSource:
         )
 
 
+def open_container(path: Path, most_pixels: int = MOST_PIXELS) -> InputContainer:
+    """Open a file that is what it holds; FFmpegError for anything else, lists of other files included."""
+    options = {"format_whitelist": ",".join(FORMATS), "protocol_whitelist": "file", "max_pixels": str(most_pixels)}
+    # Without `file:` a name such as `concat:other.mp4` would be read as a protocol; titles are in any encoding.
+    return av.open(f"file:{os.fspath(path)}", options=options, metadata_errors="replace")
+
+
 @contextmanager
-def _opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
+def _opened(path: Path, most_pixels: int) -> Iterator[tuple[InputContainer, VideoStream]]:
     """Open a file and its first video stream; everything FFmpeg refuses inside the block becomes a VideoError."""
     try:
-        with av.open(os.fspath(path), metadata_errors="replace") as container:  # titles are in any encoding
+        with open_container(path, most_pixels) as container:
             if not container.streams.video:
                 kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "no streams"
                 raise VideoError(f"{path} holds no video stream (found: {kinds}); expected a video with faces")
             stream = container.streams.video[0]
             if getattr(stream, "codec_context", None) is None:  # its stubs promise one
                 raise VideoError(f"{path} holds a video in a codec that FFmpeg does not know; is its header damaged?")
+            check_size(path, stream.codec_context.width, stream.codec_context.height, most_pixels)
             yield container, stream
     except (av.error.FFmpegError, OSError) as error:
         raise VideoError(
-            f"{path} cannot be read as a video ({error.strerror}); expected a complete file in a format that FFmpeg "
-            f"reads, or an image ({', '.join(sorted(IMAGE_SUFFIXES))})"
+            f"{path} cannot be read as a video ({error.strerror}); expected a complete file that holds its pictures "
+            f"itself, none of more than {most_pixels / 1e6:g} million pixels, or an image "
+            f"({', '.join(sorted(IMAGE_SUFFIXES))})"
         ) from error
 
 

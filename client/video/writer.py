@@ -24,7 +24,7 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from affserve.client.video.clock import Ticks
-from affserve.client.video.source import Frame, FrameSource, VideoSource
+from affserve.client.video.source import Frame, FrameSource, VideoSource, open_container
 from affserve.train.errors import OutputError
 
 CONTAINERS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska"}
@@ -165,7 +165,7 @@ class AudioCopy:
     @classmethod
     def of(cls, path: Path, output: OutputContainer, ticks: Ticks, stack: ExitStack) -> AudioCopy | None:
         """Open the sound of a file; None where it has none."""
-        container = stack.enter_context(av.open(str(path), metadata_errors="replace"))
+        container = stack.enter_context(open_container(path))
         return cls(container, output, ticks) if container.streams.audio else None
 
     def copy_until(self, timestamp_s: float | None) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from affserve.export.server.security import CallerTls, is_loopback
+from affserve.export.server.security import CallerTls, is_loopback, is_private
 from affserve.train.errors import ServerError, UsageError
 
 UNLIMITED_BYTES = 2**31 - 1
@@ -35,7 +35,7 @@ CHANNEL_ARGUMENTS: ChannelArguments = [
 class Address:
     """One server."""
 
-    host: str  # name, IPv4 address, or IPv6 address in brackets
+    host: str  # name, IPv4 address, IPv6 address in brackets, or unix:PATH of a socket file
     port: int
 
 
@@ -94,10 +94,10 @@ def parse_endpoint(url: str, tls: CallerTls | None = None) -> Endpoint:
 
 def _address(text: str, url: str) -> Address:
     host, _, port = text.rpartition(":")
-    if "/" in text or not host or not port.isdecimal() or not 0 < int(port) <= 65535:
+    if ("/" in text and not is_private(text)) or not host or not port.isdecimal() or not 0 < int(port) <= 65535:
         raise ServerError(
-            f"server address is {url!r}, expected HOST:PORT of its gRPC endpoint, as 127.0.0.1:8001, or several with "
-            "commas between"
+            f"server address is {url!r}, expected HOST:PORT of its gRPC endpoint, as 127.0.0.1:8001, several with "
+            "commas between, or unix:PATH:PORT, as affserve serve printed it"
         )
     return Address(host=host, port=int(port))
 

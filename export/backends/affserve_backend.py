@@ -41,6 +41,11 @@ NUMPY_TYPES = {
 }
 
 
+# What outputs of ours mean; those of other names may be anything.
+RANGES = {"valence_arousal": (-1.0, 1.0), "expression": (0.0, 1.0), "action_units": (0.0, 1.0)}
+ROUNDING = 1e-3  # of half precision
+
+
 class LoadError(Exception):
     """The model cannot be served; the message goes to Triton's log."""
 
@@ -102,6 +107,8 @@ class Backend:
         try:
             inputs = [self._read(request) for request in requests]
             outputs = self._run_in_slices(join(inputs))
+            for name, values in outputs.items():
+                check_answer(name, values)
         except Exception as error:  # noqa: BLE001 - Triton would send its trace, with our paths, to whoever asked
             if len(requests) > 1:
                 return [response for request in requests for response in self._answer([request])]
@@ -126,7 +133,7 @@ class Backend:
             if values.size == 0 or (self._longest and max(values.shape[:-1]) > self._longest):
                 rule = f"expected 1 to {self._longest} frames" if self._longest else "expected at least one frame"
                 raise BadRequestError(f"input {name} has shape {list(values.shape)}; {rule}")
-            check_finite(name, values)
+            check_finite(f"input {name}", values)
             tensors[name] = values
         return tensors
 
@@ -191,14 +198,25 @@ def join(inputs: Sequence[Tensors]) -> Tensors:
     return {name: np.concatenate([tensors[name] for tensors in inputs]) for name in inputs[0]}
 
 
-def check_finite(name: str, values: Array) -> None:
+def check_finite(what: str, values: Array, remark: str = "") -> None:
     """Refuse NaN and infinity (0.05 ms for a window): they would spread to every frame of the answer and look real."""
     if values.dtype.kind != "f" or (finite := np.isfinite(values)).all():
         return
     first = int(np.argwhere(~finite)[0][-2])  # the axis of frames comes before that of features
     raise BadRequestError(
-        f"input {name} holds {np.count_nonzero(~finite)} values that are no finite number, the first in frame {first}"
+        f"{what} holds {np.count_nonzero(~finite)} values that are no finite number, the first in frame {first}{remark}"
     )
+
+
+def check_answer(name: str, values: Array) -> None:
+    """Refuse to answer what cannot be true: numbers that are none, or outside what the output means."""
+    check_finite(f"output {name}", values, ": the input is beyond what the model was made for")
+    low, high = RANGES.get(name, (-np.inf, np.inf))
+    if values.size and not low - ROUNDING <= values.min() <= values.max() <= high + ROUNDING:
+        raise BadRequestError(
+            f"output {name} reaches from {values.min():g} to {values.max():g}, expected {low:g} to {high:g}: the input "
+            "is beyond what the model was made for, or the model is not what was exported"
+        )
 
 
 def respond(outputs: Tensors) -> Any:

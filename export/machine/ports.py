@@ -36,7 +36,8 @@ def choose_ports(host: str, wanted: Mapping[str, int]) -> dict[str, int]:
 
 
 def listening(host: str, port: int) -> bool:
-    """Say whether anybody accepts connections there."""
-    with socket.socket() as caller:
+    """Say whether anybody accepts connections there; a host that begins with `unix:` is a socket file."""
+    kind, _, path = host.partition("unix:")
+    with socket.socket(socket.AF_INET if kind else socket.AF_UNIX) as caller:
         caller.settimeout(1)
-        return caller.connect_ex((host, port)) == 0
+        return caller.connect_ex((host, port) if kind else f"{path}:{port}") == 0

@@ -26,6 +26,10 @@ from affserve.train.errors import RepositoryError
 from affserve.train.files import file_sha256
 
 TENSORRT_PLATFORM = "tensorrt_plan"
+# What reads a model and computes it. Others, such as `python` or `pytorch`, run what the model's folder brings.
+BACKENDS = frozenset({"jpeg", "onnxruntime", "openvino", "tensorrt"})
+PLATFORMS = frozenset({"ensemble", TENSORRT_PLATFORM})
+PROGRAM_PARAMETERS = frozenset({"EXECUTION_ENV_PATH"})  # a Python of its own, for the process behind a model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,11 +47,11 @@ def served_models(root: Path) -> tuple[ModelSpec, ...]:
     return tuple(model for name, model in MODELS.items() if name not in JPEG_MODELS or (root / name).is_dir())
 
 
-def verify_repository(root: Path, engine: str = engine_sets.CPU) -> Manifest | None:
+def verify_repository(root: Path, engine: str = engine_sets.CPU, *, trust: bool = False) -> Manifest | None:
     """Check that `root` holds every model, unaltered since export, and may be served here; return its manifest.
 
     engine: the configuration to be served (`configs/<engine>.pbtxt`, else `config.pbtxt`).
-    None for a repository without a manifest, one that was put together by hand.
+    trust: take one without a manifest (None is returned), or whose configurations run programs of its own.
     """
     if not root.is_dir():
         raise RepositoryError(f"{root} is not a folder; write a model repository with: {EXPORT_COMMAND} ...")
@@ -58,12 +62,34 @@ def verify_repository(root: Path, engine: str = engine_sets.CPU) -> Manifest | N
         _require_gpu(model.name, gpus)
     files = [file for model in models if (file := _listed_file(root, model)) is not None]
     manifest = read_manifest(root)
+    if not trust:
+        _check_trust(root, models, manifest)
     if manifest is not None:
         _check_hashes(root, manifest, [*(model.config_file for model in models), *files])
     for model in planned:
         check = check_rtx_plan if model.config.default_model_filename == RTX_PLAN_FILE else check_plans
         check(model.name, model.folder, gpus)
     return manifest
+
+
+def _check_trust(root: Path, models: Sequence[ServedModel], manifest: Manifest | None) -> None:
+    """Refuse what nothing vouches for, and configurations by which Triton would run a program from the repository."""
+    if manifest is None:
+        raise RepositoryError(
+            f"{root} has no {MANIFEST_FILE}: nothing says who wrote its files or that they are whole. Write it with: "
+            f"{EXPORT_COMMAND} ..., or, if you know where it comes from, say --trust"
+        )
+    for model in models:
+        config = model.config
+        known = config.backend in BACKENDS if config.backend else config.platform in PLATFORMS
+        named = sorted(set(config.parameters) & PROGRAM_PARAMETERS)
+        if named or not known:
+            what = f"the parameter {named[0]}" if named else repr(config.backend or config.platform)
+            raise RepositoryError(
+                f"{root / model.config_file} asks for {what}, by which a repository can run programs as you; "
+                f"expected {', '.join(sorted(BACKENDS))}: put back what {EXPORT_COMMAND} wrote, or, if that is meant, "
+                "say --trust"
+            )
 
 
 def _find_model(root: Path, name: str, engine: str) -> ServedModel:

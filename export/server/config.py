@@ -12,8 +12,15 @@ from pathlib import Path
 
 from affserve.export import engine_sets
 from affserve.export.machine.cores import Parallelism, choose_parallelism
-from affserve.export.machine.ports import choose_ports
-from affserve.export.server.security import ServerTls, is_loopback, restricted_interfaces, restriction
+from affserve.export.machine.ports import PortTakenError, choose_ports, listening
+from affserve.export.server.security import (
+    PRIVATE,
+    ServerTls,
+    is_loopback,
+    is_private,
+    restricted_interfaces,
+    restriction,
+)
 from affserve.train.errors import ServerError
 
 
@@ -22,15 +29,16 @@ class ServerConfig:
     """What to serve and where."""
 
     repository: Path  # the folder that `affserve export` wrote
-    host: str = "127.0.0.1"  # address to listen on
+    host: str = "127.0.0.1"  # address to listen on; unix:PATH: a socket file that only this user can open
     grpc_port: int = 0  # 0: any free one
-    http_port: int = 0  # 0: any free one; with TLS there is no HTTP
+    http_port: int | None = None  # HTTP; None: off, 0: any free one
     metrics_port: int | None = None  # Prometheus metrics; None: off, 0: any free one
     engine: str = engine_sets.CPU  # which configs/<name>.pbtxt, else config.pbtxt
     threads: int | None = None  # per instance of a model on a CPU; None: the physical cores, shared out
     instances: int | None = None  # of the encoder on a CPU; None: as many as the cores are worth
     tls: ServerTls | None = None  # None: plain text
     shared_memory: bool | None = None  # may callers register regions; None: when only this machine can call
+    trust: bool = False  # serve a repository that nothing vouches for: its files may run programs
     accept_known_holes: bool = False  # listen beyond this machine with a server that should not
     log: Path | None = None  # Triton's own log; None: a file that ends with the server
     startup_timeout_s: float = 120.0  # from start to the first true answer, s
@@ -50,6 +58,12 @@ class ServerConfig:
                 f"startup_timeout_s is {self.startup_timeout_s:g}, drain_timeout_s is {self.drain_timeout_s:g}; "
                 "expected more than 0 s and at least 0 s"
             )
+        if self.serves_http and self.tls is not None:
+            raise ServerError("Triton can encrypt gRPC only: give --http-port or --tls-cert, not both")
+        if is_private(self.host) and self.host != PRIVATE and not self.host.startswith(f"{PRIVATE}/"):
+            raise ServerError(f"host is {self.host!r}; expected unix:/PATH, from the root on")
+        if is_private(self.host) and (self.tls is not None or self.serves_http):
+            raise ServerError(f"{self.host} is for this user alone: it takes neither --tls-cert nor --http-port")
 
     @property
     def shares_memory(self) -> bool:
@@ -58,13 +72,13 @@ class ServerConfig:
 
     @property
     def serves_http(self) -> bool:
-        """Whether there is HTTP: Triton can encrypt gRPC only, and what cannot be encrypted is off beside TLS."""
-        return self.tls is None
+        """Whether there is HTTP: it is off unless asked for, since one request of many small chunks ends 2.51."""
+        return self.http_port is not None
 
     @property
     def metrics_host(self) -> str:
         """Where metrics are served: they cannot be encrypted, so beside TLS only to this machine."""
-        return self.host if self.tls is None else "127.0.0.1"
+        return self.host if self.tls is None and not is_private(self.host) else "127.0.0.1"
 
     @property
     def parallelism(self) -> Parallelism:
@@ -73,17 +87,16 @@ class ServerConfig:
 
     def with_ports(self) -> ServerConfig:
         """Return the same with free ports in place of the open ones; PortTakenError when a given one is in use."""
-        wanted = {"grpc": self.grpc_port}
-        if self.serves_http:
-            wanted["http"] = self.http_port
-        if self.metrics_port is not None:
-            wanted["metrics"] = self.metrics_port
-        ports = choose_ports(self.host, wanted)
+        wanted = {"grpc": self.grpc_port, "http": self.http_port, "metrics": self.metrics_port}
+        taken: dict[str, int] = {}
+        if is_private(self.host):  # there the port is only the end of the file's name
+            taken["grpc"] = wanted.pop("grpc") or 1
+            if listening(self.host, taken["grpc"]):
+                raise PortTakenError(f"another server listens on {self.host}:{taken['grpc']}; choose another --host")
+        host = self.metrics_host if taken else self.host
+        ports = taken | choose_ports(host, {name: port for name, port in wanted.items() if port is not None})
         return dataclasses.replace(
-            self,
-            grpc_port=ports["grpc"],
-            http_port=ports.get("http", self.http_port),
-            metrics_port=ports.get("metrics"),
+            self, grpc_port=ports["grpc"], http_port=ports.get("http"), metrics_port=ports.get("metrics")
         )
 
 

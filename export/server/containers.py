@@ -19,6 +19,7 @@ from affserve.export.repository.check import config_path, served_models
 from affserve.export.repository.templates import read_config
 from affserve.export.server.config import ServerConfig, arguments, serving_options
 from affserve.export.server.installation import BACKENDS, SHARED_MODULE, own_backends, requirements
+from affserve.export.server.security import is_private
 from affserve.train.errors import RepositoryError, ServerError
 
 NAME = "affserve"
@@ -74,6 +75,8 @@ def _image(backends: Sequence[Path]) -> Iterator[str]:
 
 
 def _check(config: ServerConfig) -> None:
+    if is_private(config.host):
+        raise ServerError(f"a container publishes ports, not socket files: choose another --host than {config.host}")
     if not config.repository.is_dir():
         raise RepositoryError(
             f"{config.repository} is not a folder; write a model repository with: affserve export ..."
@@ -116,7 +119,7 @@ def _command(config: ServerConfig) -> list[str]:
         config,
         host="0.0.0.0",  # of the container's own network; who reaches it is decided by the published ports
         grpc_port=GRPC_PORT,
-        http_port=HTTP_PORT,
+        http_port=None if config.http_port is None else HTTP_PORT,
         metrics_port=None if config.metrics_port is None else METRICS_PORT,
         shared_memory=bool(config.shared_memory),
     )
@@ -124,7 +127,8 @@ def _command(config: ServerConfig) -> list[str]:
     options = serving_options(inside, Path(MODELS_PLACE), callers)
     if inside.tls is not None:
         options |= {"grpc-server-cert": f"{TLS_PLACE}/server.pem", "grpc-server-key": f"{TLS_PLACE}/server.key"}
-        # Unpublished, for the health check inside.
+    if not inside.serves_http:
+        # Of the container's own loopback, for the health check inside: nobody else reaches it.
         options |= {"allow-http": "true", "http-address": "127.0.0.1", "http-port": HTTP_PORT}
         options["http-restricted-api"] = options["grpc-restricted-protocol"]
     if inside.metrics_port is not None:

@@ -54,12 +54,14 @@ def start_guardian(
     shm_prefix: str,
     models: int,
     drain_timeout_s: float,
+    lock: int,
 ) -> tuple[subprocess.Popen[bytes], int]:
     """Start `command` under a guardian in a session of its own; return the guardian and the process id of `command`.
 
     log: where `command` writes; copied to `<log>.1` and started over when it exceeds log_limit_bytes.
-    folder: removed when the server is stopped. shm_prefix: files below /dev/shm that begin so belong to the server.
-    models: how many it serves. drain_timeout_s: how long requests in flight may take when it is stopped.
+    folder: removed when the server is stopped. lock: on the folder; the guardian keeps it open, too. shm_prefix: files
+    below /dev/shm that begin so belong to the server. models: how many it serves. drain_timeout_s: how long requests in
+    flight may take when it is stopped.
     """
     settings = {
         "command": command,
@@ -79,6 +81,7 @@ def start_guardian(
             cwd=folder,
             env=environment,
             start_new_session=True,
+            pass_fds=(lock,),
         )
     pid = guardian.stdout.readline() if guardian.stdout is not None else b""
     return guardian, int(pid or 0)

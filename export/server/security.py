@@ -123,9 +123,17 @@ def supervisor_tls(tls: ServerTls, host: str, port: int) -> CallerTls:
     return CallerTls(root=tls.certificate, server_name=names[0].replace("*", "any", 1), **own)
 
 
+PRIVATE = "unix:"  # how an address begins that is a socket file: only the user who made it can connect
+
+
+def is_private(host: str) -> bool:
+    """Say whether only this user of this machine can reach an address."""
+    return host.startswith(PRIVATE)
+
+
 def is_loopback(host: str) -> bool:
     """Say whether only this machine can reach an address."""
-    if host == "localhost":
+    if host == "localhost" or is_private(host):
         return True
     with contextlib.suppress(ValueError):
         return ipaddress.ip_address(host).is_loopback

@@ -9,12 +9,11 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-import shutil
 import signal
 import subprocess
-import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from tritonclient.utils import InferenceServerException
@@ -27,9 +26,10 @@ from affserve.export.server import triton_log
 from affserve.export.server.config import ServerConfig, arguments, serving_options, wheel_arguments
 from affserve.export.server.guardian import KILL, close_shared_memory, remove_shared_memory, start_guardian
 from affserve.export.server.installation import Installation, find_installation, lay_out_backends, server_environment
+from affserve.export.server.own_folder import OwnFolder, remove_orphans
 from affserve.export.server.probe import Prober, identify
-from affserve.export.server.security import CallerTls, check_host, supervisor_tls
-from affserve.train.errors import ServerError
+from affserve.export.server.security import CallerTls, check_host, is_private, supervisor_tls
+from affserve.train.errors import ServerError, remedy
 
 __all__ = ["ServerConfig", "TritonServer", "UnpreparedError"]
 
@@ -41,6 +41,18 @@ LOG_LIMIT_BYTES = 8 << 20  # then it starts over, and one file of that size befo
 
 class UnpreparedError(ServerError):
     """The machine refused what a server needs before it starts, such as room for its files: it may have it later."""
+
+
+@contextlib.contextmanager
+def preparing(repository: Path) -> Iterator[None]:
+    """Turn what the machine refuses inside the block into an UnpreparedError."""
+    try:
+        yield
+    except OSError as error:
+        raise UnpreparedError(
+            f"tritonserver for {repository} cannot be prepared: {error}; "
+            f"{remedy(error) or 'look after the folder for temporary files, or choose another with TMPDIR'}"
+        ) from error
 
 
 class TritonServer:
@@ -58,7 +70,7 @@ class TritonServer:
         self._cancelled = cancelled or threading.Event()
         self._identity = f"affserve-{secrets.token_hex(8)}"  # its name, and the prefix of its shared memory
         self._guardian: subprocess.Popen[bytes] | None = None
-        self._folder: Path | None = None
+        self._own: OwnFolder | None = None
         self._tls: CallerTls | None = None
         self._log_start = 0  # bytes of the log that earlier servers have written
         self._log_read = 0  # bytes of it that new_log has returned
@@ -86,7 +98,7 @@ class TritonServer:
         plain = config.tls is None
         metrics = f"http://{config.metrics_host}:{config.metrics_port}/metrics"
         return [
-            f"{'grpc' if plain else 'grpcs'}://{self.grpc_url}",
+            self.grpc_url if is_private(config.host) else f"{'grpc' if plain else 'grpcs'}://{self.grpc_url}",
             *([f"http://{self.http_url}"] if config.serves_http else []),
             *([metrics] if config.metrics_port is not None else []),
         ]
@@ -98,18 +110,14 @@ class TritonServer:
 
     def start(self) -> None:
         """Return when every model has answered a request; RepositoryError or ServerError when that cannot be."""
-        try:
+        with preparing(self.config.repository):
             self._start()
-        except OSError as error:
-            raise UnpreparedError(
-                f"tritonserver for {self.config.repository} cannot be prepared: {error}. Where a folder for temporary "
-                "files is full, make room in it or choose another with TMPDIR"
-            ) from error
 
     def _start(self) -> None:
-        verify_repository(self.config.repository, self.config.engine)
+        verify_repository(self.config.repository, self.config.engine, trust=self.config.trust)
         self.models = served_models(self.config.repository)
         installation = find_installation()
+        remove_orphans()
         check_host(installation.version, self.config.host, accepted=self.config.accept_known_holes)
         requested = self.config
         for attempts_left in reversed(range(PORT_ATTEMPTS)):
@@ -134,7 +142,8 @@ class TritonServer:
     def _start_on_ports(self, installation: Installation) -> None:
         with contextlib.ExitStack() as undo:
             undo.callback(self.kill)
-            self._folder = folder = Path(tempfile.mkdtemp(prefix=f"{self._identity}-"))
+            self._own = OwnFolder(self._identity)
+            folder = self._own.path
             environment = server_environment(installation, folder)
             environment["AFFSERVE_THREADS"] = str(self.parallelism.threads)
             command = self._command(installation, folder)
@@ -145,6 +154,7 @@ class TritonServer:
                 log=self._log,
                 log_limit_bytes=LOG_LIMIT_BYTES,
                 folder=folder,
+                lock=self._own.lock,
                 shm_prefix=self._identity,
                 models=len(self.models),
                 drain_timeout_s=self.config.drain_timeout_s,
@@ -179,7 +189,7 @@ class TritonServer:
                         ) from error
                 time.sleep(POLL_S)
         # Triton opens the other ports a moment after that of gRPC.
-        if self.config.serves_http:
+        if self.config.http_port is not None:
             self._wait_for_port(self.config.host, self.config.http_port, deadline)
         if self.config.metrics_port is not None:
             self._wait_for_port(self.config.metrics_host, self.config.metrics_port, deadline)
@@ -258,13 +268,13 @@ class TritonServer:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(self.pid, signal.SIGKILL)
         remove_shared_memory(self._identity)
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
-        self._guardian, self._folder, self.pid = None, None, 0
+        if self._own is not None:
+            self._own.remove()
+        self._guardian, self._own, self.pid = None, None, 0
 
     @property
     def _log(self) -> Path:
-        return self.config.log or (self._folder or Path()) / "triton.log"
+        return self.config.log or (self._own.path if self._own is not None else Path()) / "triton.log"
 
     def log(self) -> str:
         """Return what the server has written since its start, or since its log started over; empty when stopped."""
@@ -276,7 +286,7 @@ class TritonServer:
         return text
 
     def _log_from(self, offset: int) -> tuple[str, int]:
-        if self._folder is None or not self._log.exists():
+        if self._own is None or not self._log.exists():
             return "", 0
         with self._log.open("rb") as file:
             size = file.seek(0, os.SEEK_END)

@@ -7,6 +7,7 @@ else had an answer for a while, because a dead or stuck model does not show anyw
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import threading
 import time
 from collections import deque
@@ -19,18 +20,22 @@ from affserve.export.contract import CLIP_ENCODER, JPEG_DECODER, TEMPORAL_HEAD, 
 from affserve.export.server import triton_log
 from affserve.export.server.config import ServerConfig
 from affserve.export.server.events import Event, print_event
+from affserve.export.server.own_folder import OwnFolder, write_note
 from affserve.export.server.probe import Prober
-from affserve.export.server.server import TritonServer, UnpreparedError
-from affserve.train.errors import AffserveError, ServerError
+from affserve.export.server.security import PRIVATE
+from affserve.export.server.server import TritonServer, UnpreparedError, preparing
+from affserve.train.errors import AffserveError, RepositoryError, ServerError
 
 WATCH_PERIOD_S = 0.25
 PROBE_PERIOD_S = 5.0
 PROBE_TIMEOUT_S = 5.0
 STUCK_AFTER_S = 120.0  # without one answer while asked; a full batch on two cores takes half a minute
 PROBED = (CLIP_ENCODER, TEMPORAL_HEAD, JPEG_DECODER)  # where they are served; ensembles have no process of their own
-MAX_FAILURES = 5  # within FAILURE_PERIOD_S; then a restart is no cure
-FAILURE_PERIOD_S = 60.0
-FIRST_DELAY_S = 0.5  # before the second restart in a row; doubles from there
+MAX_REFUSALS = 3  # of a repository that cannot be served, in a row; then a restart is no cure
+FAILURE_PERIOD_S = 900.0  # for which failures are counted
+FIRST_DELAY_S = 0.5  # before the second restart in that time; doubles from there
+LONGEST_DELAY_S = 60.0
+LONGEST_SOCKET_PATH = 100  # bytes; the kernel takes 107, and Triton appends a colon and a port
 ROOM_PERIOD_S = 1.0  # between restarts that a full disk, or the like, prevents
 ROOM_TIMEOUT_S = 600.0  # then it is not worth waiting for any longer
 
@@ -49,6 +54,7 @@ class SupervisedServer:
         self._failure: ServerError | None = None
         self._failures: deque[float] = deque()  # times, s, of the last failures
         self._server = TritonServer(config, cancelled=self._stopping)
+        self._own: OwnFolder | None = None  # lasts from start to stop, unlike those of the servers
         self._children: dict[int, str] = {}
         self._probed: tuple[ModelSpec, ...] = ()
         self._answered: dict[str, int] = {}  # requests, by model, at the last probe
@@ -87,10 +93,24 @@ class SupervisedServer:
 
     def start(self) -> None:
         """Return when every model has answered a request; RepositoryError or ServerError when that cannot be."""
-        self._server.start()
+        with preparing(self._config.repository):
+            self._own = OwnFolder()
+        try:
+            self._server = TritonServer(self._addressed(self._own), cancelled=self._stopping)
+            self._server.start()
+        except BaseException:
+            self._own.remove()
+            raise
         self._config = self._server.config  # from here on with these ports
         self._mark_ready()
         self._watcher.start()
+
+    def _addressed(self, own: OwnFolder) -> ServerConfig:
+        """Return the configuration with a socket file of ours where it asks for one without saying where."""
+        if self._config.host != PRIVATE:
+            return self._config
+        host = f"{PRIVATE}{own.path}/grpc"
+        return dataclasses.replace(self._config, host=host if len(host) < LONGEST_SOCKET_PATH else "127.0.0.1")
 
     def wait(self) -> None:
         """Block until the server is stopped; ServerError when it could not be kept alive."""
@@ -104,6 +124,9 @@ class SupervisedServer:
         if self._watcher.is_alive():
             self._watcher.join()
         self._server.stop()
+        if self._own is not None:
+            self._own.remove()
+            self._own = None
         self._ended.set()
 
     def _mark_ready(self) -> None:
@@ -175,17 +198,15 @@ class SupervisedServer:
 
     def _restart(self, reason: str) -> bool:
         """Start a new server on the old ports, trying again after growing pauses; False when stopped or given up."""
-        began_s = time.monotonic()
+        began_s, refusals = time.monotonic(), 0
         while not self._stopping.is_set():
+            if refusals == MAX_REFUSALS:
+                self._give_up(f"tritonserver was not started again after {refusals} attempts: {reason}")
+                return False
             tail = self._log_tail()
             self._server.kill()
             failures = count_failure(self._failures, time.monotonic())
-            if failures >= MAX_FAILURES:
-                log = f"; its log says:\n{tail}" if tail else ""
-                often = f"tritonserver failed {MAX_FAILURES} times within {FAILURE_PERIOD_S:g} s"
-                self._give_up(f"{often} and was not started again; the last time because {reason}{log}")
-                return False
-            self._tell({"event": "restarting", "reason": reason, "failures": failures, "url": self.grpc_url})
+            self._tell_restart(reason, failures, tail)
             if self._stopping.wait(pause_s(failures)):
                 return False
             self._server = TritonServer(self._config, cancelled=self._stopping)
@@ -196,11 +217,24 @@ class SupervisedServer:
                 return False
             except AffserveError as error:
                 reason = str(error)
+                refusals = refusals + 1 if isinstance(error, RepositoryError) else 0
                 continue
             self._mark_ready()
+            self._note(None)
             self._tell({"event": "ready", "recovery_s": round(time.monotonic() - began_s, 2), "url": self.grpc_url})
             return True
         return False
+
+    def _tell_restart(self, reason: str, failures: int, tail: str) -> None:
+        """Report a restart, from the third on with what Triton logged last; also to `affserve status`."""
+        told = {"reason": reason, "failures": failures, "pause_s": pause_s(failures), "url": self.grpc_url}
+        self._tell({"event": "restarting", **told, **({"log": tail} if tail and failures > 2 else {})})
+        self._note({**told, "within_s": FAILURE_PERIOD_S, "next_start": time.time() + pause_s(failures)})
+
+    def _note(self, facts: Event | None) -> None:
+        """Leave a note for `affserve status`, which nobody answers now; None: the server answers for itself again."""
+        if self._own is not None:
+            write_note(self._own.path, facts)
 
     def _log_tail(self) -> str:
         try:
@@ -248,8 +282,8 @@ def count_failure(failures: deque[float], now_s: float) -> int:
 
 
 def pause_s(failures: int) -> float:
-    """Return how long to wait before a restart: not at all the first time, then twice as long each time."""
-    return FIRST_DELAY_S * 2 ** (failures - 2) if failures > 1 else 0.0
+    """Return how long to wait before a restart: not at all the first time, then twice as long, up to a minute."""
+    return min(FIRST_DELAY_S * 2 ** min(failures - 2, 30), LONGEST_DELAY_S) if failures > 1 else 0.0
 
 
 def children_of(pid: int) -> dict[int, str]:

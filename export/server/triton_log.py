@@ -16,6 +16,8 @@ _ADVICE = {
     "ONNX Runtime cannot load": "write the file again with: affserve export ...",
     "KIND_GPU": "serve where there is a GPU, or from the CPU configurations with --engine cpu",
     "No space left on device": "give /dev/shm more room (of a container: --shm-size=1g, or shm_size in Compose)",
+    "Too many open files": "allow more open files, with ulimit -n 4096 before the command",
+    "Cannot allocate memory": "give the server more memory, or fewer --instances",
     "libpython": "install the shared library of this Python, or use a Python that was built with one",
     "No module named": "install what is missing: pip install 'affserve[serve]'",
 }

@@ -21,19 +21,11 @@ from affserve.export.machine_findings import LOOKS, Finding, Verdict, int8_instr
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("pytriton") is None, reason="needs the extra affserve[serve]")
 
-FREE = {"grpc": 0, "http": 0}
+FREE = {"grpc": 0}
 
 
 def doctor(*arguments: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [
-        sys.executable,
-        "-m",
-        "affserve.client",
-        "doctor",
-        *map(str, arguments),
-        "--grpc-port=0",
-        "--http-port=0",
-    ]
+    command = [sys.executable, "-m", "affserve.client", "doctor", *map(str, arguments), "--grpc-port=0"]
     clean = {name: value for name, value in os.environ.items() if not name.startswith("AFFSERVE_")}
     clean |= {"XDG_CACHE_HOME": str(cwd / ".cache"), **environment}
     return subprocess.run(command, cwd=cwd, env=clean, capture_output=True, text=True, timeout=120, check=False)

@@ -35,7 +35,8 @@ pytestmark = needs_wheel
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
     root = tmp_path_factory.mktemp("status") / "repository"
     write_repository(root)
-    with TritonServer(ServerConfig(repository=root, threads=1, metrics_port=0, drain_timeout_s=0)) as running:
+    config = ServerConfig(repository=root, threads=1, http_port=0, metrics_port=0, drain_timeout_s=0)
+    with TritonServer(config) as running:
         yield running
 
 

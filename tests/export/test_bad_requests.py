@@ -206,9 +206,11 @@ def test_a_feature_that_is_no_number_is_refused_with_its_frame(refusal: Refusal,
     assert f"holds 1 values that are no finite number, the first in frame {at // FEATURE_WIDTH}" in said
 
 
-def test_largest_finite_features_are_answered(client: AffectClient) -> None:
-    extreme = np.full((2, FEATURE_WIDTH), np.finfo(np.float32).max, np.float32)
-    assert client.predict(extreme).keys() == client.describe().labels.keys()
+def test_features_that_no_answer_can_come_from_are_refused(refusal: Refusal) -> None:
+    """They are finite, and what a head computes from them is not."""
+    extreme = np.full((2, FEATURE_WIDTH), 3e38, np.float32)
+    said = refusal("ModelInfer", good(content=extreme.tobytes(), shape=[2, FEATURE_WIDTH]))
+    assert "values that are no finite number, the first in frame 0: the input is beyond what the model was made" in said
 
 
 TENSOR = {"name": "features", "shape": [1, FEATURE_WIDTH], "datatype": "FP32", "data": [0]}

@@ -45,7 +45,7 @@ def service(config: ServerConfig) -> Any:
 
 
 def test_a_service_is_read_only_limited_and_stopped_in_time(repository: Path, tls: ServerTls) -> None:
-    composed = service(served(repository, tls=tls, metrics_port=8002, engine="tensorrt"))
+    composed = service(served(repository, tls=tls, http_port=None, metrics_port=8002, engine="tensorrt"))
     assert all(mount["read_only"] is True for mount in composed["volumes"])
     assert composed["security_opt"] == ["no-new-privileges:true"]
     assert composed["shm_size"] == "1g"
@@ -64,7 +64,7 @@ def test_exactly_the_models_of_the_repository_are_loaded(repository: Path) -> No
 
 @needs_wheel
 def test_options_are_known_to_the_real_tritonserver(repository: Path, tls: ServerTls, tmp_path: Path) -> None:
-    config = served(repository, tls=tls, metrics_port=8002)
+    config = served(repository, tls=tls, http_port=None, metrics_port=8002)
     installation = find_installation()
     environment = server_environment(installation, tmp_path)
 
@@ -122,12 +122,15 @@ def test_gpus_are_asked_for_where_they_are_used(repository: Path, engine: str, g
 
 def test_ports_are_this_machines_unless_asked(repository: Path) -> None:
     assert service(served(repository))["ports"] == ["127.0.0.1:8001:8001", "127.0.0.1:8000:8000"]
+    silent = service(served(repository, http_port=None))
+    assert silent["ports"] == ["127.0.0.1:8001:8001"]
+    assert "--http-address=127.0.0.1" in silent["command"], "for the health check inside"
     open_ports = service(served(repository, host="10.0.0.7", grpc_port=9001, metrics_port=9002))["ports"]
     assert open_ports == ["10.0.0.7:9001:8001", "10.0.0.7:8000:8000", "10.0.0.7:9002:8002"]
 
 
 def test_with_tls_only_grpc_leaves_the_machine(repository: Path, tls: ServerTls) -> None:
-    composed = service(served(repository, tls=tls, host="10.0.0.7", metrics_port=8002))
+    composed = service(served(repository, tls=tls, http_port=None, host="10.0.0.7", metrics_port=8002))
     assert composed["ports"] == ["10.0.0.7:8001:8001", "127.0.0.1:8002:8002"]
     sources = {mount["target"]: mount["source"] for mount in composed["volumes"]}
     assert sources["/tls/server.key"] == str(tls.key)
@@ -165,6 +168,8 @@ def test_what_cannot_be_deployed_is_refused(repository: Path, tmp_path: Path) ->
         compose_file(served(tmp_path))
     with pytest.raises(ServerError, match="--threads and --instances"):
         compose_file(served(repository, threads=4))
+    with pytest.raises(ServerError, match="socket files"):
+        compose_file(ServerConfig(repository=repository, host="unix:/run/affserve"))
     with pytest.raises(ServerError, match="given ports"):
         compose_file(served(repository, grpc_port=0))
 

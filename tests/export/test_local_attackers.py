@@ -24,6 +24,7 @@ from typing import Any
 import psutil
 import pytest
 import tritonclient.grpc as triton
+from google.protobuf import text_format
 from tiny_server import (
     RECOVERY_S,
     SHARED_MEMORY,
@@ -35,20 +36,24 @@ from tiny_server import (
     serve_command,
     server_name,
     url_of,
+    vouch,
     wait_for,
     wait_for_answer,
 )
 from tritonclient.grpc import service_pb2
 from tritonclient.utils import InferenceServerException
+from typer.testing import CliRunner
 
+from affserve.client.cli import app
 from affserve.client.wire.shared_memory import Region
+from affserve.export.repository.templates import read_config
 from affserve.export.server import guardian, supervisor
 from affserve.export.server.config import ServerConfig
 from affserve.export.server.events import Event
 from affserve.export.server.probe import Prober
 from affserve.export.server.server import TritonServer
 from affserve.export.server.supervisor import SupervisedServer
-from affserve.train.errors import ServerError
+from affserve.train.errors import RepositoryError, ServerError
 
 pytestmark = needs_wheel
 
@@ -155,7 +160,7 @@ def test_who_reads_the_key_in_the_command_line_opens_nothing_with_it(tiny: Path,
     load = service_pb2.RepositoryModelLoadRequest(model_name="evil")
     load.parameters["config"].string_param = json.dumps(EVIL_CONFIG)
     load.parameters["file:1/model.py"].bytes_param = code
-    with TritonServer(ServerConfig(repository=tiny, drain_timeout_s=0)) as server:
+    with TritonServer(ServerConfig(repository=tiny, http_port=0, drain_timeout_s=0)) as server:
         task = {
             "grpc": server.config.grpc_port,
             "http": server.config.http_port,
@@ -207,6 +212,42 @@ def test_what_lies_beside_our_models_is_not_loaded(own: Path, tmp_path: Path) ->
         served = {model.name for model in prober.statistics(RECOVERY_S)}
     assert served == {"clip_encoder", "temporal_head", "affect"}
     assert not witness.exists()
+
+
+# --- repositories of strangers ---
+
+
+def test_a_repository_without_a_manifest_is_not_served_unless_trusted(own: Path) -> None:
+    (own / "manifest.json").unlink()
+    with pytest.raises(RepositoryError, match=r"has no manifest\.json: nothing says who wrote .*--trust"):
+        TritonServer(ServerConfig(repository=own)).start()
+    refused = CliRunner().invoke(app, ["infer", str(own), "--crops", "--repository", str(own)])
+    assert refused.exit_code == 1
+    with serve_command(own, "--trust") as (_, line):
+        wait_for_answer(url_of(line))
+
+
+@pytest.mark.parametrize("how", ["python", "environment"])
+def test_a_configuration_that_runs_a_program_is_not_served_unless_trusted(own: Path, tmp_path: Path, how: str) -> None:
+    """Its owner wrote the manifest, too."""
+    witness, model = tmp_path / "it ran", own / "temporal_head"
+    (model / "1" / "model.py").write_text(EVIL_MODEL.format(witness=str(witness)))
+    for path in (model / "config.pbtxt", model / "configs" / "cpu.pbtxt"):
+        config = read_config(path)
+        if how == "python":
+            config.platform, config.backend, config.default_model_filename = "", "python", "model.py"
+        else:
+            config.parameters["EXECUTION_ENV_PATH"].string_value = str(tmp_path / "env.tar.gz")
+        path.write_text(text_format.MessageToString(config))
+    vouch(own)
+    expected = "'python'" if how == "python" else "the parameter EXECUTION_ENV_PATH"
+    with pytest.raises(RepositoryError, match=rf"cpu\.pbtxt asks for {expected}, by which .* as you.*--trust"):
+        TritonServer(ServerConfig(repository=own)).start()
+    assert not witness.exists()
+    if how == "python":
+        with pytest.raises(ServerError):
+            TritonServer(ServerConfig(repository=own, trust=True)).start()
+        assert witness.exists(), "trusted, it runs: else this proves nothing"
 
 
 # --- stderr, the temporary folder and the watching thread ---

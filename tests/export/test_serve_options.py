@@ -47,9 +47,7 @@ SERVER_NAME = "affect.example.com"
 @pytest.fixture(scope="module")
 def closed(tiny: Path) -> Iterator[TritonServer]:
     """A server that closes shared memory, too, and runs two instances of the encoder."""
-    config = ServerConfig(
-        repository=tiny, shared_memory=False, instances=2, threads=1, metrics_port=0, drain_timeout_s=0
-    )
+    config = ServerConfig(repository=tiny, shared_memory=False, instances=2, threads=1, http_port=0, drain_timeout_s=0)
     with TritonServer(config) as server:
         yield server
 
@@ -115,7 +113,7 @@ def test_shared_memory_is_open_to_this_machine_alone(server_url: str) -> None:
     with contextlib.closing(triton.InferenceServerClient(server_url)) as client:
         client.get_system_shared_memory_status()  # refused where it is closed
     for host, shared in (("127.0.0.1", True), ("localhost", True), ("0.0.0.0", False), ("10.0.0.7", False)):
-        options = serving_options(ServerConfig(repository=Path(), host=host), Path(), None)
+        options = serving_options(ServerConfig(repository=Path(), host=host, http_port=0), Path(), None)
         for name in ("grpc-restricted-protocol", "http-restricted-api"):
             closed_here = str(options[name]).partition(":")[0].split(",")
             assert ("shared-memory" not in closed_here) is shared, host

@@ -26,6 +26,7 @@ from tiny_server import (
     needs_wheel,
     run_in_process,
     stub_of,
+    vouch,
     wait_for,
     write_repository,
 )
@@ -91,6 +92,7 @@ def patient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
     assert "dynamic_batching { }" in text
     batching = "preferred_batch_size: [ 1, 68 ] max_queue_delay_microseconds: 3600000000"
     config.write_text(text.replace("dynamic_batching { }", f"dynamic_batching {{ {batching} }}"))
+    vouch(root)
     with TritonServer(ServerConfig(repository=root, drain_timeout_s=0)) as running:
         yield running
 
@@ -155,7 +157,7 @@ def test_describe_names_address_engine_threads_and_models(server: SupervisedServ
     import onnxruntime
 
     line = server.describe()
-    assert f"grpc://{server.grpc_url} http://127.0.0.1:" in line
+    assert f" on grpc://{server.grpc_url}: " in line
     assert f"Triton 2.51.0, ONNX Runtime {onnxruntime.__version__} CPU, 1 thread, " in line
     assert line.endswith("models affect clip_encoder temporal_head")
 
