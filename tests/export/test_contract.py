@@ -224,7 +224,7 @@ def say_of_tensorrt_configs(root: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     for model in MODELS:
         (root / model / "1").mkdir()
     # Our own check would stop first: there are no plans.
-    monkeypatch.setattr("affserve.export.server.server.verify_repository", lambda *_: None)
+    monkeypatch.setattr("affserve.export.server.server.verify_repository", lambda *_, **__: None)
     config = ServerConfig(repository=root, engine=engine_sets.TENSORRT, drain_timeout_s=0)
     with pytest.raises(ServerError) as refused, TritonServer(config):
         pass
