@@ -39,7 +39,9 @@ def test_wheel_holds_only_the_package(wheel: Path) -> None:
         "affserve/model_repository/temporal_head/configs/cpu.pbtxt",
         "affserve/export/backends/jpeg/model.py",
         "affserve/export/backends/affserve_backend.py",
+        "affserve/export/backends/affserve_plan.py",
         "affserve/export/backends/onnxruntime/model.py",
+        "affserve/export/backends/tensorrt/model.py",
         "affserve/train/models/affserve-demo.json",
     ):
         assert expected in names

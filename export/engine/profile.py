@@ -56,16 +56,20 @@ class Profile:
         return {name: [list(shape) for shape in shapes] for name, shapes in self.shapes.items()}
 
 
-def _profile(model: ModelSpec, optimum: int) -> Profile:
+def _profile(model: ModelSpec, optimum: int, largest: int = WINDOW_FRAMES) -> Profile:
     (spec,) = model.inputs
 
     def shape(frames: int) -> Shape:
         # Without batches: the batch axis of 1 that Triton's reshape adds, then the time axis.
         return (frames, *spec.shape) if model.max_batch_size else (1, frames, *spec.shape[1:])
 
-    return Profile(model=model, shapes={spec.name: (shape(1), shape(optimum), shape(WINDOW_FRAMES))})
+    return Profile(model=model, shapes={spec.name: (shape(1), shape(optimum), shape(largest))})
 
 
 ENCODER_PROFILE = _profile(CLIP_ENCODER, OPTIMUM_FRAMES)
 HEAD_PROFILE = _profile(TEMPORAL_HEAD, WINDOW_FRAMES)
 PROFILES = (ENCODER_PROFILE, HEAD_PROFILE)
+# Our own backend alone runs plans for RTX cards, longer batches in slices: of 300 frames, scratch memory would be 207
+# MB for each of its seven contexts.
+RTX_ENCODER_PROFILE = _profile(CLIP_ENCODER, OPTIMUM_FRAMES, largest=OPTIMUM_FRAMES)
+RTX_PROFILES = (RTX_ENCODER_PROFILE, HEAD_PROFILE)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from affserve.export.engine import builder, compiled
 from affserve.export.engine.building import in_tenths, write_plan
 from affserve.export.engine.plans import PlanRecord
-from affserve.export.engine.profile import PROFILES, Profile
+from affserve.export.engine.profile import RTX_PROFILES, Profile
 from affserve.export.engine_sets import GPU_ONNX_FILE, RTX_PLAN_FILE
 from affserve.export.machine.gpus import installed_tensorrt
 from affserve.export.pins import RTX_CAPABILITIES, RTX_MODULE, RTX_VERSION, rtx_requirement
@@ -35,7 +35,9 @@ def build_rtx_plans(
     repository: Path, version: int, progress: Callable[[str], None] = lambda _: None
 ) -> list[PlanRecord]:
     """Build both models' plans from the graphs in a version's folders; ExportError as `build_rtx_plan`."""
-    return [build_rtx_plan(repository / profile.model.name / str(version), profile, progress) for profile in PROFILES]
+    return [
+        build_rtx_plan(repository / profile.model.name / str(version), profile, progress) for profile in RTX_PROFILES
+    ]
 
 
 def build_rtx_plan(folder: Path, profile: Profile, progress: Callable[[str], None] = lambda _: None) -> PlanRecord:

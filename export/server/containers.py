@@ -81,6 +81,11 @@ def _check(config: ServerConfig) -> None:
         raise RepositoryError(
             f"{config.repository} is not a folder; write a model repository with: affserve export ..."
         )
+    if config.engine == engine_sets.RTX:
+        raise ServerError(
+            "the container's TensorRT does not run plans for RTX cards, TensorRT for RTX does, without a container: "
+            f"affserve serve --engine {engine_sets.RTX}; in the container it is --engine {engine_sets.TENSORRT}"
+        )
     for model in served_models(config.repository):
         config_path(config.repository, model.name, config.engine)
     if config.threads is not None or config.instances is not None:

@@ -72,13 +72,19 @@ def own_backends() -> list[Path]:
     return sorted(BACKENDS.glob("*/model.py"))
 
 
+def shared_modules() -> list[Path]:
+    """Return the modules of ours that every stub finds: what they share, and what one is made of."""
+    return sorted(BACKENDS.glob("*.py"))
+
+
 def requirements(backend: Path) -> list[str]:
     """Return what a backend imports and Python does not bring, such as ["numpy", "onnxruntime"]."""
     tree = ast.parse(backend.read_text(encoding="utf-8"))
     imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     imported |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     packages = {name.partition(".")[0] for name in imported}
-    return sorted(packages - set(sys.stdlib_module_names) - {PYTHON_BACKEND_MODULE, SHARED_MODULE.stem, ""} | {"numpy"})
+    ours = {PYTHON_BACKEND_MODULE, *(module.stem for module in shared_modules()), ""}
+    return sorted(packages - set(sys.stdlib_module_names) - ours | {"numpy"})
 
 
 def lay_out_backends(installation: Installation, folder: Path) -> Path | None:
@@ -97,7 +103,8 @@ def lay_out_backends(installation: Installation, folder: Path) -> Path | None:
     (python / STUB).symlink_to(stub)
     for name in PYTHON_BACKEND_FILES:  # Triton loads no backend through a symbolic link
         shutil.copy(installation.wheel / "backends" / "python" / name, python / name)
-    shutil.copy(SHARED_MODULE, python / SHARED_MODULE.name)  # this folder is on the path of every stub
+    for module in shared_modules():
+        shutil.copy(module, python / module.name)  # this folder is on the path of every stub
     for model in own_backends():
         (folder / "backends" / model.parent.name).mkdir()
         shutil.copy(model, folder / "backends" / model.parent.name / model.name)

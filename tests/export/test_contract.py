@@ -234,15 +234,15 @@ def say_of_tensorrt_configs(root: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 @pytest.mark.skipif(find_spec("pytriton") is None, reason="needs the extra affserve[serve]")
 @pytest.mark.skipif(shutil.which("tritonserver") is not None, reason="this Triton may have TensorRT")
 def test_triton_itself_reads_the_tensorrt_configurations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The wheel's server has no TensorRT; it says so only after it has read and validated a configuration."""
+    """Without a GPU the wheel's server says so, but only after it has read and validated a configuration."""
     shutil.copytree(MODEL_REPOSITORY, tmp_path / "as_committed")
     shutil.copytree(MODEL_REPOSITORY, tmp_path / "mistaken")
     said = say_of_tensorrt_configs(tmp_path / "as_committed", monkeypatch)
     for model in PROFILES:
-        assert f"{model}: Invalid argument: unable to find backend library for backend 'tensorrt'" in said
+        assert f"instance group {model}_0 of model {model} has kind KIND_GPU but no GPUs are available" in said
         path = tmp_path / "mistaken" / model / TENSORRT
         path.write_text(path.read_text().replace("graph_spec", "graph_specification"))
-    assert "backend library" not in say_of_tensorrt_configs(tmp_path / "mistaken", monkeypatch)
+    assert "no GPUs" not in say_of_tensorrt_configs(tmp_path / "mistaken", monkeypatch)
 
 
 def test_a_model_that_tells_no_labels_is_refused() -> None:

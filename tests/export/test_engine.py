@@ -4,6 +4,7 @@ graphs in TensorRT's own support table. What only a GPU can show the builder its
 
 from __future__ import annotations
 
+import ast
 import json
 import shutil
 from collections.abc import Callable
@@ -34,12 +35,13 @@ from affserve.export.graphs.onnx_file import export_encoder, export_head
 from affserve.export.machine.gpus import installed_tensorrt
 from affserve.export.pins import TENSORRT_REQUIREMENT, TENSORRT_VERSION, TRITON_CONTAINER_TAG
 from affserve.export.precision.half import ISLANDS, WIDER_ISLANDS, to_half
+from affserve.export.server.installation import BACKENDS
 from affserve.train.errors import ExportError
 from affserve.train.models.encoder import DEMO_ARCHITECTURE, create_encoder
 from affserve.train.models.temporal_head import TemporalHead, demo_head_config
 
 ENGINE = Path(building.__file__).parent
-FOR_RTX = ("builder.py", "rtx.py")
+PLAN_MODULE = BACKENDS / "affserve_plan.py"
 
 
 @pytest.fixture(scope="module")
@@ -67,22 +69,50 @@ def types(stubs: Path) -> Path:
     return tensorrt_stubs.write_types(stubs)
 
 
-def checked(folder: Path, *names: str) -> list[Path]:
+def checked(folder: Path, *paths: Path) -> list[Path]:
     """Copies of the files in which `trt` is the module itself, not an argument that may be any module."""
-    for name in names:
-        (folder / name).write_text((ENGINE / name).read_text().replace("trt: ModuleType", "_trt: ModuleType"))
-    return [folder / name for name in names]
+    for path in paths:
+        (folder / path.name).write_text(path.read_text().replace("trt: ModuleType", "_trt: ModuleType"))
+    return [folder / path.name for path in paths]
+
+
+def without(path: Path, *functions: str) -> None:
+    """Drop functions, of TensorRT for RTX alone, from a file."""
+    lines = path.read_text().splitlines()
+    for node in reversed(ast.parse("\n".join(lines)).body):
+        if isinstance(node, ast.FunctionDef) and node.name in functions:
+            lines[node.lineno - 1 : node.end_lineno] = [f"def {node.name}(*_: Any) -> None: ..."]
+    path.write_text("\n".join(lines))
 
 
 def test_every_use_of_tensorrt_is_in_its_bindings(types: Path, tmp_path: Path) -> None:
-    names = [path.name for path in ENGINE.glob("*.py") if "import tensorrt as trt" in path.read_text()]
-    assert {"builder.py", "loaded.py", "tuning.py"} <= set(names)
-    assert tensorrt_stubs.type_errors(types, *checked(tmp_path, *(set(names) - {"rtx.py"}))) == []
+    used = [path for path in ENGINE.glob("*.py") if "import tensorrt as trt" in path.read_text()]
+    assert {"builder.py", "loaded.py", "tuning.py"} <= {path.name for path in used}
+    copies = checked(tmp_path, PLAN_MODULE, *(path for path in used if path.name != "rtx.py"))
+    without(copies[0], "_ready_rtx", "_check_validity")
+    assert tensorrt_stubs.type_errors(types, *copies) == []
 
 
 def test_every_use_of_tensorrt_for_rtx_is_in_its_bindings(stubs: Path, tmp_path: Path) -> None:
     types = tensorrt_stubs.write_types(stubs, "tensorrt_rtx_bindings.tensorrt_rtx", tmp_path)
-    assert tensorrt_stubs.type_errors(types, *checked(tmp_path, *FOR_RTX)) == []
+    copies = checked(tmp_path, PLAN_MODULE, ENGINE / "builder.py", ENGINE / "rtx.py")
+    assert tensorrt_stubs.type_errors(types, *copies) == []
+
+
+def test_every_use_of_cuda_is_in_its_bindings() -> None:
+    cudart: Any = pytest.importorskip("cuda.bindings.runtime", reason="needs the extra affserve[rtx]")
+    tree = ast.parse(PLAN_MODULE.read_text())
+    used = [ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
+    names = {name for name in used if name.startswith("cudart.")}
+    assert len(names) > 15
+    assert [name for name in names if not hasattr(cudart, name.split(".")[1])] == []
+    for name in (name for name in names if name.count(".") == 2):  # members of enums
+        assert hasattr(getattr(cudart, name.split(".")[1]), name.split(".")[2]), name
+    for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+        if (name := ast.unparse(call.func)) in names:
+            signature = getattr(cudart, name.split(".")[1]).__doc__.splitlines()[0]
+            arguments = signature.partition("(")[2].rpartition(")")[0]
+            assert len(call.args) == (arguments.count(",") + 1 if arguments else 0), signature
 
 
 MISTAKES = """\
@@ -200,6 +230,7 @@ import json
 from pathlib import Path
 from affserve.export.contract import CLIP_ENCODER, TEMPORAL_HEAD
 from affserve.export.engine.loaded import check_weights, expected_tensors, onnx_weights, summarise
+from affserve.export.server.installation import BACKENDS
 from affserve.train.errors import ExportError
 def refusal(call, *arguments):
     try:
@@ -252,6 +283,7 @@ from pathlib import Path
 from affserve.export.engine.building import build_plan
 from affserve.export.engine.profile import ENCODER_PROFILE, EngineOptions
 from affserve.export.machine.gpus import Gpu
+from affserve.export.server.installation import BACKENDS
 from affserve.train.errors import ExportError
 gpu = Gpu(index=0, name="RTX", compute_capability="8.6", memory_bytes=0, driver="580.1", uuid="GPU-0")
 def refusal(version, any_version):

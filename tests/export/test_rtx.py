@@ -20,7 +20,7 @@ from affserve.export.artefacts.material import parity_only
 from affserve.export.contract import CLIP_ENCODER, GPU, TEMPORAL_HEAD
 from affserve.export.engine import rtx
 from affserve.export.engine.plans import read_record, record_file, write_record
-from affserve.export.engine.profile import ENCODER_PROFILE, HEAD_PROFILE
+from affserve.export.engine.profile import HEAD_PROFILE, RTX_ENCODER_PROFILE
 from affserve.export.engine_sets import GPU_ONNX_FILE, RTX, RTX_PLAN_FILE
 from affserve.export.graphs.onnx_file import export_encoder
 from affserve.export.machine.gpus import Gpu
@@ -34,7 +34,7 @@ from affserve.export.repository.placement import LocalTarget
 from affserve.train.errors import ExportError, RepositoryError
 
 trt = pytest.importorskip(RTX_MODULE, reason="needs the extra affserve[rtx]")
-PROFILES = {CLIP_ENCODER.name: ENCODER_PROFILE, TEMPORAL_HEAD.name: HEAD_PROFILE}
+PROFILES = {CLIP_ENCODER.name: RTX_ENCODER_PROFILE, TEMPORAL_HEAD.name: HEAD_PROFILE}
 
 
 def export(checkpoints: tuple[Path, Path], target: Path, precision: Precision, plans: RtxPlans) -> Path:
@@ -164,14 +164,14 @@ def wide_graph(path: Path) -> None:
 def test_a_graph_that_would_be_slow_or_cannot_be_read_gives_no_plan(tmp_path: Path, graph: Any, message: str) -> None:
     graph(tmp_path / GPU_ONNX_FILE)
     with pytest.raises(ExportError, match=message):
-        rtx.build_rtx_plan(tmp_path, ENCODER_PROFILE)
+        rtx.build_rtx_plan(tmp_path, RTX_ENCODER_PROFILE)
     assert not list(tmp_path.glob("*.plan*"))
 
 
 def test_another_release_of_the_library_builds_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rtx, "RTX_VERSION", "9.9.9.9")
     with pytest.raises(ExportError, match=rf"needs TensorRT for RTX 9\.9\.9\.9, found {RTX_VERSION}"):
-        rtx.build_rtx_plan(folder, ENCODER_PROFILE)
+        rtx.build_rtx_plan(folder, RTX_ENCODER_PROFILE)
 
 
 def test_plans_that_were_only_tried_are_left_out_with_a_note(checkpoints: tuple[Path, Path], tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+../export/backends/affserve_plan.py
