@@ -1,4 +1,6 @@
-"""The commands about a server and its callers: `affserve bench served`, `transports`, `faults`, `windows`, `gpus`."""
+"""The commands about a server and its callers: `affserve bench served`, `transports`, `faults`, `kills`, `windows`,
+`gpus`.
+"""
 
 from __future__ import annotations
 
@@ -64,6 +66,22 @@ def faults(
         raise typer.Exit(1)
 
 
+def kills(
+    repository: Annotated[Path, typer.Argument(help="Model repository, as written by affserve export.")],
+    pairs: Annotated[int, typer.Option(min=1, help="Runs with two killed processes each.")] = 50,
+    seed: Annotated[int, typer.Option(help="Of victims and moments.")] = 0,
+    folder: Folder = None,
+) -> None:
+    """Kill two processes of `affserve serve` under load, any of them; exit code 1 where one answer or file is wrong."""
+    from affserve.benchmarks.serving.kill_pairs import measure_kills
+
+    with tempfile.TemporaryDirectory() as scratch:
+        measured = measure_kills(repository, pairs, Path(scratch), seed=seed, progress=progress)
+    keep("kills", measured, folder)
+    if not measured["passed"]:
+        raise typer.Exit(1)
+
+
 def windows(
     architecture: Architecture = VIT,
     frames: Annotated[int, typer.Option(min=301, help="Crops of the video.")] = 700,
@@ -100,4 +118,4 @@ def gpus(
     keep("gpus", measure_gpus(repository, name, chosen, frames, rounds, progress), folder)
 
 
-COMMANDS = (served, transports, faults, windows, gpus)
+COMMANDS = (served, transports, faults, kills, windows, gpus)
