@@ -198,9 +198,7 @@ def _kill(process: psutil.Popen, victim: str) -> str:
     return kind
 
 
-def _end(
-    process: psutil.Popen, url: str, frames: Any, expected: Outputs, seen: dict[int, psutil.Process], killed: bool
-) -> str:
+def _end(process: psutil.Popen, url: str, frames: Any, expected: Outputs, seen: _Seen, killed: bool) -> str:
     """Return how it ended: with right answers, with an error, by our own kill, or not at all."""
     until_s = time.monotonic() + RECOVERY_S
     while time.monotonic() < until_s:
