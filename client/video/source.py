@@ -21,6 +21,7 @@ import cv2
 import numpy as np
 from av.container import InputContainer
 from av.packet import Packet
+from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.reformatter import ColorPrimaries, ColorTrc, VideoReformatter
 from av.video.stream import VideoStream
@@ -122,7 +123,12 @@ def read_image(path: Path, most_pixels: int = MOST_PIXELS) -> NDArray[np.uint8]:
         encoded = np.fromfile(path, dtype=np.uint8)
     except OSError as error:
         raise VideoError(f"{path} cannot be read: {error.strerror or error}") from error
-    check_size(path, *_size_of_image(encoded.tobytes()), most_pixels)
+    content = encoded.tobytes()
+    check_size(path, *_size_of_image(content), most_pixels)
+    if _is_animated(content):
+        raise VideoError(
+            f"{path} is animated, and of such images only the first picture could be read: convert it to a video first"
+        )
     try:
         decoded = cv2.imdecode(encoded, cv2.IMREAD_COLOR) if encoded.size else None
     except cv2.error as error:
@@ -146,6 +152,13 @@ def _size_of_image(content: bytes) -> tuple[int, int]:
         with reader(io.BytesIO(content)) as image:
             return int(image.size[0]), int(image.size[1])
     return 0, 0
+
+
+def _is_animated(content: bytes) -> bool:
+    """Say whether an image file holds several: a WebP with the flag for it, or a PNG with a chunk that counts them."""
+    if content.startswith(b"RIFF"):
+        return content[12:16] == b"VP8X" and bool(content[20:21] > b"" and content[20] & 2)
+    return content.startswith(b"\x89PNG") and b"acTL" in content[: max(0, content.find(b"IDAT"))]
 
 
 class ImageSource:
@@ -285,10 +298,12 @@ def _opened(path: Path, most_pixels: int) -> Iterator[tuple[InputContainer, Vide
     """Open a file and its first video stream; everything FFmpeg refuses inside the block becomes a VideoError."""
     try:
         with open_container(path, most_pixels) as container:
-            if not container.streams.video:
+            # A picture of the cover is a stream, too.
+            videos = [one for one in container.streams.video if not one.disposition & Disposition.attached_pic]
+            if not videos:
                 kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "no streams"
                 raise VideoError(f"{path} holds no video stream (found: {kinds}); expected a video with faces")
-            stream = container.streams.video[0]
+            stream = videos[0]
             if getattr(stream, "codec_context", None) is None:  # its stubs promise one
                 raise VideoError(f"{path} holds a video in a codec that FFmpeg does not know; is its header damaged?")
             check_size(path, stream.codec_context.width, stream.codec_context.height, most_pixels)

@@ -226,13 +226,14 @@ class TritonServer:
         if self.exit_code is not None or triton_log.gave_up(log):
             if triton_log.port_was_taken(log):
                 raise PortTakenError(self._failure("could not listen"))
-            raise ServerError(self._failure("could not be started"))
+            ended = f" (it ended with exit code {self.exit_code})" if self.exit_code is not None else ""
+            raise ServerError(self._failure(f"could not be started{ended}"))
         if time.monotonic() > deadline:
             waited = f"{self.config.startup_timeout_s:g} s"
             raise ServerError(self._failure(f"was not ready within {waited}; allow it longer or see its log"))
 
     def _failure(self, what: str) -> str:
-        advice = triton_log.advice(self.log())
+        advice = triton_log.advice(self.log(), self.exit_code)
         return f"tritonserver for {self.config.repository} {what}: {advice}. Its log says:\n{self.log_tail()}"
 
     def healthy(self, timeout_s: float = 10.0) -> bool:

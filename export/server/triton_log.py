@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 TAIL_LINES = 8
+SIGNAL = 128  # what an exit code is above that tells of a signal
 _PORT_TAKEN = re.compile(r"already in use|failed to bind|Failed to add port", re.IGNORECASE)
 _TROUBLE = re.compile(r"^(?:E\d{4} |error:|\w*(?:Error|Exception)\b)|: error while loading|tritonserver: ")
 _HARMLESS = re.compile("CudaDriverHelper has not|unable to create stream")  # every machine without a GPU
@@ -58,7 +59,9 @@ def tail(log: str) -> str:
     return "\n".join(f"  {line}" for line in list(kept)[-TAIL_LINES:])
 
 
-def advice(log: str) -> str:
-    """Return what to do about the trouble a log tells of."""
+def advice(log: str, exit_code: int | None = None) -> str:
+    """Return what to do about the trouble a log tells of; exit_code: of a server that has ended."""
     known = [what_to_do for sign, what_to_do in _ADVICE.items() if sign in log]
+    if not known and (exit_code or 0) > SIGNAL:
+        return f"signal {(exit_code or 0) - SIGNAL} ended it: is there enough memory (free -h, ulimit -v)?"
     return "; ".join(known) or "export the repository again if it was altered"

@@ -20,7 +20,8 @@ import av
 import grpc
 import numpy as np
 import pytest
-from clips import moving_square, write_crops, write_video
+from clips import moving_square, write_crops, write_sound, write_video
+from PIL import Image
 from rich.console import Console
 from tiny_server import needs_wheel
 from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
@@ -156,6 +157,32 @@ def test_containers_are_still_read(tmp_path: Path, suffix: str) -> None:
     assert len(list(open_source(path))) == 3
     with av.open(str(path)) as container:
         assert container.format.name
+
+
+def test_animated_images_are_not_read_as_one_picture(tmp_path: Path) -> None:
+    pictures = [Image.fromarray(image) for image in moving_square(3)]
+    for suffix in ("webp", "png"):
+        path = tmp_path / f"a.{suffix}"
+        pictures[0].save(path, save_all=True, append_images=pictures[1:])
+        with pytest.raises(VideoError, match="is animated"):
+            open_source(path)
+        pictures[0].save(path)
+        assert len(list(open_source(path))) == 1
+
+
+def test_a_picture_of_the_cover_is_not_the_video(tmp_path: Path) -> None:
+    path = write_sound(tmp_path / "song.wav").with_suffix(".mp4")
+    with av.open(str(tmp_path / "song.wav")) as sound, av.open(str(path), "w") as container:
+        cover = container.add_stream("mjpeg", width=64, height=48, pix_fmt="yuvj420p")
+        cover.disposition = av.stream.Disposition.attached_pic
+        music = container.add_stream("aac", rate=8000)
+        picture = av.VideoFrame.from_ndarray(moving_square(1)[0], "rgb24").reformat(format="yuvj420p")
+        container.mux(cover.encode(picture))
+        for frame in sound.decode(audio=0):
+            container.mux(music.encode(frame))
+        container.mux(music.encode(None))
+    with pytest.raises(VideoError, match="holds no video stream"):
+        open_source(path)
 
 
 # --- results ---

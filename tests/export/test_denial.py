@@ -39,7 +39,7 @@ from typer.testing import CliRunner
 from affserve.client.cli import app
 from affserve.client.client import AffectClient
 from affserve.client.connection import Connection, connected
-from affserve.export.server import supervisor
+from affserve.export.server import supervisor, triton_log
 from affserve.export.server.config import ServerConfig
 from affserve.export.server.events import Event
 from affserve.export.server.own_folder import OwnFolder, remove_orphans
@@ -221,3 +221,11 @@ def test_a_note_that_is_none_is_not_read() -> None:
             assert CliRunner().invoke(app, ["status", "127.0.0.1:1", "--timeout=1"]).exit_code == 1
     finally:
         folder.remove()
+
+
+def test_a_server_that_a_signal_ended_is_no_fault_of_the_repository() -> None:
+    assert triton_log.advice("I1126 ready", 128 + 11) == (
+        "signal 11 ended it: is there enough memory (free -h, ulimit -v)?"
+    )
+    assert "ulimit -n 4096" in triton_log.advice("[warn] epoll_create: Too many open files", 1)
+    assert "export the repository again" in triton_log.advice("E1126 odd", 1)

@@ -15,7 +15,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from affserve.train.corpus.affwild2 import open_corpus
-from affserve.train.errors import CheckpointError
+from affserve.train.errors import CheckpointError, OutputError
+from affserve.train.files import sole_user
 from affserve.train.models.checkpoint import load_head
 from affserve.train.models.temporal_head import demo_head_config
 from affserve.train.stages.fit import FitConfig, fit
@@ -105,6 +106,17 @@ def test_a_finished_training_says_so_and_another_one_in_its_place_is_refused(
     assert "is finished" in told[0]
     fit(opened, corpus[1], other, target, told.append, fresh=True)
     assert "head epoch 1/1" in told[-1]
+
+
+def test_two_trainings_in_one_folder_the_second_is_refused(corpus: tuple[Path, Path], tmp_path: Path) -> None:
+    data, features = corpus
+    run = RunFolder(tmp_path / "head")
+    run.path.mkdir()
+    with sole_user(run.path):
+        for fresh in (False, True):
+            with pytest.raises(OutputError, match=r"another process is at work in .*head\.run"):
+                fit(open_corpus(data), features, config(), run.target, fresh=fresh)
+    assert not list(run.path.iterdir()), "nothing was written beside the other one's"
 
 
 def test_a_state_that_outgrows_the_limit_is_a_clear_error_and_the_last_good_one_goes_on(

@@ -54,7 +54,7 @@ def run_training(
     device = local_device(config.device)
     check_device(device)
     run = RunFolder(target)
-    with joined_ranks(device) as ranks, run.disk_errors(), StopRequest().listening() as stop:
+    with joined_ranks(device) as ranks, run.disk_errors(), run.occupied(ranks), StopRequest().listening() as stop:
         told: Log = log if ranks.first else lambda _: None  # the first rank tells
         scores = run.open(description, fresh, ranks)
         if scores is not None:

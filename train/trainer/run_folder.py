@@ -32,7 +32,7 @@ from safetensors import SafetensorError
 
 from affserve.train.errors import CheckpointError
 from affserve.train.evaluation.scores import Scores
-from affserve.train.files import replace_folder, staged_file, write_file
+from affserve.train.files import replace_folder, sole_user, staged_file, write_file
 from affserve.train.models.checkpoint import CONFIG_FILE
 from affserve.train.trainer.ranks import Ranks
 
@@ -60,6 +60,16 @@ class RunFolder:
         self._state = self.path / "state" / STATE_FILE
         self._predictions = self.path / "state" / "best.npz"
 
+    @contextmanager
+    def occupied(self, ranks: Ranks) -> Iterator[None]:
+        """Keep other trainings out of the folder; OutputError where one is at work in it."""
+        if not ranks.first:
+            yield
+            return
+        self.path.mkdir(parents=True, exist_ok=True)
+        with sole_user(self.path):
+            yield
+
     def open(self, description: Mapping[str, Any], fresh: Fresh, ranks: Ranks) -> Scores | None:
         """Make or find the folder of a training and return its scores if it is finished.
 
@@ -79,10 +89,10 @@ class RunFolder:
                 "start over with --fresh"
             )
         if known and (fresh is True or changed or (known["scores"] and not self.target.exists())):
-            shutil.rmtree(self.path)
+            for entry in self.path.iterdir():  # not the folder itself: this process holds its lock
+                _remove(entry)
             known = None
         if known is None:
-            self.path.mkdir(parents=True, exist_ok=True)
             self._write(wanted, None)
         elif known["scores"]:
             return Scores(**known["scores"])
