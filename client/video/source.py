@@ -47,6 +47,7 @@ FORMATS = (
     *("3gp", "amv", "apng", "asf", "av1", "avi", "avif", "dv", "flv", "gif", "gxf", "h261", "h263", "h264", "hevc"),
     *("ivf", "m4v", "matroska", "mjpeg", "mov", "mpeg", "mpegts", "mpegvideo", "mxf", "nut", "obu", "ogg", "rm", "vc1"),
     *("vvc", "webp", "wtv", "yuv4mpegpipe"),
+    *("aac", "flac", "mp3", "wav"),  # which have no pictures, and are told so
 )
 SPARSEST_NUMBERING = 100  # numbers per image in a folder, above which the names are no frame numbers
 
