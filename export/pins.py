@@ -3,8 +3,9 @@
 A TensorRT plan runs only on the four-part version that built it, so the container's tag and TensorRT's version are one
 decision and change together, here. 26.08 because the TensorRT in it can be installed with pip as well, so that
 `affserve export` and the server agree, and because it came after the fix that lets a model without a batch axis, our
-head, use its CUDA graph (Triton captured such graphs and never found them until July 2026). Nothing
-heavy is imported: the command line reads it.
+head, use its CUDA graph (Triton captured such graphs and never found them until July 2026). There are 26.09 and 26.10,
+but their notes do not tell which build of TensorRT they hold, and one that pip does not have would be of no use.
+Nothing heavy is imported: the command line reads it.
 """
 
 from __future__ import annotations

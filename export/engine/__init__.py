@@ -1,4 +1,4 @@
-"""ONNX files in, verified TensorRT plans out.
+"""ONNX files in, verified TensorRT plans out: of TensorRT for the GPU at hand, of TensorRT for RTX for all RTX cards.
 
-Read profile, builder, device, loaded, parity, plans, building.
+Read profile, builder, plans; for RTX cards compiled, rtx; else tuning, device, loaded, parity, building.
 """

@@ -170,6 +170,8 @@ def test_what_cannot_be_deployed_is_refused(repository: Path, tmp_path: Path) ->
         compose_file(served(repository, threads=4))
     with pytest.raises(ServerError, match="socket files"):
         compose_file(ServerConfig(repository=repository, host="unix:/run/affserve"))
+    with pytest.raises(ServerError, match=r"does not run plans for RTX cards.*--engine tensorrt"):
+        compose_file(served(repository, engine="rtx"))
     with pytest.raises(ServerError, match="given ports"):
         compose_file(served(repository, grpc_port=0))
 

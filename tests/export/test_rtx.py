@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -26,8 +25,9 @@ from affserve.export.graphs.onnx_file import export_encoder
 from affserve.export.machine.gpus import Gpu
 from affserve.export.pins import RTX_CAPABILITIES, RTX_MODULE, RTX_VERSION
 from affserve.export.precision.tolerances import Precision
+from affserve.export.repository import exporting
 from affserve.export.repository.check import check_rtx_plan
-from affserve.export.repository.exporting import ExportOptions, RtxPlans, export_repository
+from affserve.export.repository.exporting import ExportOptions, export_repository
 from affserve.export.repository.inspection import inspect_repository
 from affserve.export.repository.manifest import read_manifest
 from affserve.export.repository.placement import LocalTarget
@@ -37,16 +37,12 @@ trt = pytest.importorskip(RTX_MODULE, reason="needs the extra affserve[rtx]")
 PROFILES = {CLIP_ENCODER.name: RTX_ENCODER_PROFILE, TEMPORAL_HEAD.name: HEAD_PROFILE}
 
 
-def export(checkpoints: tuple[Path, Path], target: Path, precision: Precision, plans: RtxPlans) -> Path:
-    encoder, head = checkpoints
-    options = ExportOptions(uses=(GPU,), precision=precision, rtx=plans)
-    export_repository(encoder, [head], target, material=parity_only(blurred_noise(8)), options=options)
-    return target
-
-
 @pytest.fixture(scope="module")
 def exported(checkpoints: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export(checkpoints, tmp_path_factory.mktemp("rtx") / "repository", Precision.FP16, "required")
+    target, (encoder, head) = tmp_path_factory.mktemp("rtx") / "repository", checkpoints
+    options = ExportOptions(uses=(GPU,), precision=Precision.FP16, rtx="required")
+    export_repository(encoder, [head], target, material=parity_only(blurred_noise(2)), options=options)
+    return target
 
 
 def test_one_plan_for_all_cards_in_half_precision_with_its_attention_fused(exported: Path) -> None:
@@ -174,12 +170,19 @@ def test_another_release_of_the_library_builds_nothing(folder: Path, monkeypatch
         rtx.build_rtx_plan(folder, RTX_ENCODER_PROFILE)
 
 
-def test_plans_that_were_only_tried_are_left_out_with_a_note(checkpoints: tuple[Path, Path], tmp_path: Path) -> None:
-    repository = export(checkpoints, tmp_path / "repository", Precision.FP32, "tried")
-    record = json.loads((repository / "manifest.json").read_text())["versions"]["1"]
-    assert [one["use"] for one in record["artefacts"]] == [GPU, GPU]
-    assert any("no plans for RTX cards" in note and "expected FP16" in note for note in record["notes"])
-    assert not list(repository.rglob("*.plan*"))
+def test_plans_that_were_only_tried_are_left_out_with_a_note(exported: Path, tmp_path: Path) -> None:
+    staging = tmp_path / "staging"
+    shutil.copytree(exported, staging)
+    wide_graph(staging / CLIP_ENCODER.name / "1" / GPU_ONNX_FILE)
+    manifest = read_manifest(exported)
+    assert manifest is not None
+    record = replace(manifest.versions[1], artefacts=manifest.versions[1].artefacts[:2])
+    with pytest.raises(ExportError, match="expected FP16"):
+        exporting._with_rtx(staging, 1, record, "required", lambda _: None)
+    told = exporting._with_rtx(staging, 1, record, "tried", lambda _: None)
+    assert told.artefacts == record.artefacts
+    assert any("no plans for RTX cards" in note and "expected FP16" in note for note in told.notes)
+    assert not list(staging.rglob("*.plan*")), "both models have one or none has"
 
 
 def test_the_pinned_release_is_the_one_that_is_installed_by_the_extra() -> None:
