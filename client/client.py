@@ -19,7 +19,7 @@ import tritonclient.grpc as triton
 from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException
 
-from affserve.client.wire.answers import check_finite, checked_input, engine_of, head_of, output
+from affserve.client.wire.answers import check_finite, checked_input, engines_of, head_of, output
 from affserve.client.wire.calls import Calls, RetryPolicy
 from affserve.client.wire.endpoint import parse_endpoint
 from affserve.client.wire.frame_carrier import FrameCarrier
@@ -151,10 +151,10 @@ class AffectClient:
         return self._description
 
     def engine(self) -> str:
-        """Say what computes: `Triton 2.51.0, onnxruntime on CPU`."""
+        """Say what computes: `Triton 2.51.0, clip_encoder openvino int8 on CPU, temporal_head onnxruntime ...`."""
         self.connect()
         server = self._calls.repeated(f"the server at {self.url}", self._calls.triton.get_server_metadata)
-        return f"Triton {server.version}, {engine_of(self._config(CLIP_ENCODER))}"
+        return f"Triton {server.version}, {engines_of([self._config(CLIP_ENCODER), self._config(TEMPORAL_HEAD)])}"
 
     def encode(self, frames: Frames) -> NDArray[np.float32]:
         """Turn face crops (N, 224, 224, 3) uint8 RGB into features (N, 512) float32, any N, in chunks.

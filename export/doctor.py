@@ -11,20 +11,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from affserve.export import engine_sets, pins
 from affserve.export.engine_sets import ENGINE_SETS
-from affserve.export.machine.gpus import find_gpus
-from affserve.export.machine_findings import (
-    CUDA_PROVIDER,
-    INSTALL_CUDA,
-    LOOKS,
-    Finding,
-    Verdict,
-    onnxruntime_providers,
-    ports_finding,
-)
+from affserve.export.machine_findings import LOOKS, Finding, Verdict, ports_finding
 from affserve.export.repository.check import verify_repository
-from affserve.export.server.installation import Installation, find_installation
+from affserve.export.server.engine_choice import machine_obstacle, onnxruntime_providers
+from affserve.export.server.installation import find_installation
 from affserve.train.errors import MissingExtraError, RepositoryError
 
 
@@ -81,39 +72,18 @@ def examine(
 
 
 def _configuration(repository: Path, name: str) -> Finding:
-    """Say whether one configuration of a repository may be served here; the first obstacle counts."""
-    lacking = _engine_obstacle(name)
+    """Say whether one engine set of a repository may be served here; the first obstacle counts."""
     topic = f"{repository} with {ENGINE_SETS[name].words} (--engine {name})"
-    if lacking[0]:
-        return Finding(topic, Verdict.ABSENT if ENGINE_SETS[name].on_gpu else Verdict.PROBLEM, *lacking)
+    try:
+        lacking = machine_obstacle(name, find_installation())
+    except MissingExtraError as error:
+        return Finding(topic, Verdict.PROBLEM, str(error), "pip install 'affserve[serve]'")
+    if lacking is not None:
+        return Finding(topic, Verdict.ABSENT, lacking.text, lacking.remedy)
+    if not onnxruntime_providers():
+        return Finding(topic, Verdict.PROBLEM, "ONNX Runtime is not installed", "pip install 'affserve[serve]'")
     try:
         verify_repository(repository, name)
     except RepositoryError as error:
         return Finding(topic, Verdict.PROBLEM, str(error))
     return Finding(topic, Verdict.GOOD, "may be served", f"affserve serve {repository} --engine {name}")
-
-
-def _engine_obstacle(name: str) -> tuple[str, str]:
-    """Return what this machine lacks for a configuration, and what to do; empty when it lacks nothing."""
-    try:
-        installation = find_installation()
-    except MissingExtraError as error:
-        return str(error), "pip install 'affserve[serve]'"
-    if ENGINE_SETS[name].on_gpu and not find_gpus():
-        return "this machine shows no NVIDIA GPU", f"serve with --engine {engine_sets.CPU}"
-    if installation.wheel is None:
-        return "", ""  # a container's Triton brings its engines along
-    return _wheel_obstacle(name, installation)
-
-
-def _wheel_obstacle(name: str, installation: Installation) -> tuple[str, str]:
-    if name == engine_sets.TENSORRT:
-        return f"{installation.binary} has no TensorRT", f"serve inside {pins.image()}"
-    if name == engine_sets.RTX:
-        return "TensorRT for RTX is not installed", "pip install 'affserve[rtx]'"
-    providers = onnxruntime_providers()
-    if not providers:
-        return "ONNX Runtime is not installed", "pip install 'affserve[serve]'"
-    if name == engine_sets.CUDA and CUDA_PROVIDER not in providers:
-        return "the installed ONNX Runtime cannot use a GPU", INSTALL_CUDA
-    return "", ""

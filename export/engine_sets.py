@@ -11,6 +11,8 @@ from dataclasses import dataclass
 AUTO = "auto"  # the fastest set that this machine can run
 CPU, CUDA, RTX, TENSORRT = "cpu", "cuda", "rtx", "tensorrt"
 
+ONNX_RUNTIME, OPENVINO = "onnxruntime", "openvino"  # what computes a model of the set cpu, as Triton calls its backend
+
 ONNX_FILE = "model.onnx"  # for a CPU
 GPU_ONNX_FILE = "model.gpu.onnx"  # for ONNX Runtime on a GPU, and what plans are built from
 RTX_PLAN_FILE = "model.rtx.plan"  # one for all RTX cards

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 Value = TypeVar("Value")
 Target = Literal["all", "cpu", "gpu"]
-PrecisionName = Literal["auto", "fp32", "fp16", "int8"]
+PrecisionName = Literal["auto", "fp32", "fp16", "bf16", "int8"]
 
 
 def export(
@@ -32,8 +32,8 @@ def export(
     precision: Annotated[
         PrecisionName,
         typer.Option(
-            help="auto: for each model the fastest that computes what PyTorch computes. int8 is for CPUs, fp16 for "
-            "GPUs; a device of the other kind then gets auto."
+            help="auto: for each model the fastest that computes what PyTorch computes. int8 and bf16 are for CPUs, "
+            "fp16 for GPUs; a device of the other kind then gets auto."
         ),
     ] = "auto",
     version: Annotated[
@@ -159,7 +159,10 @@ def _report(summary: ExportSummary, *, as_json: bool) -> None:
         return
     for notice in summary.notices:
         typer.echo(f"note: {notice}", err=True)
-    precisions = ", ".join(f"{one.model} {one.precision} for {one.use}" for one in summary.record.artefacts)
+    precisions = ", ".join(
+        f"{one.model} {one.precision} for {f'{one.use} by {one.engine}' if one.engine else one.use}"
+        for one in summary.record.artefacts
+    )
     typer.echo(
         f"{summary.repository}: version {summary.version}, {', '.join(summary.tasks)}; {precisions}; "
         f"{summary.bytes / 1e6:.0f} MB, trained on {summary.record.trained_on}; {summary.checks} comparisons with "

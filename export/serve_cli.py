@@ -82,9 +82,9 @@ def serve(
         typer.Option(min=1, help="Of each instance of a model on a CPU.  [default: the physical cores, shared out]"),
     ] = None,
     engine: Annotated[
-        Literal["cpu", "cuda", "rtx", "tensorrt"],
-        typer.Option(help="What computes: configs/NAME.pbtxt of each model, for tensorrt config.pbtxt."),
-    ] = "cpu",
+        Literal["auto", "cpu", "cuda", "rtx", "tensorrt"],
+        typer.Option(help="What computes; auto: the fastest that this machine can run and that answers rightly."),
+    ] = "auto",
     log: Annotated[
         Path | None,
         typer.Option(help="Append events as JSON lines; Triton's own log is beside it. Both start over at 8 MiB."),

@@ -29,6 +29,7 @@ from affserve.export.contract import (
     WINDOW_FRAMES,
     default_head_description,
 )
+from affserve.export.engine_sets import ONNX_RUNTIME
 from affserve.export.repository.check import served_models
 from affserve.export.repository.manifest import ArtefactRecord, Manifest, VersionRecord
 from affserve.export.repository.templates import write_configs
@@ -44,9 +45,10 @@ Frames = NDArray[np.uint8]
 Tensors = dict[str, NDArray[Any]]
 
 
-def write_repository(root: Path) -> None:
+def write_repository(root: Path, engine: str = ONNX_RUNTIME, precision: str = "fp32") -> None:
     """Without the models for JPEG: every process less is a faster start."""
-    write_configs(root, default_head_description(), version=1)
+    computed_by = dict.fromkeys(("clip_encoder", "temporal_head"), (engine, precision))
+    write_configs(root, default_head_description(), version=1, computed_by=computed_by)
     for name in JPEG_MODELS:
         shutil.rmtree(root / name)
     for model in served_models(root):

@@ -79,7 +79,7 @@ def _import_for(kind: str) -> None:
         import affserve.export.graphs.head
         import affserve.train.models.encoder  # with open_clip, 230 MiB that are not the engine's
     if kind == ONNX_RUNTIME:
-        import affserve.export.artefacts.timing
+        import affserve.export.artefacts.sessions
     if kind == TENSORRT:
         import affserve.export.engine.loaded  # noqa: F401
 
@@ -121,7 +121,7 @@ def _module(model: str, architecture: Mapping[str, Any]) -> Any:
 
 
 def _open_onnx(spec: EngineSpec) -> Call:
-    from affserve.export.artefacts.timing import open_graph
+    from affserve.export.artefacts.sessions import open_graph
 
     if spec.path is None:
         raise ExportError("ONNX Runtime without a graph")

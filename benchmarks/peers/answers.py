@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from affserve.benchmarks.measuring.samples import largest_difference
-from affserve.export.artefacts.parity import steady_ccc
+from affserve.export.artefacts.comparing import steady_ccc
 from affserve.export.precision.tolerances import TOLERANCES, Precision
 from affserve.train.evaluation.metrics import chosen_class, is_active
 from affserve.train.labels import TASKS, Kind

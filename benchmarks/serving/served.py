@@ -19,11 +19,13 @@ from numpy.typing import NDArray
 from affserve.benchmarks.measuring.random_models import Progress, generated_faces, random_checkpoints, repository_of
 from affserve.client.client import AffectClient
 from affserve.client.wire.transport import Transport
-from affserve.export.artefacts.timing import in_turns, runner
+from affserve.export.artefacts.sessions import Candidate, open_session
+from affserve.export.artefacts.timing import in_turns
 from affserve.export.contract import CHUNK_FRAMES, CLIP_ENCODER, FRAMES
 from affserve.export.engine_sets import ONNX_FILE
 from affserve.export.machine.cores import usable_cores
 from affserve.export.precision.tolerances import Precision
+from affserve.export.repository.placement import LocalTarget, require_manifest
 from affserve.export.server.config import ServerConfig
 from affserve.export.server.server import TritonServer
 
@@ -70,13 +72,20 @@ def measure_served(
 
 def _in_process(repository: Path, frames: NDArray[np.uint8], threads: int, chunks: int) -> Callable[[], None]:
     """Return a call that encodes the chunks one after the other in this process."""
-    run = runner(repository / CLIP_ENCODER.name / "1" / ONNX_FILE, {FRAMES.name: frames}, threads)
+    run = open_session(repository / CLIP_ENCODER.name / "1" / ONNX_FILE, _encoder_of(repository), threads)
 
     def encode() -> None:
         for _ in range(chunks):
-            run()
+            run({FRAMES.name: frames})
 
     return encode
+
+
+def _encoder_of(repository: Path) -> Candidate:
+    """Return how the repository computes its encoder on a CPU."""
+    manifest = require_manifest(LocalTarget(repository))
+    engine, precision = manifest.versions[manifest.served].computed_by()[CLIP_ENCODER.name]
+    return Candidate(Precision(precision), engine)
 
 
 def _served(client: AffectClient, frames: NDArray[np.uint8], chunks: int) -> Callable[[], None]:

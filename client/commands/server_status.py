@@ -14,7 +14,7 @@ from typing import Any
 
 from tritonclient.utils import InferenceServerException
 
-from affserve.client.wire.answers import engine_of, head_of
+from affserve.client.wire.answers import engines_of, head_of
 from affserve.client.wire.endpoint import Address, Endpoint, parse_endpoint
 from affserve.client.wire.unreachable import START, way_out
 from affserve.export.contract import CLIP_ENCODER, JPEG_MODELS, MODELS, TEMPORAL_HEAD, HeadDescription, ModelSpec
@@ -43,7 +43,7 @@ class ServerStatus:
     url: str
     ready: bool
     version: str = ""  # of Triton
-    engine: str = ""  # such as "onnxruntime on CPU"
+    engine: str = ""  # such as "onnxruntime fp32 on CPU"
     models: tuple[ModelStatus, ...] = ()
     head: HeadDescription | None = None  # None: it does not tell
     problems: tuple[str, ...] = ()  # what is wrong, and what to do
@@ -152,12 +152,17 @@ def _described(
     """Return what computes and what the head tells of itself, as far as the models answer."""
     engine, head = "", None
     try:
-        if CLIP_ENCODER.name in ready:
-            config = prober.config(CLIP_ENCODER, timeout_s)
-            instances = sum(group.count for group in config.instance_group)
-            engine = engine_of(config) + (f", {instances} instances" if instances > 1 else "")
-        if TEMPORAL_HEAD.name in ready:
-            head = head_of(prober.config(TEMPORAL_HEAD, timeout_s), url)
+        configs = {
+            model.name: prober.config(model, timeout_s)
+            for model in (CLIP_ENCODER, TEMPORAL_HEAD)
+            if model.name in ready
+        }
+        engine = engines_of(list(configs.values()))
+        if CLIP_ENCODER.name in configs:
+            instances = sum(group.count for group in configs[CLIP_ENCODER.name].instance_group)
+            engine += f", {instances} instances" if instances > 1 else ""
+        if TEMPORAL_HEAD.name in configs:
+            head = head_of(configs[TEMPORAL_HEAD.name], url)
     except InferenceServerException as error:
         return engine, None, [f"the server does not tell its configuration: {error.message()}; {RESTART}"]
     except RepositoryError as error:

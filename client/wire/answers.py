@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -83,6 +84,15 @@ def head_of(config: Any, url: str) -> HeadDescription:
 
 
 def engine_of(config: Any) -> str:
-    """Say what computes a model: `onnxruntime on CPU`."""
+    """Say what computes a model: `openvino int8 on CPU`."""
     devices = {group.Kind.Name(group.kind).removeprefix("KIND_") for group in config.instance_group}
-    return f"{config.backend or config.platform} on {'+'.join(sorted(devices))}"
+    told = [config.backend or config.platform, config.parameters["precision"].string_value]
+    return f"{' '.join(filter(None, told))} on {'+'.join(sorted(devices))}"
+
+
+def engines_of(configs: Sequence[Any]) -> str:
+    """Say what computes some models: each with its engine, or one engine for all of them."""
+    engines = {config.name: engine_of(config) for config in configs}
+    if len(set(engines.values())) < 2:
+        return next(iter(engines.values()), "")
+    return ", ".join(f"{name} {engine}" for name, engine in engines.items())

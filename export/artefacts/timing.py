@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort  # noqa: TID253 - this file measures with it
 from numpy.typing import NDArray
 
 from affserve.export.artefacts.parity import Artefact
+from affserve.export.artefacts.sessions import open_session
 from affserve.export.contract import CLIP_ENCODER, FEATURE_WIDTH, FEATURES, FRAMES
-from affserve.export.machine.cores import usable_cores
-from affserve.train.errors import ExportError
 from affserve.train.windows import WINDOW_FRAMES
 
 TIMED_BATCH_FRAMES = 8
@@ -24,11 +21,11 @@ TIMED_ROUNDS = 5
 
 
 def with_times(artefacts: Sequence[Artefact], threads: int | None = None) -> list[Artefact]:
-    """Return artefacts of one model with how long ONNX Runtime takes for each on this CPU.
+    """Return artefacts of one model with how long their engines take for each on this CPU.
 
     threads: as the server will have them; the physical cores unless given.
     """
-    runs = [runner(artefact.path, timed_feed(artefact.model), threads) for artefact in artefacts]
+    runs = [runner(artefact, threads) for artefact in artefacts]
     times_s = in_turns(runs, TIMED_ROUNDS)
     return [replace(one, run_s=statistics.median(times)) for one, times in zip(artefacts, times_s, strict=True)]
 
@@ -41,26 +38,10 @@ def timed_feed(model: str, batch: int = TIMED_BATCH_FRAMES) -> dict[str, NDArray
     return {FEATURES.name: rng.standard_normal((1, WINDOW_FRAMES, FEATURE_WIDTH)).astype(np.float32)}
 
 
-def open_graph(path: Path, threads: int, device: str = "cpu") -> ort.InferenceSession:
-    """Open a graph as the server does, on one device only: cpu or cuda. ExportError when it cannot be used."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.enable_mem_pattern = False
-    wanted = "CUDAExecutionProvider" if device == "cuda" else "CPUExecutionProvider"
-    if device == "cuda":
-        ort.preload_dlls()  # as the server does
-    session = ort.InferenceSession(str(path), options, providers=list(dict.fromkeys((wanted, "CPUExecutionProvider"))))
-    if session.get_providers()[0] != wanted:
-        raise ExportError(f"ONNX Runtime could not use {wanted} for {path}; its own message is above")
-    return session
-
-
-def runner(path: Path, feed: Mapping[str, NDArray[Any]], threads: int | None = None) -> Callable[[], None]:
-    """Open a graph as the server does and return a call that runs it once."""
-    session = open_graph(path, threads or usable_cores())
-    return lambda: session.run(None, dict(feed)) and None
+def runner(artefact: Artefact, threads: int | None = None) -> Callable[[], object]:
+    """Open an artefact as the server does and return a call that runs it once."""
+    session, feed = open_session(artefact.path, artefact.candidate, threads), timed_feed(artefact.model)
+    return lambda: session(feed)
 
 
 def in_turns(runs: Sequence[Callable[[], object]], rounds: int) -> list[list[float]]:

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from affserve.export.artefacts.parity import require
+from affserve.export.artefacts.comparing import require
 from affserve.export.engine import builder
 from affserve.export.engine.parity import compare_with_graph
 from affserve.export.engine.plans import PlanRecord, plan_file, record_file, write_record

@@ -13,7 +13,8 @@ import numpy as np
 import onnxruntime as ort  # noqa: TID253 - this file compares with it
 from numpy.typing import NDArray
 
-from affserve.export.artefacts.parity import Check, adversarial_frames
+from affserve.export.artefacts.comparing import Check
+from affserve.export.artefacts.parity import adversarial_frames
 from affserve.export.engine.profile import Profile, Runner, Shape
 
 # Half precision has 11 bits: one rounding is 5e-4 of a value. The two runtimes add in different orders and round in

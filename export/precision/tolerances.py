@@ -12,6 +12,7 @@ class Precision(str, Enum):
 
     FP32 = "fp32"  # the reference: PyTorch's own arithmetic
     FP16 = "fp16"  # half, with float32 islands: for TensorRT and CUDA
+    BF16 = "bf16"  # the half graph, its products rounded to bfloat16 by OpenVINO: for CPUs, without quantisation
     INT8 = "int8"  # static 8 bit weights and activations in the matrix products: for CPUs
 
 
@@ -52,6 +53,17 @@ TOLERANCES: Mapping[Precision, Tolerance] = {
         tie=0.01,
         agreement=0.999,
         ccc=0.999,
+    ),
+    # 8 bits of every value round by 2^-9 of it; large and small values alike, which is what spares calibration.
+    Precision.BF16: Tolerance(
+        feature_difference=None,
+        feature_cosine=0.999,
+        centred_cosine=0.998,
+        batch_difference=1e-2,
+        output_difference=0.1,
+        tie=0.02,
+        agreement=0.995,
+        ccc=0.998,
     ),
     # 8 bits round by 2^-9 of the largest value. A ViT in INT8 that is as good as in float32 on its task keeps 0.995 of
     # what tells faces apart, hence centred: raw features share a large constant part that hides damage. Inputs that

@@ -65,7 +65,8 @@ def verify_repository(root: Path, engine: str = engine_sets.CPU, *, trust: bool 
     if not trust:
         _check_trust(root, models, manifest)
     if manifest is not None:
-        _check_hashes(root, manifest, [*(model.config_file for model in models), *files])
+        golden = manifest.versions[manifest.served].golden
+        _check_hashes(root, manifest, [*(model.config_file for model in models), *files, *golden])
     for model in planned:
         check = check_rtx_plan if model.config.default_model_filename == RTX_PLAN_FILE else check_plans
         check(model.name, model.folder, gpus)

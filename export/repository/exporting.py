@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from affserve.export.artefacts.choice import Chosen, check_usable, choose, timed, wanted
+from affserve.export.artefacts import parity
+from affserve.export.artefacts.choice import CPU_ENGINES, Chosen, candidates, check_usable, choose, wanted
 from affserve.export.artefacts.making import make_artefacts
 from affserve.export.artefacts.material import Material
 from affserve.export.contract import CLIP_ENCODER, CPU, FEATURES, FRAMES, GPU, MANIFEST_FILE, MODELS
@@ -20,9 +21,10 @@ from affserve.export.engine.building import Progress, build_plans
 from affserve.export.engine.plans import PlanRecord
 from affserve.export.engine.profile import EngineOptions
 from affserve.export.engine.rtx import build_rtx_plans
-from affserve.export.engine_sets import GPU_ONNX_FILE, ONNX_FILE, RTX, RTX_PLAN_FILE
+from affserve.export.engine_sets import GPU_ONNX_FILE, ONNX_FILE, ONNX_RUNTIME, RTX, RTX_PLAN_FILE
 from affserve.export.graphs.flops import count_flops
 from affserve.export.precision.tolerances import Precision
+from affserve.export.repository.golden import write_golden
 from affserve.export.repository.manifest import ArtefactRecord, Manifest, VersionRecord
 from affserve.export.repository.placement import LocalTarget, Target, read_target_manifest, refuse_foreign
 from affserve.export.repository.sources import Sources, built_with, load_sources
@@ -41,6 +43,7 @@ class ExportOptions:
 
     uses: tuple[str, ...] = (CPU, GPU)  # devices to serve from
     precision: Precision | None = None  # None: the fastest that passes, for each model and use on its own
+    cpu_engines: tuple[str, ...] = CPU_ENGINES  # to choose from for a CPU, where they are installed
     version: int | None = None  # None: replace the whole repository; N: add or replace only this version
     threads: int | None = None  # at which speeds are compared; None: as many as a server here would use
     engines: EngineOptions | None = None  # how to build TensorRT plans on this machine; None: none are built
@@ -54,10 +57,10 @@ class ExportOptions:
             raise ExportError(f"version is {self.version}; expected 1 or more")
         if (self.engines is not None or self.rtx != "none") and GPU not in self.uses:
             raise ExportError("TensorRT plans are built from the GPU's graph; export it, too, with --target all")
-        check_usable(self.uses, self.precision)
+        check_usable(self.uses, self.precision, self.cpu_engines)
 
 
-CPU_FP32 = ExportOptions(uses=(CPU,), precision=Precision.FP32)
+CPU_FP32 = ExportOptions(uses=(CPU,), precision=Precision.FP32, cpu_engines=(ONNX_RUNTIME,))
 """The reference alone: nothing about it depends on the machine that exports."""
 
 
@@ -113,9 +116,11 @@ def export_repository(
         check_same_contract(kept, sources.description, place.name)
     version = options.version or FIRST_VERSION
     with place.staging() as staging, place.staging() as workshop:
-        chosen = _make(sources, workshop, material, options, progress)
-        record = _fill(staging, version, chosen, sources)
-        write_configs(staging, sources.description, version)
+        progress("PyTorch's answers")
+        truth = parity.establish(sources.encoder.eval(), sources.graph.eval(), material.parity)
+        chosen = _make(sources, truth, workshop, material, options, progress)
+        record = _fill(staging, version, chosen, sources, truth)
+        write_configs(staging, sources.description, version, record.computed_by())
         if options.engines is not None:
             build_plans(staging, version, options.engines, progress)
         if options.rtx != "none":
@@ -129,23 +134,25 @@ def export_repository(
 
 
 def _make(
-    sources: Sources, folder: Path, material: Material, options: ExportOptions, progress: Progress
+    sources: Sources, truth: parity.Truth, folder: Path, material: Material, options: ExportOptions, progress: Progress
 ) -> list[Chosen]:
-    uses, asked = options.uses, options.precision
+    asked = options.uses, options.precision, options.cpu_engines
     artefacts = make_artefacts(
         sources.encoder,
-        sources.graph,
+        truth,
         folder,
-        wanted(uses, asked),
+        wanted(*asked),
         material,
         progress,
-        timed=timed(uses, asked),
+        timed=candidates(CPU, *asked[1:]) if CPU in options.uses else (),
         threads=options.threads,
     )
-    return choose(artefacts, uses, asked)
+    return choose(artefacts, *asked)
 
 
-def _fill(staging: Path, version: int, chosen: Sequence[Chosen], sources: Sources) -> VersionRecord:
+def _fill(
+    staging: Path, version: int, chosen: Sequence[Chosen], sources: Sources, truth: parity.Truth
+) -> VersionRecord:
     """Copy the chosen files to where Triton looks for them and describe them."""
     for model in MODELS:
         (staging / model / str(version)).mkdir(parents=True)
@@ -163,6 +170,7 @@ def _fill(staging: Path, version: int, chosen: Sequence[Chosen], sources: Source
         heads=sources.head_records,
         built_with=built_with(),
         artefacts=tuple(_record(staging, one, version, description.window_frames) for one in chosen),
+        golden={file: file_sha256(staging / file) for file in write_golden(staging, version, truth)},
         notes=tuple(note for one in chosen for note in one.notes),
     )
 
@@ -179,6 +187,8 @@ def _record(staging: Path, one: Chosen, version: int, window_frames: int) -> Art
         model=one.artefact.model,
         use=one.use,
         precision=one.artefact.precision.value,
+        engine=one.artefact.engine if one.use == CPU else "",
+        tried=one.tried,
         sha256=file_sha256(path),
         bytes=path.stat().st_size,
         flops=count_flops(path, frame if one.artefact.model == CLIP_ENCODER.name else window),

@@ -10,16 +10,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from affserve.export.contract import CLIP_ENCODER, TEMPORAL_HEAD
+from affserve.export.contract import CLIP_ENCODER, CPU, GPU, TEMPORAL_HEAD
 from affserve.export.engine.plans import COMPUTE_CAPABILITIES, PlanRecord, obstacle, parse_record, plan_file
-from affserve.export.engine_sets import RTX_PLAN_FILE
+from affserve.export.engine_sets import ONNX_RUNTIME, OPENVINO, RTX, RTX_PLAN_FILE
 from affserve.export.machine.gpus import Gpu, find_gpus, installed_tensorrt
 from affserve.export.pins import RTX_MODULE, TENSORRT_VERSION, image
 from affserve.export.repository.manifest import ArtefactRecord, Manifest, VersionRecord
 from affserve.export.repository.placement import Target, require_manifest
 
 DIGITS = 4
-SERVED_BY = {"cpu": "ONNX Runtime on a CPU", "gpu": "TensorRT, or ONNX Runtime on a GPU", "rtx": "TensorRT for RTX"}
+SERVED_BY = {
+    (CPU, ONNX_RUNTIME): "ONNX Runtime on a CPU",
+    (CPU, OPENVINO): "OpenVINO on a CPU",
+    (GPU, ""): "TensorRT, or ONNX Runtime on a GPU",
+    (RTX, ""): "TensorRT for RTX",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,8 +131,9 @@ def _artefact_lines(artefact: ArtefactRecord) -> list[str]:
     per = "frame" if artefact.model == CLIP_ENCODER.name else "window"
     return [
         f"  {artefact.path}: {artefact.precision}, {artefact.bytes / 1e6:.1f} MB, {artefact.flops / 1e9:.3g} GFLOP per "
-        f"{per}, for {SERVED_BY[artefact.use]}",
+        f"{per}, for {SERVED_BY[artefact.use, artefact.engine]}",
         *_compared(artefact.parity),
+        *([f"    measured at export: {', '.join(map(_tried, artefact.tried))}"] if len(artefact.tried) > 1 else []),
         *(f"    {note}" for note in artefact.notes),
     ]
 
@@ -136,6 +142,11 @@ def _compared(checks: Sequence[Mapping[str, Any]]) -> list[str]:
     if not checks:
         return []
     return [f"    compared with PyTorch in {len(checks)} ways; closest to its limit: {closest(checks)}"]
+
+
+def _tried(one: Mapping[str, Any]) -> str:
+    figure = f"{one['run_ms']:.{DIGITS - 1}g} ms" if one["run_ms"] else "not timed"
+    return f"{one['engine']} {one['precision']} {figure if one['passed'] else 'failed its comparison'}"
 
 
 def closest(checks: Sequence[Mapping[str, Any]]) -> str:

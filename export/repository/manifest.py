@@ -12,10 +12,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from affserve.export.contract import MANIFEST_FILE, HeadDescription
+from affserve.export.contract import CPU, MANIFEST_FILE, HeadDescription
 from affserve.train.errors import RepositoryError
 
-MANIFEST_SCHEMA = 2
+MANIFEST_SCHEMA = 3
 EXPORT_COMMAND = "affserve export"
 WRITE_AGAIN = f"write it again with: {EXPORT_COMMAND} ..."
 
@@ -27,11 +27,13 @@ class ArtefactRecord:
     path: str  # relative to the repository
     model: str  # contract name
     use: str  # CPU or GPU, or rtx for its plans
-    precision: str  # fp32, fp16 or int8
+    precision: str  # fp32, fp16, bf16 or int8
     sha256: str
     bytes: int
     flops: int  # per frame (encoder) or per window (head); a multiplication and an addition are two
     parity: tuple[Mapping[str, Any], ...]  # figures and limits, as parity.Check has them; empty: not compared (RTX)
+    engine: str = ""  # for a CPU the Triton backend that computes it; on a GPU the engine set decides
+    tried: tuple[Mapping[str, Any], ...] = ()  # for a CPU: engines, precisions, ms of a run on the exporting machine
     notes: tuple[str, ...] = ()
 
 
@@ -47,6 +49,7 @@ class VersionRecord:
     heads: tuple[Mapping[str, Any], ...]
     built_with: Mapping[str, str]  # package -> version, and the commit of the code that exported
     artefacts: tuple[ArtefactRecord, ...]
+    golden: Mapping[str, str] = field(default_factory=dict)  # path -> SHA-256 of golden inputs and PyTorch's answers
     notes: tuple[str, ...] = ()  # what was decided at export, such as a precision that was not reached
 
     def description(self) -> HeadDescription:
@@ -61,7 +64,11 @@ class VersionRecord:
 
     def hashes(self) -> dict[str, str]:
         """Return the SHA-256 of every file of this version by its path."""
-        return {record.path: record.sha256 for record in self.artefacts}
+        return {**{record.path: record.sha256 for record in self.artefacts}, **self.golden}
+
+    def computed_by(self) -> dict[str, tuple[str, str]]:
+        """Return engine and precision of each model with weights on a CPU, as its configuration says."""
+        return {record.model: (record.engine, record.precision) for record in self.artefacts if record.use == CPU}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +124,8 @@ def _parse(content: bytes, source: str) -> dict[str, Any]:
 
 
 def _version(record: Mapping[str, Any]) -> VersionRecord:
-    artefacts = [one | {"parity": tuple(one["parity"]), "notes": tuple(one["notes"])} for one in record["artefacts"]]
+    lists = ("parity", "tried", "notes")
+    artefacts = [one | {name: tuple(one[name]) for name in lists} for one in record["artefacts"]]
     tuples = {
         "labels": {key: tuple(names) for key, names in record["labels"].items()},
         "heads": tuple(record["heads"]),

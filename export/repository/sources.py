@@ -18,7 +18,7 @@ from affserve.train.models.encoder import ClipEncoder
 from affserve.train.provenance import source_commit
 from affserve.train.windows import STRIDE_FRAMES, WINDOW_FRAMES
 
-VERSIONED_PACKAGES = ("affserve", "torch", "open_clip_torch", "onnx", "onnxscript", "onnxruntime", "numpy")
+VERSIONED_PACKAGES = ("affserve", "torch", "open_clip_torch", "onnx", "onnxscript", "onnxruntime", "openvino", "numpy")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
+from affserve.export import engine_sets
 from affserve.export.contract import MODELS, MODELS_WITH_LABELS, TASK_OUTPUTS, HeadDescription
+from affserve.export.engine_sets import ONNX_RUNTIME
+from affserve.export.precision.tolerances import Precision
 from affserve.train.files import file_sha256
 
 TEMPLATES = Path(__file__).parents[2] / "model_repository"
@@ -21,17 +25,25 @@ def read_config(path: Path) -> Any:
 
 
 def write_config(
-    template: Path, place: Path, tasks: Sequence[str], description: HeadDescription | None, version: int
+    template: Path,
+    place: Path,
+    tasks: Sequence[str],
+    description: HeadDescription | None,
+    version: int,
+    computed_by: tuple[str, str] | None = None,
 ) -> None:
     """Write `template` to `place` without the outputs of tasks that were not trained and with what the head tells.
 
     description: what the parameters tell clients; None for a model that has none. version: the one that is served: a
-    server that watches the repository ignores others until this line changes.
+    server that watches the repository ignores others until this line changes. computed_by: backend and precision, for
+    a CPU.
     """
     text = template.read_text()
+    if computed_by is not None:
+        text = _computed_by(text, *computed_by)
     if description is not None:
-        heading = text.splitlines()[0]
-        text = f"{heading}\n{text_format.MessageToString(_described(read_config(template), tasks, description))}"
+        heading, config = text.splitlines()[0], text_format.Parse(text, model_config_pb2.ModelConfig())
+        text = f"{heading}\n{text_format.MessageToString(_described(config, tasks, description))}"
     place.write_text(
         f"{text}# Others are kept for going back: affserve export --activate N REPOSITORY\n"
         f"version_policy {{ specific {{ versions: [ {version} ] }} }}\n"
@@ -50,6 +62,14 @@ def _described(config: Any, tasks: Sequence[str], description: HeadDescription) 
     return config
 
 
+def _computed_by(text: str, backend: str, precision: str) -> str:
+    told = {"precision": precision}  # for whoever asks the server
+    if precision == Precision.BF16.value:
+        told["HINT_BF16"] = "YES"  # as Triton's native openvino backend has it
+    lines = [f'parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}\n' for key, value in told.items()]
+    return text.replace(f'backend: "{ONNX_RUNTIME}"', f'backend: "{backend}"') + "".join(lines)
+
+
 def served_version(config: Any, folder: Path) -> int | None:
     """Return the version that Triton serves of the model in `folder`: the one its policy names, else the highest."""
     present = {int(entry.name) for entry in folder.iterdir() if entry.is_dir() and entry.name.isdecimal()}
@@ -58,14 +78,23 @@ def served_version(config: Any, folder: Path) -> int | None:
     return max(present, default=None)
 
 
-def write_configs(folder: Path, description: HeadDescription, version: int) -> None:
-    """Write every configuration of a repository into `folder`: those of a repository that serves `version`."""
+def write_configs(
+    folder: Path,
+    description: HeadDescription,
+    version: int,
+    computed_by: Mapping[str, tuple[str, str]] = MappingProxyType({}),
+) -> None:
+    """Write every configuration of a repository into `folder`: those of a repository that serves `version`.
+
+    computed_by: backend and precision on a CPU, by model; a model without keeps what the template says.
+    """
     for model in MODELS:
         described = description if model in MODELS_WITH_LABELS else None
         for template in sorted((TEMPLATES / model).rglob("*.pbtxt")):
             place = folder / template.relative_to(TEMPLATES)
             place.parent.mkdir(parents=True, exist_ok=True)
-            write_config(template, place, tuple(description.labels), described, version)
+            engine = computed_by.get(model) if template.stem == engine_sets.CPU else None
+            write_config(template, place, tuple(description.labels), described, version, engine)
 
 
 def config_files(folder: Path) -> dict[str, bytes]:

@@ -64,7 +64,7 @@ def activate(target: Target, version: int) -> Manifest:
                 f"bytes): export version {version} again"
             )
     with target.staging() as folder:
-        write_configs(folder, record.description(), version)
+        write_configs(folder, record.description(), version, record.computed_by())
         files = config_files(folder)
         manifest = dataclasses.replace(manifest, served=version, configs=config_hashes(folder))
     # A version from before one of these models existed lacks its folder.

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from affserve.export import engine_sets
+from affserve.export.engine_sets import ENGINE_SETS
 from affserve.export.machine.cores import Parallelism, choose_parallelism
 from affserve.export.machine.ports import PortTakenError, choose_ports, listening
 from affserve.export.server.security import (
@@ -33,7 +34,8 @@ class ServerConfig:
     grpc_port: int = 0  # 0: any free one
     http_port: int | None = None  # HTTP; None: off, 0: any free one
     metrics_port: int | None = None  # Prometheus metrics; None: off, 0: any free one
-    engine: str = engine_sets.CPU  # which configs/<name>.pbtxt, else config.pbtxt
+    engine: str = engine_sets.AUTO  # an engine set, or AUTO: the fastest that runs here and answers as PyTorch did
+    without: tuple[str, ...] = ()  # backends of the set cpu that ONNX Runtime is to stand in for
     threads: int | None = None  # per instance of a model on a CPU; None: the physical cores, shared out
     instances: int | None = None  # of the encoder on a CPU; None: as many as the cores are worth
     tls: ServerTls | None = None  # None: plain text
@@ -53,6 +55,8 @@ class ServerConfig:
             count = getattr(self, field)
             if count is not None and count < 1:
                 raise ServerError(f"{field} is {count}; expected at least 1")
+        if self.engine != engine_sets.AUTO and self.engine not in ENGINE_SETS:
+            raise ServerError(f"engine is {self.engine}; expected {engine_sets.AUTO}, {', '.join(ENGINE_SETS)}")
         if self.startup_timeout_s <= 0 or self.drain_timeout_s < 0:
             raise ServerError(
                 f"startup_timeout_s is {self.startup_timeout_s:g}, drain_timeout_s is {self.drain_timeout_s:g}; "

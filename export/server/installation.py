@@ -15,6 +15,7 @@ import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
+from affserve.export.engine_sets import ONNX_RUNTIME, OPENVINO
 from affserve.train.errors import MissingExtraError, ServerError
 
 WHEEL = "nvidia-pytriton"
@@ -75,6 +76,15 @@ def own_backends() -> list[Path]:
 def shared_modules() -> list[Path]:
     """Return the modules of ours that every stub finds: what they share, and what one is made of."""
     return sorted(BACKENDS.glob("*.py"))
+
+
+def stand_ins(installation: Installation) -> list[tuple[str, str]]:
+    """Return which backends of the wheel's server another one stands in for, because their engine is not installed.
+
+    ONNX Runtime computes every graph of the set `cpu`; OpenVINO only computes some of them faster.
+    """
+    missing = installation.wheel is not None and importlib.util.find_spec(OPENVINO) is None
+    return [(OPENVINO, ONNX_RUNTIME)] if missing else []
 
 
 def requirements(backend: Path) -> list[str]:

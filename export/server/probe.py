@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import tritonclient.grpc as triton
+from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException
 
 from affserve.export.contract import FRAMES, MODELS, ModelSpec, TensorSpec
@@ -53,8 +54,17 @@ class Prober:
 
     def infer(self, model: ModelSpec, timeout_s: float) -> None:
         """Have `model` answer one frame of zeros; InferenceServerException when it does not."""
-        inputs = [_zeros(spec, batched=model.max_batch_size > 0) for spec in model.inputs]
-        self._client.infer(model.name, inputs, client_timeout=timeout_s)
+        batch = [1] * (model.max_batch_size > 0)
+        self.ask(model, {spec.name: _zeros(spec, batch) for spec in model.inputs}, timeout_s)
+
+    def ask(self, model: ModelSpec, inputs: Mapping[str, NDArray[Any]], timeout_s: float) -> dict[str, NDArray[Any]]:
+        """Return what `model` answers, by name; InferenceServerException when it does not."""
+        tensors = []
+        for spec in model.inputs:
+            tensors.append(triton.InferInput(spec.name, list(inputs[spec.name].shape), spec.datatype))
+            tensors[-1].set_data_from_numpy(inputs[spec.name])
+        answer = self._client.infer(model.name, tensors, client_timeout=timeout_s)
+        return {output.name: answer.as_numpy(output.name) for output in answer.get_response().outputs}
 
     def infer_all(self, timeout_s: float, models: Iterable[ModelSpec] = tuple(MODELS.values())) -> None:
         """Have each model answer one frame of zeros."""
@@ -83,14 +93,11 @@ def identify(url: str, timeout_s: float) -> str | None:
     return f"{'a server of affserve' if name.startswith('affserve-') else name} (Triton {version})"
 
 
-def _zeros(spec: TensorSpec, *, batched: bool) -> triton.InferInput:
-    shape = [1] * batched + [max(length, 1) for length in spec.shape]
-    tensor = triton.InferInput(spec.name, shape, spec.datatype)
-    values = (
-        np.full(shape, _black_jpeg(), np.object_) if spec.datatype == "BYTES" else np.zeros(shape, spec.numpy_dtype)
-    )
-    tensor.set_data_from_numpy(values)
-    return tensor
+def _zeros(spec: TensorSpec, batch: list[int]) -> NDArray[Any]:
+    shape = batch + [max(length, 1) for length in spec.shape]
+    if spec.datatype == "BYTES":
+        return np.full(shape, _black_jpeg(), np.object_)
+    return np.zeros(shape, spec.numpy_dtype)
 
 
 @functools.cache

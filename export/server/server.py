@@ -7,33 +7,47 @@ itself: supervisor.py does.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import secrets
 import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from tritonclient.utils import InferenceServerException
 
+from affserve.export import engine_sets
 from affserve.export.contract import ModelSpec
+from affserve.export.engine_sets import ENGINE_SETS
 from affserve.export.machine.ports import PortTakenError, listening
 from affserve.export.repository.check import served_models, verify_repository
 from affserve.export.repository.instances import lay_out_models
+from affserve.export.repository.manifest import Manifest
+from affserve.export.repository.self_test import self_test
 from affserve.export.server import triton_log
 from affserve.export.server.config import ServerConfig, arguments, serving_options, wheel_arguments
+from affserve.export.server.engine_choice import machine_obstacle, notice
 from affserve.export.server.guardian import KILL, close_shared_memory, remove_shared_memory, start_guardian
-from affserve.export.server.installation import Installation, find_installation, lay_out_backends, server_environment
+from affserve.export.server.installation import (
+    Installation,
+    find_installation,
+    lay_out_backends,
+    server_environment,
+    stand_ins,
+)
 from affserve.export.server.own_folder import OwnFolder, remove_orphans
 from affserve.export.server.probe import Prober, identify
 from affserve.export.server.security import CallerTls, check_host, is_private, supervisor_tls
-from affserve.train.errors import ServerError, remedy
+from affserve.train.errors import RepositoryError, ServerError, remedy
 
 __all__ = ["ServerConfig", "TritonServer", "UnpreparedError"]
 
 POLL_S = 0.02
+LAST_RESORT = list(ENGINE_SETS)[-1]
+UNSERVABLE = (ServerError, RepositoryError)
 PORT_ATTEMPTS = 5
 OTHER_SERVER_TIMEOUT_S = 1.0  # to say who it is
 LOG_LIMIT_BYTES = 8 << 20  # then it starts over, and one file of that size before it is kept
@@ -58,20 +72,27 @@ def preparing(repository: Path) -> Iterator[None]:
 class TritonServer:
     """A running tritonserver; a context manager that starts and stops it.
 
-    cancelled: set from another thread to give up starting.
+    cancelled: set from another thread to give up starting. proven: the manifest of a repository whose answers a server
+    with this configuration has proven on this machine; it need not again.
     """
 
-    def __init__(self, config: ServerConfig, *, cancelled: threading.Event | None = None) -> None:
-        self.config = config
+    def __init__(
+        self, config: ServerConfig, *, cancelled: threading.Event | None = None, proven: Manifest | None = None
+    ) -> None:
+        self.config = config  # once it has been started, with its ports and its engine set
+        self.proven = proven
+        self.passed_over: dict[str, str] = {}  # faster engine sets, and why they are not served
         self.parallelism = config.parallelism
         self.pid = 0  # of tritonserver
-        self.engine = ""  # such as "Triton 2.51.0, ONNX Runtime 1.31.1 CPU"
+        self.engine = ""  # such as "Triton 2.51.0, set cpu, ONNX Runtime 1.31.1 CPU"
+        self.notice = ""  # what whoever serves should know
         self.models: tuple[ModelSpec, ...] = ()  # once it has been started
         self._cancelled = cancelled or threading.Event()
         self._identity = f"affserve-{secrets.token_hex(8)}"  # its name, and the prefix of its shared memory
         self._guardian: subprocess.Popen[bytes] | None = None
         self._own: OwnFolder | None = None
         self._tls: CallerTls | None = None
+        self._manifest: Manifest | None = None
         self._log_start = 0  # bytes of the log that earlier servers have written
         self._log_read = 0  # bytes of it that new_log has returned
 
@@ -114,12 +135,32 @@ class TritonServer:
             self._start()
 
     def _start(self) -> None:
-        verify_repository(self.config.repository, self.config.engine, trust=self.config.trust)
-        self.models = served_models(self.config.repository)
         installation = find_installation()
         remove_orphans()
         check_host(installation.version, self.config.host, accepted=self.config.accept_known_holes)
-        requested = self.config
+        asked = self.config
+        if asked.engine != engine_sets.AUTO:
+            return self._start_set(asked, installation)
+        self.passed_over = {}
+        for name in ENGINE_SETS:
+            if (trouble := machine_obstacle(name, installation)) is not None:
+                self.passed_over[name] = trouble.text
+                continue
+            try:
+                return self._start_set(dataclasses.replace(asked, engine=name), installation)
+            except UNSERVABLE as error:
+                if name == LAST_RESORT or self._cancelled.is_set():
+                    raise
+                self.passed_over[name] = str(error).partition("\n")[0]
+        raise AssertionError("unreachable: the last set is tried on every machine")
+
+    def _start_set(self, requested: ServerConfig, installation: Installation) -> None:
+        """Start the server with an engine set that is named."""
+        if (trouble := machine_obstacle(requested.engine, installation)) is not None:
+            raise ServerError(f"--engine {requested.engine} cannot be served: {trouble.text}; {trouble.remedy}")
+        self._manifest = verify_repository(requested.repository, requested.engine, trust=requested.trust)
+        self.notice = notice(requested.engine, self._manifest, installation)
+        self.models = served_models(requested.repository)
         for attempts_left in reversed(range(PORT_ATTEMPTS)):
             self.config = self._with_ports(requested)
             try:
@@ -164,7 +205,8 @@ class TritonServer:
 
     def _command(self, installation: Installation, folder: Path) -> list[str]:
         config = self.config
-        models = lay_out_models(config.repository, config.engine, self.parallelism.instances, folder)
+        others = {**dict(stand_ins(installation)), **dict.fromkeys(config.without, engine_sets.ONNX_RUNTIME)}
+        models = lay_out_models(config.repository, config.engine, self.parallelism.instances, folder, others)
         callers = config.tls.trusted_callers(folder) if config.tls is not None else None
         options = serving_options(config, models, callers)
         command = [str(installation.binary), f"--id={self._identity}", *arguments(options)]
@@ -181,6 +223,7 @@ class TritonServer:
                 try:
                     version = self._first_answers(prober, deadline - time.monotonic())
                     close_shared_memory(self._identity)
+                    self._prove(prober, deadline - time.monotonic())
                     break
                 except InferenceServerException as error:
                     if "StatusCode.UNAVAILABLE" not in str(error.status()):
@@ -193,7 +236,7 @@ class TritonServer:
             self._wait_for_port(self.config.host, self.config.http_port, deadline)
         if self.config.metrics_port is not None:
             self._wait_for_port(self.config.metrics_host, self.config.metrics_port, deadline)
-        self.engine = ", ".join([f"Triton {version}", *triton_log.engines(self.log())])
+        self.engine = f"Triton {version}, set {self.config.engine}, {_words(triton_log.engines(self.log()))}"
         self.new_log()  # what it told while it started is no news
 
     def _wait_for_port(self, host: str, port: int, deadline: float) -> None:
@@ -217,6 +260,17 @@ class TritonServer:
             )
         prober.infer_all(timeout_s, self.models)
         return version
+
+    def _prove(self, prober: Prober, timeout_s: float) -> None:
+        """Compare answers with PyTorch's; a repository that was put together by hand has none to compare with."""
+        if self._manifest is not None and self._manifest != self.proven:
+            self_test(
+                lambda model, inputs: prober.ask(model, inputs, timeout_s),
+                self.config.repository,
+                self._manifest,
+                self.config.engine,
+            )
+        self.proven = self._manifest
 
     def _check_start(self, deadline: float) -> None:
         if self._cancelled.is_set():
@@ -297,3 +351,10 @@ class TritonServer:
     def log_tail(self) -> str:
         """Return the lines of the log that tell what went wrong."""
         return triton_log.tail(self.log())
+
+
+def _words(engines: Mapping[str, str]) -> str:
+    """Say what computes: one engine for all, or each model with its own."""
+    if len(set(engines.values())) <= 1:
+        return next(iter(engines.values()), "its own engines")
+    return ", ".join(f"{model} {engine}" for model, engine in sorted(engines.items()))

@@ -19,6 +19,7 @@ from tritonclient.utils import InferenceServerException
 from affserve.export.contract import CLIP_ENCODER, JPEG_DECODER, TEMPORAL_HEAD, ModelSpec
 from affserve.export.server import triton_log
 from affserve.export.server.config import ServerConfig
+from affserve.export.server.engine_choice import passed_over
 from affserve.export.server.events import Event, print_event
 from affserve.export.server.own_folder import OwnFolder, write_note
 from affserve.export.server.probe import Prober
@@ -89,6 +90,7 @@ class SupervisedServer:
         return (
             f"serving {self._config.repository} on {' '.join(server.addresses())}: {server.engine}, "
             f"{server.parallelism}, models {' '.join(sorted(model.name for model in server.models))}"
+            + "".join(f"; {told}" for told in (passed_over(server.passed_over), server.notice) if told)
         )
 
     def start(self) -> None:
@@ -101,7 +103,7 @@ class SupervisedServer:
         except BaseException:
             self._own.remove()
             raise
-        self._config = self._server.config  # from here on with these ports
+        self._config = self._server.config  # from here on with these ports and this engine set
         self._mark_ready()
         self._watcher.start()
 
@@ -209,7 +211,7 @@ class SupervisedServer:
             self._tell_restart(reason, failures, tail)
             if self._stopping.wait(pause_s(failures)):
                 return False
-            self._server = TritonServer(self._config, cancelled=self._stopping)
+            self._server = TritonServer(self._config, cancelled=self._stopping, proven=self._server.proven)
             try:
                 self._start_when_there_is_room()
             except UnpreparedError as error:

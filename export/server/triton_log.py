@@ -12,8 +12,9 @@ _HARMLESS = re.compile("CudaDriverHelper has not|unable to create stream")  # ev
 _UNLOADED = re.compile(r"failed to load '(\w+)' version \d+: (.*?)\"?$")
 _TRACEBACK = re.compile(r"(?:\\n)+At:.*")  # where in the backend, on the same line
 _STAMP = re.compile(r"^E\d{4} \S+ \d+ [\w.]+:\d+\] ")
-_ENGINE = re.compile(r"\w+ runs on (ONNX Runtime [^\"\n]+)")
+_ENGINE = re.compile(r"(\w+) runs on ([^\"\n]+)")
 _ADVICE = {
+    "OpenVINO cannot load": "write the file again with: affserve export ...",
     "ONNX Runtime cannot load": "write the file again with: affserve export ...",
     "KIND_GPU": "serve where there is a GPU, or from the CPU configurations with --engine cpu",
     "No space left on device": "give /dev/shm more room (of a container: --shm-size=1g, or shm_size in Compose)",
@@ -24,9 +25,9 @@ _ADVICE = {
 }
 
 
-def engines(log: str) -> list[str]:
-    """Return what the models run on, each engine once, such as ["ONNX Runtime 1.31.1 CPU"]."""
-    return list(dict.fromkeys(_ENGINE.findall(log)))
+def engines(log: str) -> dict[str, str]:
+    """Return what each model runs on, such as {"clip_encoder": "OpenVINO 2026.4.1 CPU"}; a container does not tell."""
+    return dict(_ENGINE.findall(log))
 
 
 def errors(log: str) -> list[str]:

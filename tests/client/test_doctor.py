@@ -62,7 +62,8 @@ def test_every_configuration_is_judged_on_its_own(repository: Path) -> None:
         engine_sets.RTX: Verdict.ABSENT,
         engine_sets.TENSORRT: Verdict.ABSENT,
     }
-    assert "shows no NVIDIA GPU" in diagnosis.configurations[engine_sets.TENSORRT].text
+    for finding in list(diagnosis.configurations.values())[:-1]:
+        assert "shows no NVIDIA GPU" in finding.text
     assert not diagnosis.problems
 
 

@@ -55,7 +55,7 @@ def test_status_tells_versions_counts_and_times(server: TritonServer) -> None:
     assert status.ready, status.problems
     assert status.problems == ()
     assert status.version == "2.51.0"
-    assert status.engine == "onnxruntime on CPU"
+    assert status.engine == "onnxruntime fp32 on CPU"
     assert status.head is not None
     assert status.head.labels["valence_arousal"] == ("valence", "arousal")
     assert status.head.trained_on == "unknown"

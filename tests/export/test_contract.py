@@ -223,7 +223,8 @@ def say_of_tensorrt_configs(root: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """Start the wheel's Triton on the TensorRT configurations in `root`; return why it does not."""
     for model in MODELS:
         (root / model / "1").mkdir()
-    # Our own check would stop first: there are no plans.
+    # Our own checks would stop first: there is no GPU, and there are no plans.
+    monkeypatch.setattr("affserve.export.server.server.machine_obstacle", lambda *_: None)
     monkeypatch.setattr("affserve.export.server.server.verify_repository", lambda *_, **__: None)
     config = ServerConfig(repository=root, engine=engine_sets.TENSORRT, drain_timeout_s=0)
     with pytest.raises(ServerError) as refused, TritonServer(config):

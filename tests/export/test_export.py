@@ -7,7 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,13 @@ import pytest
 import torch
 from conftest import blurred_noise
 
-from affserve.export.artefacts.choice import Chosen, choose, wanted
+from affserve.export.artefacts.choice import Chosen, candidates, check_usable, choose, wanted
+from affserve.export.artefacts.comparing import Check
 from affserve.export.artefacts.material import parity_only
-from affserve.export.artefacts.parity import Artefact, Check
+from affserve.export.artefacts.parity import Artefact
+from affserve.export.artefacts.sessions import Candidate
 from affserve.export.contract import CPU, GPU
+from affserve.export.engine_sets import ONNX_RUNTIME, OPENVINO
 from affserve.export.graphs.flops import count_flops
 from affserve.export.graphs.head import HeadGraph
 from affserve.export.precision.tolerances import Precision
@@ -89,8 +92,10 @@ def test_a_graph_that_fails_parity_stops_the_export_and_keeps_the_old_repository
     fingerprint = save_encoder(tmp_path / "loud", encoder, checkpoint.provenance)
     head, _ = load_head(checkpoints[1])
     save_head(tmp_path / "head", head, Provenance(trained_on="synthetic", encoder=fingerprint))
-    options = ExportOptions(uses=(GPU,), precision=FP16)
-    with pytest.raises(ParityError, match=r"nothing was placed:\nclip_encoder in fp16:\n(.*\n)*  FAIL +features"):
+    options = ExportOptions(uses=(GPU,), precision=Precision.FP16)
+    with pytest.raises(
+        ParityError, match=r"nothing was placed:\nclip_encoder in onnxruntime fp16:\n(.*\n)*  FAIL +features"
+    ):
         export((tmp_path / "loud", tmp_path / "head"), target, options=options)
     assert snapshot(target) == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["head", "loud", "repository"]
@@ -160,59 +165,75 @@ def test_unknown_schema_is_refused(checkpoints: tuple[Path, Path], tmp_path: Pat
 # --- precisions ---
 
 
-def artefact(precision: Precision, *, passed: bool = True, model: str = "clip_encoder") -> Artefact:
+def artefact(one: Candidate, run_s: float, *, passed: bool = True, model: str = "clip_encoder") -> Artefact:
     check = Check(what="cosine of the worst frame", figure=1.0 if passed else 0.5, limit=0.9, at_least=True)
-    return Artefact(model=model, precision=precision, path=Path("unused"), checks=[check], seconds=0)
+    return Artefact(
+        model=model, precision=one.precision, engine=one.engine, path=Path("unused"), checks=[check], run_s=run_s
+    )
 
 
-def made(**passed: bool) -> list[Artefact]:
-    """The encoder in some precisions, and the head in all of them."""
-    heads = [artefact(one, model="temporal_head") for one in Precision]
-    return [artefact(Precision(name), passed=good) for name, good in passed.items()] + heads
+def made(failing: Sequence[Candidate] = (), quick: Candidate | None = None, run_s: float = 0.5) -> list[Artefact]:
+    """The encoder in every way, each run taking 1 s but for a quick one's; and a head."""
+    every = wanted((CPU, GPU), None)["clip_encoder"]
+    encoders = [artefact(one, run_s if one == quick else 1.0, passed=one not in failing) for one in every]
+    return encoders + [artefact(one, 1.0, model="temporal_head") for one in every]
 
 
-def encoder_of(chosen: list[Chosen]) -> list[tuple[str, Precision]]:
-    return [(one.use, one.artefact.precision) for one in chosen if one.artefact.model == "clip_encoder"]
+def encoder_of(chosen: list[Chosen]) -> list[tuple[str, Candidate]]:
+    return [(one.use, one.artefact.candidate) for one in chosen if one.artefact.model == "clip_encoder"]
 
 
-INT8, FP16, FP32 = Precision.INT8, Precision.FP16, Precision.FP32
+INT8, FP16, FP32 = Candidate(Precision.INT8), Candidate(Precision.FP16), Candidate(Precision.FP32)
+VINO_INT8, VINO_BF16 = Candidate(Precision.INT8, OPENVINO), Candidate(Precision.BF16, OPENVINO)
 FAILED = "cosine of the worst frame is 0.5, limit 0.9"
 AUTOMATIC = [
-    pytest.param({}, INT8, [(CPU, INT8), (GPU, FP16)], [], id="all_pass"),
+    pytest.param({}, [INT8, FP16], [], id="all_are_alike"),
+    pytest.param({"quick": FP32}, [FP32, FP16], [], id="fp32_is_fastest"),
+    pytest.param({"quick": VINO_INT8}, [VINO_INT8, FP16], [], id="openvino_is_fastest"),
+    pytest.param({"quick": VINO_INT8, "run_s": 0.95}, [INT8, FP16], [], id="openvino_gains_too_little"),
+    pytest.param({"quick": VINO_BF16, "run_s": 0.1}, [VINO_BF16, FP16], [], id="bf16_is_fastest"),
     pytest.param(
-        {}, FP32, [(CPU, FP32), (GPU, FP16)], ["for cpu is fp32, not int8, which was slower here"], id="int8_is_slower"
+        {"quick": VINO_INT8, "failing": [VINO_INT8]},
+        [INT8, FP16],
+        [f"for cpu is onnxruntime int8, not openvino int8: {FAILED}"],
+        id="openvino_is_fastest_and_wrong",
     ),
-    pytest.param(
-        {"int8": False}, INT8, [(CPU, FP32), (GPU, FP16)], [f"for cpu is fp32, not int8: {FAILED}"], id="int8_fails"
-    ),
-    pytest.param(
-        {"fp16": False}, INT8, [(CPU, INT8), (GPU, FP32)], [f"for gpu is fp32, not fp16: {FAILED}"], id="fp16_fails"
-    ),
+    pytest.param({"failing": [FP16]}, [INT8, FP32], [f"for gpu is fp32, not fp16: {FAILED}"], id="fp16_fails"),
 ]
 
 
-@pytest.mark.parametrize(("failing", "quickest", "expected", "said"), AUTOMATIC)
+@pytest.mark.parametrize(("measured", "expected", "said"), AUTOMATIC)
 def test_auto_takes_the_fastest_that_passes_and_says_what_it_left(
-    failing: dict[str, bool], quickest: Precision, expected: list[tuple[str, Precision]], said: list[str]
+    measured: dict[str, Any], expected: list[Candidate], said: list[str]
 ) -> None:
-    every = made(**{"fp32": True, "fp16": True, "int8": True, **failing})
-    chosen = choose([replace(one, run_s=float(one.precision is not quickest)) for one in every], (CPU, GPU), None)
-    assert encoder_of(chosen) == expected
+    chosen = choose(made(**measured), (CPU, GPU), None)
+    assert encoder_of(chosen) == list(zip((CPU, GPU), expected, strict=True))
     notes = [note for one in chosen if one.artefact.model == "clip_encoder" for note in one.notes]
     assert notes == [f"clip_encoder {note}" for note in said]
+    told = {(one["engine"], one["precision"]): one["run_ms"] for one in chosen[0].tried}
+    assert told.keys() == {(engine, precision.value) for precision, engine in candidates(CPU, None)}
+    assert min(told.values()) == 1000 * measured.get("run_s", 0.5 if "quick" in measured else 1)
 
 
 def test_a_precision_that_was_asked_for_is_taken_or_refused_with_the_table() -> None:
-    assert encoder_of(choose(made(int8=True), (CPU,), INT8)) == [(CPU, INT8)]
-    with pytest.raises(ParityError, match=r"clip_encoder in int8:\n  FAIL +cosine of the worst frame"):
-        choose(made(fp32=True, int8=False), (CPU,), INT8)
+    assert encoder_of(choose(made(), (CPU,), Precision.INT8)) == [(CPU, INT8)]
+    assert encoder_of(choose(made(quick=VINO_INT8), (CPU,), Precision.INT8, (ONNX_RUNTIME,))) == [(CPU, INT8)]
+    with pytest.raises(ParityError, match=r"clip_encoder in onnxruntime int8:\n  FAIL +cosine of the worst frame"):
+        choose(made([INT8, VINO_INT8]), (CPU,), Precision.INT8)
 
 
 def test_only_what_may_be_served_is_made() -> None:
-    assert wanted((CPU, GPU), None)["clip_encoder"] == (FP32, FP16, INT8)
-    assert wanted((CPU,), FP32)["temporal_head"] == (FP32,)
-    assert wanted((CPU, GPU), INT8)["clip_encoder"] == (FP32, FP16, INT8)  # the GPU has no use for INT8: auto
-    assert wanted((GPU,), FP16)["clip_encoder"] == (FP16,)
+    def precisions(*asked: Any) -> set[str]:
+        return {one.precision.value for one in wanted(*asked)["clip_encoder"]}
+
+    assert precisions((CPU, GPU), None) == {"fp32", "fp16", "bf16", "int8"}
+    assert wanted((CPU,), Precision.FP32, (ONNX_RUNTIME,))["temporal_head"] == (FP32,)
+    assert precisions((CPU, GPU), Precision.INT8) == {"fp32", "fp16", "int8"}  # the GPU has no use for INT8: auto
+    assert precisions((GPU,), Precision.FP16) == {"fp16"}
+    with pytest.raises(
+        ExportError, match=r"bf16 needs one of onnxruntime, and none is installed.*pip install openvino"
+    ):
+        check_usable((CPU,), Precision.BF16, (ONNX_RUNTIME,))
 
 
 # --- arithmetic ---
@@ -284,7 +305,7 @@ def test_command_makes_both_devices_graphs_in_the_precision_that_pays(
         (model, use) for model in ("clip_encoder", "temporal_head") for use in (CPU, GPU)
     ]
     assert {one["precision"] for one in artefacts if one["use"] == GPU} == {"fp16"}
-    assert {one["precision"] for one in artefacts if one["use"] == CPU} <= {"fp32", "int8"}
+    assert {one["precision"] for one in artefacts if one["use"] == CPU} <= {"fp32", "bf16", "int8"}
     assert all((tmp_path / "repository" / one["path"]).stat().st_size == one["bytes"] for one in artefacts)
 
     script = affserve("export", "--print-trtexec", "repository", cwd=tmp_path)

@@ -16,10 +16,14 @@ from onnx import helper, numpy_helper
 from tiny_models import make_decisive, run_onnx, run_torch, tiny_head, tiny_heads, tiny_vit
 
 from affserve.export.artefacts import parity
+from affserve.export.artefacts.choice import candidates, wanted
+from affserve.export.artefacts.comparing import steady_ccc
 from affserve.export.artefacts.making import make_artefacts
 from affserve.export.artefacts.material import Material
 from affserve.export.artefacts.parity import Artefact
-from affserve.export.contract import CLIP_ENCODER, TEMPORAL_HEAD
+from affserve.export.artefacts.sessions import Candidate
+from affserve.export.contract import CLIP_ENCODER, CPU, GPU, TEMPORAL_HEAD
+from affserve.export.engine_sets import OPENVINO
 from affserve.export.graphs.head import HeadGraph
 from affserve.export.graphs.layers import Dialect
 from affserve.export.graphs.onnx_file import export_encoder, export_head
@@ -225,45 +229,46 @@ def test_head_in_int8_follows_the_trained_one(tmp_path: Path) -> None:
     for window in windows[1:]:
         answers = run_onnx(tmp_path / "int8.onnx", window)
         for given, expected in zip(answers, run_torch(graph, window), strict=True):
-            assert parity.steady_ccc(expected.ravel(), given.ravel()) > 0.98
+            assert steady_ccc(expected.ravel(), given.ravel()) > 0.98
 
 
 def test_int8_without_calibration_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="nothing to be calibrated on"):
-        make(tmp_path, tiny_vit(layers=1), {CLIP_ENCODER.name: [Precision.INT8]}, calibration=FACES[:0])
+        make(tmp_path, tiny_vit(layers=1), {CLIP_ENCODER.name: [Candidate(Precision.INT8)]}, calibration=FACES[:0])
 
 
 def make(
-    folder: Path, encoder: ClipEncoder, wanted: dict[str, list[Precision]], calibration: NDArray[np.uint8] = CALIBRATION
+    folder: Path, encoder: ClipEncoder, wanted: dict[str, list[Candidate]], calibration: NDArray[np.uint8] = CALIBRATION
 ) -> list[Artefact]:
     material = Material(calibration=calibration, parity=FACES)
-    rivals = (Precision.FP32, Precision.INT8)
-    return make_artefacts(encoder, HeadGraph([tiny_head()]), folder, wanted, material, timed=rivals, threads=1)
+    truth = parity.establish(encoder.eval(), HeadGraph([tiny_head()]).eval(), FACES)
+    return make_artefacts(encoder, truth, folder, wanted, material, timed=candidates(CPU, None), threads=1)
 
 
 def test_artefacts_of_all_precisions_pass_and_those_that_are_rivals_are_timed(tmp_path: Path) -> None:
-    every = list(Precision)
-    made = make(tmp_path, tiny_vit(layers=1), {CLIP_ENCODER.name: every, TEMPORAL_HEAD.name: every})
-    assert [(one.model, one.precision) for one in made] == [
-        (model, precision) for model in (CLIP_ENCODER.name, TEMPORAL_HEAD.name) for precision in every
+    models = (CLIP_ENCODER.name, TEMPORAL_HEAD.name)
+    every = wanted((CPU, GPU), None)[CLIP_ENCODER.name]
+    assert {str(one) for one in every} >= {"openvino int8", "openvino bf16", "onnxruntime fp16", "openvino fp32"}
+    made = make(tmp_path, tiny_vit(layers=1), dict.fromkeys(models, every))
+    assert [(one.model, one.candidate) for one in made] == [
+        (model, candidate) for model in models for candidate in every
     ]
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
-        f"{one.model}.{one.precision.value}.onnx" for one in made
-    )
+    assert set(tmp_path.iterdir()) == {one.path for one in made}
     for one in made:
         if one.precision is not Precision.INT8:
-            assert one.passed, "\n".join(map(str, one.checks))
+            assert one.passed, f"{one.model} {one.candidate}\n" + "\n".join(map(str, one.checks))
+    paths = {(one.model, one.candidate): one.path for one in made}
+    for model in models:  # bf16 is a way to compute the half graph
+        half = paths[model, Candidate(Precision.FP16)]
+        assert paths[model, Candidate(Precision.BF16, OPENVINO)] == half
     assert any("products with a weight in INT8" in note for one in made for note in one.notes)
-    encoders = [one for one in made if one.model == CLIP_ENCODER.name]
-    assert {one.precision: one.run_s > 0 for one in encoders} == {
-        one.precision: one.passed and one.precision is not Precision.FP16 for one in encoders
-    }
+    assert all((one.run_s > 0) is (one.passed and one.precision is not Precision.FP16) for one in made)
 
 
 def test_ladder_stops_at_the_first_rung_that_passes(tmp_path: Path) -> None:
     encoder = tiny_vit()
     plant_outliers(encoder, 100)
-    (artefact,) = make(tmp_path, encoder, {CLIP_ENCODER.name: [Precision.INT8]})
+    (artefact,) = make(tmp_path, encoder, {CLIP_ENCODER.name: [Candidate(Precision.INT8)]})
     assert artefact.passed, "\n".join(map(str, artefact.checks))
     (note,) = artefact.notes
     left = int(note.split(" products left")[0].rsplit(" ", 1)[1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -33,6 +34,7 @@ from tiny_server import (
 from tritonclient.utils import InferenceServerException
 
 from affserve.export.contract import AFFECT, CLIP_ENCODER, FEATURE_WIDTH, TASK_OUTPUTS, TEMPORAL_HEAD
+from affserve.export.engine_sets import ONNX_RUNTIME, OPENVINO
 from affserve.export.server import installation
 from affserve.export.server.config import ServerConfig
 from affserve.export.server.probe import Prober
@@ -42,20 +44,31 @@ from affserve.export.server.supervisor import SupervisedServer
 pytestmark = needs_wheel
 
 
+@pytest.fixture(scope="module", params=[ONNX_RUNTIME, OPENVINO])
+def engine(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def server(tiny: Path) -> Iterator[SupervisedServer]:
-    with SupervisedServer(ServerConfig(repository=tiny, threads=1, drain_timeout_s=0)) as running:
+def server(engine: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SupervisedServer]:
+    """Every test that asks it runs once for each engine of CPUs: both answer and refuse alike."""
+    root = tmp_path_factory.mktemp(engine) / "repository"
+    write_repository(root, engine)
+    with SupervisedServer(ServerConfig(repository=root, threads=1, drain_timeout_s=0)) as running:
         yield running
 
 
 @pytest.mark.parametrize("count", [1, 32, 33, 300], ids=lambda count: f"{count}_frames")
-def test_encoder_answers_what_onnxruntime_computes(server: SupervisedServer, tiny: Path, count: int) -> None:
+def test_encoder_answers_what_onnxruntime_computes(
+    server: SupervisedServer, engine: str, tiny: Path, count: int
+) -> None:
     frames = make_frames(count, seed=count)
     served = ask(server.grpc_url, "clip_encoder", {"frames": frames})["features"]
     # Relative 1e-5: the sum of 50,176 pixels and the blocking of the product depend on how many frames share a run.
     np.testing.assert_allclose(served, expected_features(frames), rtol=1e-5, atol=1e-3)
-    chunk = frames[:32]
-    np.testing.assert_array_equal(served[:32], run_in_process(tiny, "clip_encoder", {"frames": chunk})["features"])
+    computed = run_in_process(tiny, "clip_encoder", {"frames": frames[:32]})["features"]
+    tolerance = {ONNX_RUNTIME: 0.0, OPENVINO: 1e-5}[engine]
+    np.testing.assert_allclose(served[:32], computed, rtol=tolerance, atol=100 * tolerance)
 
 
 @pytest.mark.parametrize("length", [1, 300], ids=lambda length: f"T_{length}")
@@ -65,7 +78,7 @@ def test_head_answers_what_onnxruntime_computes(server: SupervisedServer, tiny: 
     expected = run_in_process(tiny, "temporal_head", {"features": features[None]})
     assert served.keys() == TASK_OUTPUTS.keys()
     for name, values in served.items():
-        np.testing.assert_allclose(values, expected[name][0], rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(values, expected[name][0], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("length", [1, 300], ids=lambda length: f"T_{length}")
@@ -143,8 +156,10 @@ WRONG_REQUESTS = [
 
 @pytest.mark.parametrize(("model", "inputs", "message"), WRONG_REQUESTS)
 def test_wrong_request_is_refused_without_paths(
-    server: SupervisedServer, model: str, inputs: Tensors, message: str
+    server: SupervisedServer, engine: str, model: str, inputs: Tensors, message: str
 ) -> None:
+    if (engine, message) == (OPENVINO, "invalid index"):
+        pytest.skip("OpenVINO looks up what it is told without looking")
     with pytest.raises(InferenceServerException, match=message) as caught:
         ask(server.grpc_url, model, inputs)
     text = caught.value.message()
@@ -153,13 +168,28 @@ def test_wrong_request_is_refused_without_paths(
     assert ".py" not in text
 
 
-def test_describe_names_address_engine_threads_and_models(server: SupervisedServer) -> None:
+def test_describe_names_address_engine_threads_and_models(server: SupervisedServer, engine: str) -> None:
     import onnxruntime
 
     line = server.describe()
     assert f" on grpc://{server.grpc_url}: " in line
-    assert f"Triton 2.51.0, ONNX Runtime {onnxruntime.__version__} CPU, 1 thread, " in line
-    assert line.endswith("models affect clip_encoder temporal_head")
+    if engine == ONNX_RUNTIME:
+        assert f"Triton 2.51.0, set cpu, ONNX Runtime {onnxruntime.__version__} CPU, 1 thread, " in line
+    else:
+        assert re.search(r"Triton 2\.51\.0, set cpu, OpenVINO [\d.]+ CPU, 1 thread, ", line)
+    assert "models affect clip_encoder temporal_head" in line
+
+
+@pytest.mark.parametrize("without", [(), (OPENVINO,)], ids=["openvino", "onnxruntime_in_its_place"])
+def test_a_bf16_model_is_served_with_and_without_openvino(without: tuple[str, ...], tmp_path: Path) -> None:
+    write_repository(tmp_path / "repository", OPENVINO, "bf16")
+    config = ServerConfig(repository=tmp_path / "repository", without=without, drain_timeout_s=0)
+    frames = make_frames(3, seed=1)
+    with TritonServer(config) as server:
+        assert ("in bf16" in server.engine, "ONNX Runtime" in server.engine) == (not without, bool(without))
+        features = ask(server.grpc_url, "clip_encoder", {"frames": frames})["features"]
+    expected = expected_features(frames)
+    assert np.abs(features - expected).max() <= (1e-5 if without else 1e-2) * np.abs(expected).max()
 
 
 def test_healthy_tells_a_dead_model_from_a_living_one(tiny: Path) -> None:

@@ -1,0 +1,69 @@
+"""A server proves itself before it is called ready: it answers the golden inputs as PyTorch did at export.
+
+An engine built elsewhere, another processor's arithmetic, a file of another checkpoint: whatever changes answers is
+found on the machine where it matters, with the limits that export itself applied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from affserve.export.artefacts.comparing import Check, feature_checks, output_checks
+from affserve.export.contract import CLIP_ENCODER, CPU, FEATURES, FRAMES, GPU, TEMPORAL_HEAD, ModelSpec
+from affserve.export.engine_sets import ENGINE_SETS
+from affserve.export.precision.tolerances import TOLERANCES, Precision, Tolerance
+from affserve.export.repository.golden import read_golden
+from affserve.export.repository.manifest import Manifest, VersionRecord
+from affserve.train.errors import ServerError
+
+
+class SelfTestError(ServerError):
+    """A server does not answer as PyTorch did."""
+
+
+Ask = Callable[[ModelSpec, Mapping[str, NDArray[Any]]], Mapping[str, NDArray[Any]]]
+
+
+def self_test(ask: Ask, root: Path, manifest: Manifest, engine: str) -> None:
+    """SelfTestError with the whole table when the answers to the golden inputs are not PyTorch's.
+
+    ask: returns what the server, which serves the engine set `engine`, answers for a model.
+    """
+    record = manifest.versions[manifest.served]
+    if not record.golden:  # nothing of it was exported: somebody has put it together and vouches for it
+        return
+    golden = read_golden(root, manifest.served)
+    features = ask(CLIP_ENCODER, {FRAMES.name: golden.frames})[CLIP_ENCODER.outputs[0].name]
+    outputs = ask(TEMPORAL_HEAD, {FEATURES.name: golden.window})
+    tables = {
+        CLIP_ENCODER.name: feature_checks(golden.features, features, _limits(record, CLIP_ENCODER.name, engine)),
+        TEMPORAL_HEAD.name: output_checks(
+            len(golden.window), golden.outputs, outputs, _limits(record, TEMPORAL_HEAD.name, engine)
+        ),
+    }
+    failed = [check for checks in tables.values() for check in checks if not check.passed]
+    if failed:
+        raise SelfTestError(
+            f"{root} served with --engine {engine} does not answer as PyTorch did when it was exported "
+            f"({failed[0].what.strip()} is {failed[0].figure:.4g}, limit {failed[0].limit:g}):\n{_text(tables)}\n"
+            "expected every line within its limit; export it again on this machine, or serve with another --engine"
+        )
+
+
+def _limits(record: VersionRecord, model: str, engine: str) -> Tolerance:
+    """Return what a model has to keep to: as at export, but on a GPU never closer than half precision allows.
+
+    There even a float32 graph has its products rounded, to TF32.
+    """
+    on_gpu = ENGINE_SETS[engine].on_gpu
+    artefact = next(one for one in record.artefacts if one.model == model and one.use == (GPU if on_gpu else CPU))
+    precision = Precision(artefact.precision)
+    return TOLERANCES[Precision.FP16 if on_gpu and precision is Precision.FP32 else precision]
+
+
+def _text(tables: dict[str, list[Check]]) -> str:
+    return "\n".join(line for name, checks in tables.items() for line in (f"{name}:", *(f"  {one}" for one in checks)))
