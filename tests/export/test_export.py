@@ -301,9 +301,9 @@ def test_command_makes_both_devices_graphs_in_the_precision_that_pays(
     assert result.returncode == 0, result.stderr
     summary = json.loads(result.stdout)
     artefacts = summary["record"]["artefacts"]
-    assert [(one["model"], one["use"]) for one in artefacts] == [
+    assert {(one["model"], one["use"]) for one in artefacts} >= {
         (model, use) for model in ("clip_encoder", "temporal_head") for use in (CPU, GPU)
-    ]
+    }
     assert {one["precision"] for one in artefacts if one["use"] == GPU} == {"fp16"}
     assert {one["precision"] for one in artefacts if one["use"] == CPU} <= {"fp32", "bf16", "int8"}
     assert all((tmp_path / "repository" / one["path"]).stat().st_size == one["bytes"] for one in artefacts)
