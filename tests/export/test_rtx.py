@@ -19,15 +19,16 @@ from affserve.export.artefacts.material import parity_only
 from affserve.export.contract import CLIP_ENCODER, GPU, TEMPORAL_HEAD
 from affserve.export.engine import rtx
 from affserve.export.engine.plans import read_record, record_file, write_record
-from affserve.export.engine.profile import HEAD_PROFILE, RTX_ENCODER_PROFILE
+from affserve.export.engine.profile import HEAD_PROFILE, RTX_ENCODER_PROFILE, EngineOptions
 from affserve.export.engine_sets import GPU_ONNX_FILE, RTX, RTX_PLAN_FILE
+from affserve.export.export_cli import Target, _options
 from affserve.export.graphs.onnx_file import export_encoder
-from affserve.export.machine.gpus import Gpu
+from affserve.export.machine.gpus import Gpu, find_gpus
 from affserve.export.pins import RTX_CAPABILITIES, RTX_MODULE, RTX_VERSION
 from affserve.export.precision.tolerances import Precision
 from affserve.export.repository import exporting
 from affserve.export.repository.check import check_rtx_plan
-from affserve.export.repository.exporting import ExportOptions, export_repository
+from affserve.export.repository.exporting import ExportOptions, RtxPlans, export_repository
 from affserve.export.repository.inspection import inspect_repository
 from affserve.export.repository.manifest import read_manifest
 from affserve.export.repository.placement import LocalTarget
@@ -127,7 +128,19 @@ def test_a_damaged_plan_is_refused_by_us_and_by_the_library(folder: Path) -> Non
         check_rtx_plan("clip_encoder", folder, [AMPERE])
 
 
-# --- what is not built ---
+# --- what is built when, and what is not ---
+
+
+@pytest.mark.skipif(bool(find_gpus()), reason="with a GPU, TensorRT's plans may be built, too")
+@pytest.mark.parametrize(
+    ("target", "build", "plans"),
+    [("all", None, "tried"), ("gpu", True, "required"), ("all", False, "none"), ("cpu", None, "none")],
+)
+def test_plans_are_built_where_they_can_be_unless_told_otherwise(
+    target: Target, build: bool | None, plans: RtxPlans
+) -> None:
+    options = _options(target, "auto", None, build, EngineOptions())
+    assert (options.rtx, options.engines) == (plans, None)
 
 
 def unreadable_graph(path: Path) -> None:
