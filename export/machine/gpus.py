@@ -84,7 +84,6 @@ def installed_tensorrt(name: str = "tensorrt") -> str | None:
     name: the module; pins.RTX_MODULE for TensorRT for RTX.
     """
     try:
-        module = importlib.import_module(name)
-    except (ImportError, OSError):
+        return str(importlib.import_module(name).__version__)
+    except (ImportError, OSError, AttributeError):  # the last: a folder of that name where Python looks for modules
         return None
-    return str(module.__version__)

@@ -113,7 +113,7 @@ def test_requirements_are_what_backends_import() -> None:
 # --- GPUs, addresses, encryption ---
 
 
-@pytest.mark.parametrize(("engine", "gpus"), [("cpu", False), ("cuda", True), ("rtx", True), ("tensorrt", True)])
+@pytest.mark.parametrize(("engine", "gpus"), [("cpu", False), ("cuda", True), ("tensorrt", True)])
 def test_gpus_are_asked_for_where_they_are_used(repository: Path, engine: str, gpus: bool) -> None:
     config = served(repository, engine=engine)
     devices = service(config).get("deploy", {}).get("resources", {}).get("reservations", {}).get("devices", [])

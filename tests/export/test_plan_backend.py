@@ -156,6 +156,7 @@ def plans() -> Iterator[ModuleType]:
     yield importlib.import_module("affserve_plan")
     for path in paths:
         sys.path.remove(path)
+    sys.modules.pop("tensorrt", None)  # where there is none, the folder of our backend
 
 
 def open_one(plans: ModuleType, path: Path, **changed: Any) -> Any:
