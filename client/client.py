@@ -25,6 +25,7 @@ from affserve.client.wire.endpoint import parse_endpoint
 from affserve.client.wire.frame_carrier import FrameCarrier
 from affserve.client.wire.frames import Frames, frames_array
 from affserve.client.wire.messages import raw_tensor
+from affserve.client.wire.stream import HeadStream
 from affserve.client.wire.transport import JPEG_QUALITY, Transport
 from affserve.client.wire.unreachable import way_out
 from affserve.export.contract import (
@@ -39,7 +40,7 @@ from affserve.export.contract import (
 )
 from affserve.export.server.security import CallerTls
 from affserve.train.errors import ServerError
-from affserve.train.windows import Outputs, OverlapMerger
+from affserve.train.windows import FrameAnswers, Outputs, OverlapMerger
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -84,6 +85,11 @@ class AffectClient:
         self._carrier = FrameCarrier(
             self._calls, wanted=Transport(transport), jpeg_quality=jpeg_quality, is_one_server=endpoint.is_one_server
         )
+        self._each_server = endpoint.each()
+        self._single: deque[triton.InferenceServerClient] = deque()  # channels to one server each, for streams
+        if endpoint.is_one_server:
+            self._single.append(self._calls.triton)
+        self._lock = threading.Lock()
         # Chunks are sent by blocking calls in threads. gRPC's own asynchronous calls break when a signal's exception
         # (Ctrl-C) arrives while the main thread is starting one: the channel can then never be closed.
         self._senders = ThreadPoolExecutor(max(chunks_in_flight, MOST_SENDERS), thread_name_prefix="affserve-encode")
@@ -131,7 +137,8 @@ class AffectClient:
         if not self._calls.closing.is_set():
             self._calls.closing.set()
             self._carrier.release()
-            self._calls.triton.close()
+            for channel in {self._calls.triton, *self._single}:
+                channel.close()
         self._senders.shutdown(wait=True)
 
     @property
@@ -203,6 +210,16 @@ class AffectClient:
         result = self._calls.infer(TEMPORAL_HEAD, raw_tensor(FEATURES, features), asked)
         return self._outputs(result, len(features), asked)
 
+    def sequence(self) -> FrameAnswers:
+        """Return what answers the features of one person frame after frame, any number of them at a time.
+
+        A stream where the head streams; else overlapping windows, whose answers are averaged.
+        """
+        described = self.describe()
+        if described.stream is not None:
+            return HeadStream(self._calls, self._stream_server, described)
+        return OverlapMerger(self.predict, described.window_frames, described.stride_frames)
+
     def affect(self, frames: Frames) -> Outputs:
         """Turn the face crops of one window (T, 224, 224, 3) uint8 into (T, K) float32 per task, in one request."""
         frames = frames_array(frames)
@@ -216,9 +233,8 @@ class AffectClient:
         frames: (N, 224, 224, 3) uint8 RGB, or a list of arrays or PIL images, any N; returns (N, K) float32 per task.
         Video files, and videos in which faces are still to be found, are for `affserve.client.analyze`.
         """
-        features, described = self.encode(frames), self.describe()
-        merger = OverlapMerger(self.predict, described.window_frames, described.stride_frames)
-        parts = [*merger.push(features), *merger.finish()]
+        features, described, answers = self.encode(frames), self.describe(), self.sequence()
+        parts = [*answers.push(features), *answers.finish()]
         return {
             task: np.concatenate([np.empty((0, len(names)), np.float32), *(part[task] for part in parts)])
             for task, names in described.labels.items()
@@ -234,6 +250,14 @@ class AffectClient:
     def _outputs(self, result: triton.InferResult, length: int, asked: str) -> Outputs:
         labels = self.describe().labels
         return {task: output(result, asked, task, (length, len(names))) for task, names in labels.items()}
+
+    def _stream_server(self) -> triton.InferenceServerClient:
+        """Return a channel to one server, another one each time: a stream stays where its state is."""
+        with self._lock:
+            if not self._single:
+                self._single.extend(triton.InferenceServerClient(**one.client_options()) for one in self._each_server)
+            self._single.rotate()
+            return self._single[0]
 
     def _config(self, model: ModelSpec) -> Any:
         asked = f"{model.name} on {self.url}, asked for its configuration"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
@@ -44,17 +44,28 @@ class TensorSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
-    """One model of the repository; `max_batch_size` 0 means that a request is never batched with another."""
+    """One model of the repository; `max_batch_size` 0 means that a request is never batched with another.
+
+    remembers: whether each request is a step of a stream, with a number and flags at its start and end.
+    """
 
     name: str
     max_batch_size: int
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    remembers: bool = False
 
 
 FRAMES = TensorSpec(name="frames", datatype="UINT8", shape=(IMAGE_SIZE_PX, IMAGE_SIZE_PX, 3))
 FEATURES = TensorSpec(name="features", datatype="FP32", shape=(FEATURE_WIDTH,))
 JPEG = TensorSpec(name="jpeg", datatype="BYTES", shape=(1,))  # one file of a crop of IMAGE_SIZE_PX by IMAGE_SIZE_PX
+
+
+STATE = TensorSpec(name="state", datatype="FP32", shape=(-1,))  # of a stream, kept by the server
+NEXT_STATE = TensorSpec(name="next_state", datatype="FP32", shape=(-1,))
+
+
+STREAM_PREFIX = "stream."  # of parameters
 
 
 def _per_frame(spec: TensorSpec) -> TensorSpec:
@@ -70,6 +81,9 @@ CLIP_ENCODER = ModelSpec(name="clip_encoder", max_batch_size=WINDOW_FRAMES, inpu
 TEMPORAL_HEAD = ModelSpec(
     name="temporal_head", max_batch_size=0, inputs=(_per_frame(FEATURES),), outputs=tuple(TASK_OUTPUTS.values())
 )
+TEMPORAL_STREAM = ModelSpec(
+    name="temporal_stream", max_batch_size=0, inputs=TEMPORAL_HEAD.inputs, outputs=TEMPORAL_HEAD.outputs, remembers=True
+)
 AFFECT = ModelSpec(name="affect", max_batch_size=0, inputs=(_per_frame(FRAMES),), outputs=TEMPORAL_HEAD.outputs)
 JPEG_DECODER = ModelSpec(name="jpeg_decoder", max_batch_size=WINDOW_FRAMES, inputs=(JPEG,), outputs=(FRAMES,))
 CLIP_ENCODER_JPEG = ModelSpec(
@@ -77,16 +91,41 @@ CLIP_ENCODER_JPEG = ModelSpec(
 )
 AFFECT_JPEG = ModelSpec(name="affect_jpeg", max_batch_size=0, inputs=(_per_frame(JPEG),), outputs=TEMPORAL_HEAD.outputs)
 MODELS: dict[str, ModelSpec] = {
-    model.name: model for model in (CLIP_ENCODER, TEMPORAL_HEAD, AFFECT, JPEG_DECODER, CLIP_ENCODER_JPEG, AFFECT_JPEG)
+    model.name: model
+    for model in (CLIP_ENCODER, TEMPORAL_HEAD, TEMPORAL_STREAM, AFFECT, JPEG_DECODER, CLIP_ENCODER_JPEG, AFFECT_JPEG)
 }
 # A repository may be without them; frames then travel raw.
 JPEG_MODELS = (JPEG_DECODER.name, CLIP_ENCODER_JPEG.name, AFFECT_JPEG.name)
-MODELS_WITH_LABELS = (TEMPORAL_HEAD.name, AFFECT.name, AFFECT_JPEG.name)
+OPTIONAL_MODELS = (TEMPORAL_STREAM.name, *JPEG_MODELS)  # temporal_stream is there where the heads stream
+MODELS_WITH_LABELS = (TEMPORAL_HEAD.name, TEMPORAL_STREAM.name, AFFECT.name, AFFECT_JPEG.name)
 MODELS_WITHOUT_FILES = (AFFECT.name, *JPEG_MODELS)
 
 
 MOST_WINDOW_FRAMES = 100_000  # a client holds a window in memory
 _LABEL = re.compile(r"\w[\w .+-]{,99}")  # it becomes the name of a column
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamDescription:
+    """What a client must know of a head that streams."""
+
+    reach_frames: int  # how many frames before one have a part in what comes out at its position
+    lookahead_frames: int = 0  # L: the answer for a frame comes out L positions later
+    state_values: int  # float32 values that the server keeps of a stream
+
+    def to_parameters(self) -> dict[str, str]:
+        """Return the description as string parameters of a Triton model config."""
+        return {f"{STREAM_PREFIX}{name}": str(value) for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_parameters(cls, parameters: Mapping[str, str]) -> StreamDescription | None:
+        """Read the description back; None for a head that does not stream."""
+        values = {
+            key.removeprefix(STREAM_PREFIX): int(value)
+            for key, value in parameters.items()
+            if key.startswith(STREAM_PREFIX)
+        }
+        return cls(**values) if values else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +141,7 @@ class HeadDescription:
     stride_frames: int = STRIDE_FRAMES
     trained_on: str = "unknown"  # corpus name, as train.affwild2 has it
     encoder: str = "unknown"  # fingerprint of the encoder whose features the head was trained on
+    stream: StreamDescription | None = None  # None: the head answers whole segments only
 
     def to_parameters(self) -> dict[str, str]:
         """Return the description as string parameters of a Triton model config."""
@@ -112,6 +152,7 @@ class HeadDescription:
             "stride_frames": str(self.stride_frames),
             "trained_on": self.trained_on,
             "encoder": self.encoder,
+            **(self.stream.to_parameters() if self.stream is not None else {}),
         }
 
     @classmethod
@@ -129,9 +170,10 @@ class HeadDescription:
             )
         try:
             window, stride = int(parameters["window_frames"]), int(parameters["stride_frames"])
-        except (KeyError, ValueError) as error:
+            stream = StreamDescription.from_parameters(parameters)
+        except (KeyError, ValueError, TypeError) as error:
             raise RepositoryError(
-                f"{source}: window_frames and stride_frames are not whole numbers: {error}; export it again"
+                f"{source}: what it tells about its window or stream cannot be read: {error}; export it again"
             ) from error
         if not 0 < stride <= window <= MOST_WINDOW_FRAMES:
             raise RepositoryError(
@@ -149,6 +191,7 @@ class HeadDescription:
             stride_frames=stride,
             trained_on=parameters.get("trained_on", "unknown"),
             encoder=parameters.get("encoder", "unknown"),
+            stream=stream,
         )
 
 

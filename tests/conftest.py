@@ -19,7 +19,7 @@ from affserve.export.artefacts.material import parity_only
 from affserve.export.repository.exporting import CPU_FP32, export_repository
 from affserve.export.server.config import ServerConfig
 from affserve.export.server.server import TritonServer
-from affserve.train.models.checkpoint import save_encoder, save_head
+from affserve.train.models.checkpoint import load_encoder, save_encoder, save_head
 from affserve.train.models.encoder import DEMO_ARCHITECTURE, create_encoder
 from affserve.train.models.temporal_head import TemporalHead, demo_head_config
 from affserve.train.provenance import Provenance
@@ -75,6 +75,27 @@ def repository(checkpoints: tuple[Path, Path], tmp_path_factory: pytest.TempPath
     target = tmp_path_factory.mktemp("export") / "repository"
     encoder, head = checkpoints
     export_repository(encoder, [head], target, material=parity_only(blurred_noise(8)), options=CPU_FP32)
+    return target
+
+
+@pytest.fixture(scope="session")
+def stream_head(checkpoints: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A head that streams, for the encoder of `checkpoints`: it sees 70 frames back and 2 ahead."""
+    folder = tmp_path_factory.mktemp("stream") / "head"
+    torch.manual_seed(0)
+    head = TemporalHead(demo_head_config(context_frames=8, lookahead_frames=2))
+    encoder = load_encoder(checkpoints[0])[1].fingerprint
+    save_head(folder, head, Provenance(trained_on="synthetic", encoder=encoder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def stream_repository(
+    checkpoints: tuple[Path, Path], stream_head: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A repository like `repository`, with a head that streams."""
+    target = tmp_path_factory.mktemp("export") / "stream"
+    export_repository(checkpoints[0], [stream_head], target, material=parity_only(blurred_noise(8)), options=CPU_FP32)
     return target
 
 

@@ -9,6 +9,7 @@ length of a video never shows in memory.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,18 @@ STRIDE_FRAMES = 200
 
 Outputs = dict[str, NDArray[np.float32]]
 PredictWindow = Callable[[NDArray[np.float32]], Outputs]
+
+
+class FrameAnswers(Protocol):
+    """Turns a stream of per-frame features into a stream of per-frame answers, one for each, in order."""
+
+    def push(self, features: NDArray[np.float32]) -> Iterator[Outputs]:
+        """Take the next features (N, D); yield the answers (n, K) that are final."""
+        ...
+
+    def finish(self) -> Iterator[Outputs]:
+        """Yield the answers that are still to come; the object can then be used for another stream."""
+        ...
 
 
 def segments(frames: int, window: int = WINDOW_FRAMES, stride: int = STRIDE_FRAMES) -> list[slice]:

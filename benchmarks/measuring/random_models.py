@@ -34,7 +34,8 @@ CACHE = Path("build/bench")
 SEED = 0
 KEY_FILE = "made_from.json"
 MODELS_FOLDER = "models"
-PAPER, DEMO = "paper", "demo"
+PAPER, DEMO, STREAM = "paper", "demo", "stream"  # sizes of a head; the last streams
+STREAM_CONTEXT_FRAMES = 38  # with 8 layers it sees 352 frames back, about what a window holds
 PROJECT = Path(__file__).parents[2]
 # What a repository's speed depends on besides the libraries.
 SHAPING = (
@@ -106,7 +107,8 @@ def _write_checkpoints(place: Checkpoints, architecture: str, head_size: str) ->
     torch.manual_seed(SEED)
     encoder = create_encoder(architecture)
     fingerprint = save_encoder(place.encoder, encoder, Provenance(trained_on="nothing (random weights)"))
-    head = TemporalHead(demo_head_config() if head_size == DEMO else TemporalHeadConfig())
+    context = STREAM_CONTEXT_FRAMES if head_size == STREAM else None
+    head = TemporalHead(demo_head_config() if head_size == DEMO else TemporalHeadConfig(context_frames=context))
     provenance = Provenance(trained_on="nothing (random weights)", encoder=fingerprint)
     save_head(place.head, head, provenance)
 

@@ -246,11 +246,15 @@ def _busy(gpu: Mapping[str, float]) -> str:
     return f"{gpu['mean_percent']:.0f} %{watts}"
 
 
+def _how_often(hop: int | None) -> str:
+    return "every frame answered" if hop is None else f"a prediction every {hop} frames"
+
+
 def cameras_section(measured: Measured) -> Iterator[str]:
     """Live streams added until they come late."""
     engine, cameras = measured["runs"][0]["engine"], counted(measured["cameras"], "camera")
     yield (
-        f"{cameras} of 30 frames/s each, a prediction every {measured['hop_frames']} frames, {engine}: "
+        f"{cameras} of 30 frames/s each, {_how_often(measured['hop_frames'])}, {engine}: "
         f"p95 from frame to answer within {measured['limit_p95_ms']:g} ms, under "
         f"{100 * measured['limit_dropped']:g} % of frames dropped."
     )

@@ -1,4 +1,5 @@
-"""Does a killed server cost a frame? `affserve infer` again and again, while processes of its server are killed.
+"""Does a killed server cost a frame? `affserve infer` again and again, while processes of its server are killed; with a
+head that streams, in every second run the live path, one frame at a time (live_rows.py).
 
 In each run the supervised server, or one of its Python processes (encoder, head, JPEG decoder), is killed without
 warning at a random moment between the first and the last answer; the CSV is compared byte for byte with that of an
@@ -23,12 +24,14 @@ from typing import Any
 import tritonclient.grpc as triton
 
 from affserve.benchmarks.measuring.random_models import Progress
+from affserve.client.client import AffectClient
 from affserve.export.contract import CLIP_ENCODER
 from affserve.export.server.config import ServerConfig
 from affserve.export.server.supervisor import SupervisedServer, children_of
 from affserve.train.errors import DataError
 
 SERVER, STUB = "server", "python stub"
+INFER, LIVE = "infer", "live"
 POLL_S = 0.02
 PROBE_TIMEOUT_S = 5.0
 FIRST_ANSWER_TIMEOUT_S = 60.0
@@ -36,7 +39,7 @@ FIRST_ANSWER_TIMEOUT_S = 60.0
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One `affserve infer`."""
+    """One analysis of a film."""
 
     csv: bytes
     seconds: float  # from the first answer to the end
@@ -49,18 +52,22 @@ def measure_faults(
     chance = random.Random(seed)
     progress("undisturbed")
     with _server(repository, []) as server:
-        expected = _infer(server.grpc_url, film, scratch / "expected.csv")
+        expected = _run(INFER, server.grpc_url, film, scratch / "expected.csv")
+        with AffectClient(server.grpc_url) as client:
+            paths = (INFER, LIVE) if client.describe().stream is not None else (INFER,)
     runs = []
     for number in range(kills):
         progress(f"kill {number + 1} of {kills}")
-        victim, after_s = chance.choice((SERVER, STUB)), chance.uniform(0, expected.seconds)
+        path, victim = paths[number % len(paths)], chance.choice((SERVER, STUB))
+        after_s = chance.uniform(0, expected.seconds)
         events: list[Mapping[str, object]] = []
         # A server of its own for each: one that is killed five times within a minute is rightly given up.
         with _server(repository, events) as server:
             pid = server.pid if victim == SERVER else chance.choice(sorted(children_of(server.pid)))
-            run = _infer(server.grpc_url, film, scratch / "disturbed.csv", kill=(pid, after_s))
+            run = _run(path, server.grpc_url, film, scratch / "disturbed.csv", kill=(pid, after_s))
         runs.append(
             {
+                "path": path,
                 "killed": victim,
                 "after_s": round(after_s, 3),
                 "seconds": round(run.seconds, 2),
@@ -87,12 +94,15 @@ def _server(repository: Path, events: list[Mapping[str, object]]) -> Iterator[Su
         yield server
 
 
-def _infer(url: str, film: Path, csv: Path, kill: tuple[int, float] | None = None) -> Run:
-    """Analyse a film through the command line; kill: which process, and how long after the first answer, s."""
-    command = [sys.executable, "-m", "affserve.client", "infer", str(film), "--url", url, "--out", str(csv)]
+def _run(path: str, url: str, film: Path, csv: Path, kill: tuple[int, float] | None = None) -> Run:
+    """Analyse a film in a process of its own; kill: which process, and how long after the first answer, s."""
+    command = [sys.executable, "-m", "affserve.benchmarks.serving.live_rows", str(film), url, str(csv)]
+    if path == INFER:
+        command = [sys.executable, "-m", "affserve.client", "infer", str(film), "--url", url, "--out", str(csv)]
+        command += ["--no-plot", "--quiet"]
     with triton.InferenceServerClient(url) as asked:
         before = _answers(asked)
-        with subprocess.Popen([*command, "--no-plot", "--quiet"]) as process:
+        with subprocess.Popen(command) as process:
             deadline_s = time.monotonic() + FIRST_ANSWER_TIMEOUT_S
             while _answers(asked) == before and process.poll() is None:
                 if time.monotonic() > deadline_s:
@@ -104,7 +114,7 @@ def _infer(url: str, film: Path, csv: Path, kill: tuple[int, float] | None = Non
                 os.kill(kill[0], signal.SIGKILL)
             process.wait()
     if process.returncode:
-        raise DataError(f"affserve infer {film} ended with exit code {process.returncode}; its message is above")
+        raise DataError(f"{path} of {film} ended with exit code {process.returncode}; its message is above")
     return Run(csv=csv.read_bytes(), seconds=time.monotonic() - began_s)
 
 

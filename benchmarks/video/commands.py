@@ -24,7 +24,10 @@ from affserve.benchmarks.measuring.command_line import (
     server,
 )
 
-Hop = Annotated[int, typer.Option(min=1, max=300, help="Frames between predictions.")]
+Hop = Annotated[
+    int | None,
+    typer.Option(min=1, max=300, help="Frames between predictions, of a head that sees whole segments.  [default: 10]"),
+]
 
 
 def live(
@@ -33,7 +36,7 @@ def live(
     url: Url = None,
     minutes: Annotated[float, typer.Option(min=0.01, help="How long.")] = 10.0,
     streams: Annotated[int, typer.Option(min=1, help="How many at once.")] = 1,
-    hop: Hop = 10,
+    hop: Hop = None,
     crops: Crops = False,
     face_model: FaceModel = None,
     processes: Annotated[bool, typer.Option("--processes", help="A process for each stream, not a thread.")] = False,
@@ -54,22 +57,6 @@ def live(
             processes=processes,
         )
     keep("live" if streams == 1 else f"live-{streams}-streams", measured, folder)
-
-
-def live_answers(
-    videos: Annotated[list[Path], typer.Argument(help="Videos of affserve data synth, with the truth beside them.")],
-    repository: Repository = None,
-    url: Url = None,
-    hop: Annotated[list[int] | None, typer.Option(help="Frames between predictions.  [default: 1, 10 and 30]")] = None,
-    face_model: FaceModel = None,
-    folder: Folder = None,
-) -> None:
-    """Compare the answers of `affserve live` with those of `affserve infer`, frame by frame."""
-    from affserve.benchmarks.video.live_answers import measure_live_answers
-
-    with server(repository, url) as client:
-        measured = measure_live_answers(client.url, videos, hop or [1, 10, 30], face_model)
-    keep("live_answers", measured, folder)
 
 
 def faces(
@@ -110,7 +97,7 @@ def cameras(
     repository: Repository = None,
     url: Url = None,
     delay: Annotated[float, typer.Option(help="Milliseconds that the p95 from frame to answer may take.")] = 1000.0,
-    hop: Hop = 10,
+    hop: Hop = None,
     seconds: Annotated[float, typer.Option(min=1, help="Of each number of cameras; 11 more for warming up.")] = 30.0,
     first: Annotated[int, typer.Option(min=1, help="Number to begin with.")] = 1,
     crops: Crops = False,
@@ -209,4 +196,4 @@ def scale(
         keep(f"scale-{one}", {"model": measured["model"], **measured[one]}, folder)
 
 
-COMMANDS = (live, live_answers, cameras, faces, e2e, scale, demo)
+COMMANDS = (live, cameras, faces, e2e, scale, demo)

@@ -40,7 +40,7 @@ class LiveJob:
     url: str  # of the server
     source: Path
     seconds: float
-    hop: int  # frames
+    hop: int | None  # frames; None: as the head needs it
     start_s: float  # time.monotonic() at which to begin, which is one clock for all processes of a machine
     crops: bool = False  # frames are face crops
     face_detector: str = "auto"
@@ -67,7 +67,7 @@ def measure_live(
     *,
     seconds: float,
     streams: int = 1,
-    hop: int = DEFAULT_HOP_FRAMES,
+    hop: int | None = None,
     crops: bool = False,
     face_detector: str = "auto",
     face_model: Path | None = None,
@@ -88,7 +88,7 @@ def measure_live(
             seconds=seconds + WARM_UP_S,
             hop=hop,
             # Cameras do not tick together; streams that did would all ask for predictions at the same moment.
-            start_s=start_s + number / streams * hop / CAMERA_FPS,
+            start_s=start_s + number / streams * (hop or DEFAULT_HOP_FRAMES) / CAMERA_FPS,
             crops=crops,
             face_detector=face_detector,
             face_model=face_model,
@@ -100,6 +100,7 @@ def measure_live(
         runs = list(executor.map(run_stream, jobs))
     with AffectClient(url) as client:
         engine = client.engine()
+        hop = LiveSettings(hop=hop).hop_of(client.describe())
     return {
         "source": source.name,
         "engine": engine,

@@ -31,8 +31,14 @@ def live(
     ],
     server: ServerOptions,
     hop: Annotated[
-        int, typer.Option(min=1, max=300, help="Frames between predictions: an answer waits hop / fps seconds at most.")
-    ] = 10,
+        int | None,
+        typer.Option(
+            min=1,
+            max=300,
+            help="Of heads that see whole segments: frames between predictions, 10 unless given; an answer waits hop / "
+            "fps seconds at most. A head that streams answers every frame.",
+        ),
+    ] = None,
     jsonl: Annotated[
         Path | None, typer.Option(help="File for the rows as JSON lines, each written at once; '-' for stdout.")
     ] = None,

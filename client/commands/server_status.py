@@ -17,7 +17,7 @@ from tritonclient.utils import InferenceServerException
 from affserve.client.wire.answers import engines_of, head_of
 from affserve.client.wire.endpoint import Address, Endpoint, parse_endpoint
 from affserve.client.wire.unreachable import START, way_out
-from affserve.export.contract import CLIP_ENCODER, JPEG_MODELS, MODELS, TEMPORAL_HEAD, HeadDescription, ModelSpec
+from affserve.export.contract import CLIP_ENCODER, MODELS, OPTIONAL_MODELS, TEMPORAL_HEAD, HeadDescription, ModelSpec
 from affserve.export.server.own_folder import notes
 from affserve.export.server.probe import ModelStatistics, Prober, pending_requests
 from affserve.export.server.security import CallerTls, is_loopback
@@ -116,7 +116,7 @@ def _restarting(address: Address) -> str | None:
 
 def _missing(loaded: Mapping[str, object]) -> list[str]:
     """Say which models the server lacks; those for JPEG are not in every repository."""
-    missing = [name for name in MODELS if name not in loaded and name not in JPEG_MODELS]
+    missing = [name for name in MODELS if name not in loaded and name not in OPTIONAL_MODELS]
     if not missing:
         return []
     found = ", ".join(sorted(loaded)) or "none"

@@ -1,4 +1,4 @@
 """Videos in, result files out: what `affserve infer` does.
 
-Read run, analyze_files, analyze, read_ahead, row_merger.
+Read run, analyze_files, analyze, read_ahead.
 """

@@ -20,13 +20,14 @@ from affserve.client.client import AffectClient
 from affserve.client.faces.cropper import Croppers
 from affserve.client.faces.face import Cropper
 from affserve.client.faces.settings import LARGEST, FaceSettings
-from affserve.client.infer.read_ahead import Chunk, ReadAhead, SeenFrame, StageSeconds
-from affserve.client.infer.row_merger import RowMerger
+from affserve.client.infer.read_ahead import Chunk, ReadAhead, StageSeconds
 from affserve.client.results.rows import Rows
 from affserve.client.results.table import Table, table_of
+from affserve.client.sequences.row_merger import RowMerger
+from affserve.client.sequences.seen_frame import SeenFrame
 from affserve.client.video.source import FrameSource, open_source
 from affserve.export.contract import FEATURE_WIDTH
-from affserve.train.windows import Outputs, PredictWindow
+from affserve.train.windows import FrameAnswers, Outputs
 
 if TYPE_CHECKING:
     from affserve.client.video.source import Progress
@@ -61,7 +62,7 @@ def analyze_stream(
         source = open_source(source)
     cropper = cropper or Croppers().cropper(source.already_cropped)
     seconds = seconds if seconds is not None else StageSeconds()
-    rows = RowMerger(_timed(client.predict, seconds), client.describe(), cropper.patience_frames)
+    rows = RowMerger(lambda: _Timed(client.sequence(), seconds), client.describe().labels, cropper.patience_frames)
     with ReadAhead(source, cropper, seconds) as chunks:
         waiting: deque[list[SeenFrame]] = deque()
         encoded = 0
@@ -86,14 +87,27 @@ def _crops(chunks: Iterable[Chunk], waiting: deque[list[SeenFrame]]) -> Iterator
         yield chunk.crops
 
 
-def _timed(predict: PredictWindow, seconds: StageSeconds) -> PredictWindow:
-    def timed(features: NDArray[np.float32]) -> Outputs:
-        start = time.perf_counter()
-        outputs = predict(features)
-        seconds.head_s += time.perf_counter() - start
-        return outputs
+class _Timed:
+    """A sequence whose waiting counts."""
 
-    return timed
+    def __init__(self, sequence: FrameAnswers, seconds: StageSeconds) -> None:
+        self._sequence = sequence
+        self._seconds = seconds
+
+    def push(self, features: NDArray[np.float32]) -> Iterator[Outputs]:
+        return self._timed(self._sequence.push(features))
+
+    def finish(self) -> Iterator[Outputs]:
+        return self._timed(self._sequence.finish())
+
+    def _timed(self, blocks: Iterator[Outputs]) -> Iterator[Outputs]:
+        while True:
+            start = time.perf_counter()
+            outputs = next(blocks, None)
+            self._seconds.head_s += time.perf_counter() - start
+            if outputs is None:
+                return
+            yield outputs
 
 
 def _timed_encoding(

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from affserve.client.faces.face import Cropper, Face, FaceCrop
+from affserve.client.faces.face import Cropper, FaceCrop
+from affserve.client.sequences.seen_frame import SeenFrame
 from affserve.client.video.source import FrameSource
 from affserve.export.contract import CHUNK_FRAMES, IMAGE_SIZE_PX
 
@@ -31,15 +32,6 @@ class StageSeconds:
     encode_wait_s: float = 0.0  # waiting for features
     head_s: float = 0.0  # waiting for predictions
     write_s: float = 0.0  # formatting and writing rows
-
-
-@dataclass(frozen=True, kw_only=True)
-class SeenFrame:
-    """A frame that has been looked at; its pixels are gone, those of its faces on their way to the encoder."""
-
-    index: int
-    timestamp_s: float
-    faces: tuple[tuple[int, Face], ...]  # track_id and face, in the order of track_id
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

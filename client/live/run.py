@@ -29,6 +29,7 @@ from affserve.client.live.lines import STANDARD_OUTPUT, LiveLines
 from affserve.client.live.source import SourceSettings, open_file, open_live
 from affserve.client.live.view import LiveSummary, LiveView, summary_text
 from affserve.client.wire.calls import RetryPolicy
+from affserve.export.contract import HeadDescription
 from affserve.train.provenance import SYNTHETIC
 from affserve.train.signals import handled
 
@@ -85,7 +86,7 @@ def run_live(options: LiveOptions) -> None:
             source.name,
             client.describe().labels,
             counters,
-            notes=(known["engine"], f"faces: {known['detector']}", f"an answer every {options.live.hop} frames"),
+            notes=(known["engine"], f"faces: {known['detector']}", _how_often(analysis.hop, client.describe())),
             warnings=_warnings(known["trained_on"], options),
         )
         stack.callback(lambda: _tell(_summary(counters, began_s, **known), options))
@@ -149,6 +150,13 @@ def _warnings(trained_on: str, options: LiveOptions) -> tuple[str, ...]:
     if not _moves(options):
         print(f"warning: {warning}", file=sys.stderr)
     return (warning,)
+
+
+def _how_often(hop: int | None, head: HeadDescription) -> str:
+    if hop is not None:
+        return f"an answer every {hop} frames"
+    late = head.stream.lookahead_frames if head.stream is not None else 0
+    return f"every frame is answered{f' {late} frames later' if late else ''}"
 
 
 def _moves(options: LiveOptions) -> bool:

@@ -1,12 +1,21 @@
-"""The trailing window of one person: the last features that the temporal head may look back on."""
+"""Live answers of a head of the paper's form, which sees whole segments: from the trailing window of each person.
+
+Every `hop` frames of the source the head sees the trailing windows, at most 300 frames, and the frames since the last
+time get their answers from the windows' tails. So an answer waits hop / fps seconds at most, plus the time of
+computing. It sees only what lies before it and in its own hop, `affserve infer` also what comes after: the two differ.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from affserve.client.results.rows import FaceRow, Rows, rows_of_faces
+from affserve.client.sequences.seen_frame import SeenFrame
 from affserve.export.contract import FEATURE_WIDTH
-from affserve.train.windows import WINDOW_FRAMES
+from affserve.train.windows import WINDOW_FRAMES, Outputs, PredictWindow
 
 
 class LiveWindow:
@@ -58,3 +67,55 @@ class LiveWindow:
             first = self.newest - self._length + 1
             raise ValueError(f"frame {frame} is not in the window, which holds {first} to {self.newest}")
         return position
+
+
+class WindowAnswers:
+    """Rows of the frames of one source; what `RowMerger` is for heads that stream.
+
+    A frame that is answered while the server is away has no rows, and is not answered later.
+    """
+
+    def __init__(self, predict: PredictWindow, labels: Mapping[str, tuple[str, ...]], *, hop: int, room: int) -> None:
+        """room: frames of a window."""
+        self._predict = predict
+        self._labels = labels
+        self._hop = hop
+        self._room = room
+        self._windows: dict[int, LiveWindow] = {}  # by track_id
+        self._unanswered: list[SeenFrame] = []
+
+    @property
+    def waiting(self) -> list[int]:
+        """The numbers of the frames whose rows are still to come."""
+        return [frame.index for frame in self._unanswered]
+
+    def push(self, frames: Sequence[SeenFrame], features: NDArray[np.float32]) -> Iterator[Rows]:
+        """Take the next frames and the features (n, 512) of their faces; yield rows where a hop is complete."""
+        unused = iter(features)
+        for frame in frames:
+            if self._unanswered and frame.index - self._unanswered[0].index >= self._room:
+                yield from self.finish()  # before this frame pushes one that waits out of its window
+            for track, _ in frame.faces:
+                self._windows.setdefault(track, LiveWindow(self._room)).push(frame.index, next(unused))
+            self._unanswered.append(frame)
+            if frame.index - self._unanswered[0].index + 1 >= self._hop:
+                yield from self.finish()
+
+    def finish(self) -> Iterator[Rows]:
+        """Yield the rows of all frames that wait for theirs."""
+        frames, self._unanswered = self._unanswered, []
+        if not frames:
+            return
+        tracks = sorted({track for frame in frames for track, _ in frame.faces})
+        predicted = {track: self._predict(self._windows[track].features()) for track in tracks}
+        yield rows_of_faces([row for frame in frames for row in self._rows(frame, predicted)], self._labels)
+        newest = frames[-1].index  # windows that would start anew anyway are dropped
+        self._windows = {track: window for track, window in self._windows.items() if not window.is_over_at(newest)}
+
+    def _rows(self, frame: SeenFrame, predicted: dict[int, Outputs]) -> Iterator[FaceRow]:
+        """Yield a row for each face, or one without."""
+        if not frame.faces:
+            yield FaceRow(frame.index, frame.timestamp_s)
+        for track, face in frame.faces:
+            answer = predicted[track], self._windows[track].position_of(frame.index)
+            yield FaceRow(frame.index, frame.timestamp_s, track, face.box_px, face.score, answer)

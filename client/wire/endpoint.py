@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,10 @@ class Endpoint:
     def is_one_server(self) -> bool:
         """Whether all calls reach the same process."""
         return len(self.addresses) == 1
+
+    def each(self) -> tuple[Endpoint, ...]:
+        """Return the servers one by one."""
+        return tuple(replace(self, addresses=(address,)) for address in self.addresses)
 
     def client_options(self) -> dict[str, Any]:
         """Return the arguments of tritonclient's client; names are looked up here."""

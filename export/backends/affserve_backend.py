@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,8 @@ class Backend:
         self.batches = config["max_batch_size"] > 0
         self.inputs = [tensor["name"] for tensor in config["input"]]
         self.outputs = [tensor["name"] for tensor in config["output"]]
+        self.streams = Streams(config["sequence_batching"]) if "sequence_batching" in config else None
+        self.computed = [*self.outputs, *([self.streams.output] if self.streams is not None else [])]
         self._longest = 0 if self.batches else int(parameter(config, "window_frames", "0"))  # frames; 0: no limit
         path = Path(args["model_repository"], args["model_version"], config["default_model_filename"] or "model.onnx")
         threads = int(parameter(config, "intra_op_thread_count", os.environ.get(THREADS_VARIABLE, "0")))
@@ -95,6 +98,8 @@ class Backend:
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Answer what Triton has gathered, one response for each request."""
+        if self.streams is not None:
+            return [self._answer_step(request, self.streams) for request in requests]
         groups = [requests] if self.batches else [[request] for request in requests]
         return [response for group in groups for response in self._answer(group)]
 
@@ -121,6 +126,18 @@ class Backend:
             respond({name: values[end - count : end] for name, values in outputs.items()})
             for count, end in zip(rows, ends, strict=True)
         ]
+
+    def _answer_step(self, request: Any, streams: Streams) -> Any:
+        """Answer the next frames of one stream. What fails leaves its state as it was."""
+        try:
+            stream, flags = request.correlation_id(), request.flags()
+            state = streams.before(stream, starts=bool(flags & pb_utils.TRITONSERVER_REQUEST_FLAG_SEQUENCE_START))
+            outputs = self.run({**self._read(request), streams.input: state})
+        except Exception as error:  # noqa: BLE001 - as above
+            return self._refuse(error)
+        after = outputs.pop(streams.output)
+        streams.after(stream, after, ends=bool(flags & pb_utils.TRITONSERVER_REQUEST_FLAG_SEQUENCE_END))
+        return respond(outputs)
 
     def _read(self, request: Any) -> Tensors:
         """Return the request's inputs as views of shared memory; Triton has checked names, types and fixed axes."""
@@ -155,6 +172,42 @@ class Backend:
         told = without_paths(str(error)) if may_tell else "internal error, see the server's log"
         message = f"{self.name} cannot answer this request: {told}"
         return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code))
+
+
+class Streams:
+    """What is remembered of the streams of one model: bounded, and dropped when a stream ends or is silent for long.
+
+    Triton's own implicit state does this for native backends, by the same lines of the configuration.
+    """
+
+    def __init__(self, batching: Mapping[str, Any]) -> None:
+        (state,) = batching["state"]
+        self.input, self.output = state["input_name"], state["output_name"]
+        self._nothing = np.zeros([int(length) for length in state["dims"]], dtype=np.float32)
+        self._idle_s = int(batching["max_sequence_idle_microseconds"]) / 1e6
+        self._most = int(batching["oldest"]["max_candidate_sequences"])
+        self._kept: dict[Any, tuple[float, Array]] = {}  # when it was last used, longest ago first
+
+    def before(self, stream: Any, *, starts: bool) -> Array:
+        """Return what is remembered of a stream; BadRequestError for one that is not known."""
+        if starts:
+            return self._nothing
+        if stream not in self._kept:  # Triton refuses such requests itself, in these words
+            raise BadRequestError(
+                f"inference request for sequence {stream} must specify the START flag on the first request"
+            )
+        return self._kept[stream][1]
+
+    def after(self, stream: Any, state: Array, *, ends: bool) -> None:
+        """Remember a state; forget those of streams that have ended or that Triton has forgotten."""
+        now_s = time.monotonic()
+        self._kept.pop(stream, None)
+        if not ends:
+            self._kept[stream] = now_s, state
+        for other, (used_s, _) in list(self._kept.items()):
+            if len(self._kept) <= self._most and now_s - used_s <= self._idle_s:
+                break
+            del self._kept[other]
 
 
 def parameter(config: Mapping[str, Any], key: str, default: str) -> str:

@@ -17,7 +17,8 @@ from torch import Tensor, nn  # noqa: TID253 - this file is about it
 from torch.nn.utils import parametrize  # noqa: TID253
 
 from affserve.export.contract import TASK_OUTPUTS
-from affserve.export.graphs.layers import CpuConvolution, Dialect, Product, SelfAttention
+from affserve.export.graphs.layers import CpuConvolution, Dialect, LeanOutput, Product, SelfAttention
+from affserve.export.graphs.stream import StreamHead
 from affserve.train.errors import ExportError
 from affserve.train.models.temporal_head import (
     HeadEnsemble,
@@ -25,6 +26,7 @@ from affserve.train.models.temporal_head import (
     ResidualBlock,
     TemporalConv,
     TemporalHead,
+    TemporalHeadConfig,
     TransformerBlock,
     activate,
 )
@@ -35,8 +37,6 @@ class LeanHead(nn.Module):
 
     def __init__(self, head: TemporalHead, dialect: Dialect) -> None:
         super().__init__()
-        if head.config.streams:
-            raise ExportError("this head streams, and whole segments are not how it answers; export one that does not")
         self.dialect = dialect
         blocks = [cast(ResidualBlock, block) for block in head.tcn]
         self.tcn = nn.Sequential(*(LeanResidual(block, dialect) for block in blocks))
@@ -60,17 +60,41 @@ class LeanEnsemble(nn.Module):
 
     def __init__(self, ensemble: HeadEnsemble, dialect: Dialect) -> None:
         super().__init__()
-        self.members = nn.ModuleList(LeanHead(head, dialect) for head in ensemble.heads)
+        self.members = nn.ModuleList(lean_head(head, dialect) for head in ensemble.heads)
 
     def answers(self, features: Tensor) -> dict[str, Tensor]:
         """features: (B, T, D) -> what is served, (B, T, K) by task."""
-        each = [cast(LeanHead, member).answers(features) for member in self.members]
-        return {key: sum((one[key] for one in each[1:]), each[0][key]) / len(each) for key in each[0]}
+        return _mean([cast(LeanHead, member).answers(features) for member in self.members])
 
 
-def lean_head(head: TemporalHead | HeadEnsemble, dialect: Dialect) -> LeanHead | LeanEnsemble:
+class StreamedSegment(nn.Module):
+    """A head that streams, over a segment that nothing was before: the numbers are those of its stream."""
+
+    def __init__(self, head: TemporalHead) -> None:
+        super().__init__()
+        self.head, self.late = StreamHead(head), head.config.lookahead_frames
+
+    def answers(self, features: Tensor) -> dict[str, Tensor]:
+        """features: (1, T, D) -> what is served, (1, T, K) by task."""
+        if self.late:
+            held = features[:, -1:].expand(-1, self.late, -1)
+            features = torch.cat([features, held], dim=1)  # (1, T + L, D)
+        answers, _ = self.head.answers(features, torch.zeros(self.head.state_values))
+        return {key: values[:, self.late :] for key, values in answers.items()}
+
+
+Lean = LeanHead | LeanEnsemble | StreamedSegment
+
+
+def lean_head(head: TemporalHead | HeadEnsemble, dialect: Dialect) -> Lean:
     """Rewrite a head or an ensemble for export."""
-    return LeanEnsemble(head, dialect) if isinstance(head, HeadEnsemble) else LeanHead(head, dialect)
+    if isinstance(head, HeadEnsemble):
+        return LeanEnsemble(head, dialect)
+    return StreamedSegment(head) if head.config.streams else LeanHead(head, dialect)
+
+
+def _mean(each: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {key: sum((one[key] for one in each[1:]), each[0][key]) / len(each) for key in each[0]}
 
 
 class LeanResidual(nn.Module):
@@ -137,25 +161,6 @@ class LeanTransformer(nn.Module):
         return y
 
 
-class LeanOutput(nn.Module):
-    """The MLP of one task, its batch normalisation in the layer before."""
-
-    def __init__(self, mlp: OutputLayers) -> None:
-        super().__init__()
-        norm = mlp.norm
-        mean, variance = cast(Tensor, norm.running_mean).double(), cast(Tensor, norm.running_var).double()
-        gain = norm.weight.detach().double() / torch.sqrt(variance + norm.eps)  # (M,)
-        weight = mlp.hidden.weight.detach().double().T * gain
-        bias = (mlp.hidden.bias.detach().double() - mean) * gain + norm.bias.detach().double()
-        self.hidden = Product(weight.float(), bias.float())
-        self.out = Product.of(mlp.out)
-
-    def forward(self, h: Tensor) -> Tensor:
-        """h: (B, T, C) -> (B, T, K)."""
-        y: Tensor = self.out(F.relu(self.hidden(h)))
-        return y
-
-
 class HeadGraph(nn.Module):
     """One to three temporal heads or ensembles over the same features, as one graph with the contract's outputs."""
 
@@ -167,11 +172,21 @@ class HeadGraph(nn.Module):
         self.heads = nn.ModuleList(_with_plain_weights(head) for head in heads)
         self.tasks = tuple(key for key in TASK_OUTPUTS if key in tasks)
 
+    @property
+    def configs(self) -> list[TemporalHeadConfig]:
+        """What every head is, the members of ensembles one by one."""
+        return [module.config for module in self.modules() if isinstance(module, TemporalHead)]
+
+    @property
+    def streams(self) -> bool:
+        """Whether every head can answer frame by frame with a bounded state."""
+        return all(config.streams for config in self.configs)
+
     def forward(self, features: Tensor) -> tuple[Tensor, ...]:
         """features: (B, T, D) float32 -> one (B, T, K) float32 per task, in the order of `tasks`."""
         answers: dict[str, Tensor] = {}
         for head in self.heads:
-            answers.update(cast("TemporalHead | HeadEnsemble | LeanHead | LeanEnsemble", head).answers(features))
+            answers.update(cast("TemporalHead | HeadEnsemble | Lean", head).answers(features))
         return tuple(answers[key] for key in self.tasks)
 
 
@@ -183,6 +198,29 @@ class LeanHeadGraph(HeadGraph):
         heads = [cast("TemporalHead | HeadEnsemble", head) for head in graph.heads]
         self.heads = nn.ModuleList(lean_head(head, dialect) for head in heads)
         self.tasks = graph.tasks
+
+
+class StreamGraph(nn.Module):
+    """Heads that stream as one graph, with one state for all of them."""
+
+    def __init__(self, graph: HeadGraph) -> None:
+        super().__init__()
+        self.tasks = graph.tasks
+        members = [one.heads if isinstance(one, HeadEnsemble) else [cast(TemporalHead, one)] for one in graph.heads]
+        self.heads = nn.ModuleList(nn.ModuleList(StreamHead(head) for head in several) for several in members)
+        self.sizes = [one.state_values for one in self.modules() if isinstance(one, StreamHead)]
+        self.state_values = sum(self.sizes)
+
+    def forward(self, features: Tensor, state: Tensor) -> tuple[Tensor, ...]:
+        """features: (1, T, D), state: (S,) float32 -> one (1, T, K) float32 per task, and the state after (S,)."""
+        parts = iter(state.split(self.sizes))
+        answers: dict[str, Tensor] = {}
+        after: list[Tensor] = []
+        for members in self.heads:
+            each = [cast(StreamHead, head).answers(features, next(parts)) for head in cast(nn.ModuleList, members)]
+            answers.update(_mean([answer for answer, _ in each]))
+            after += [left for _, left in each]
+        return (*(answers[key] for key in self.tasks), torch.cat(after))
 
 
 def _with_plain_weights(head: TemporalHead | HeadEnsemble) -> TemporalHead | HeadEnsemble:

@@ -9,10 +9,13 @@ also in Triton's native backend), convolutions as matrix products, pixels as the
 from __future__ import annotations
 
 from enum import Enum
+from typing import cast
 
 import torch  # noqa: TID253 - this file is about it
 import torch.nn.functional as F  # noqa: TID253
 from torch import Tensor, nn  # noqa: TID253
+
+from affserve.train.models.temporal_head import OutputLayers
 
 
 class Dialect(Enum):
@@ -102,4 +105,23 @@ class CpuConvolution(nn.Module):
             shifts = range(0, self.kernel * self.dilation, self.dilation)
             x = torch.cat([padded[:, shift : shift + frames] for shift in shifts], dim=-1)  # (B, T, kernel * inputs)
         y: Tensor = self.product(x)
+        return y
+
+
+class LeanOutput(nn.Module):
+    """The MLP of one task, its batch normalisation in the layer before."""
+
+    def __init__(self, mlp: OutputLayers) -> None:
+        super().__init__()
+        norm = mlp.norm
+        mean, variance = cast(Tensor, norm.running_mean).double(), cast(Tensor, norm.running_var).double()
+        gain = norm.weight.detach().double() / torch.sqrt(variance + norm.eps)  # (M,)
+        weight = mlp.hidden.weight.detach().double().T * gain
+        bias = (mlp.hidden.bias.detach().double() - mean) * gain + norm.bias.detach().double()
+        self.hidden = Product(weight.float(), bias.float())
+        self.out = Product.of(mlp.out)
+
+    def forward(self, h: Tensor) -> Tensor:
+        """h: (B, T, C) -> (B, T, K)."""
+        y: Tensor = self.out(F.relu(self.hidden(h)))
         return y

@@ -7,15 +7,16 @@ same checkpoint gives the same bytes. TensorRT 11's parser reads opsets 9 to 25 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 import onnx  # noqa: TID253 - this file is about it
 import torch  # noqa: TID253 - this file is about it
 from torch import nn  # noqa: TID253
 
-from affserve.export.contract import FEATURE_WIDTH, FEATURES, FRAMES, IMAGE_SIZE_PX, ONNX_OPSET
+from affserve.export.contract import FEATURE_WIDTH, FEATURES, FRAMES, IMAGE_SIZE_PX, NEXT_STATE, ONNX_OPSET, STATE
 from affserve.export.graphs.encoder import encoder_graph
-from affserve.export.graphs.head import HeadGraph, LeanHeadGraph
+from affserve.export.graphs.head import HeadGraph, LeanHeadGraph, StreamGraph
 from affserve.export.graphs.layers import Dialect
 from affserve.train.errors import ExportError
 from affserve.train.models.encoder import ClipEncoder
@@ -36,14 +37,27 @@ def export_encoder(encoder: ClipEncoder, path: Path, dialect: Dialect = Dialect.
     # Two frames, because an example axis of length 1 would be taken for a constant.
     example = torch.zeros(2, IMAGE_SIZE_PX, IMAGE_SIZE_PX, 3, dtype=torch.uint8)
     module = encoder_graph(encoder, dialect)
-    save(_convert(module, example, FRAMES.name, dynamic_axis=0, outputs=[FEATURES.name]), path)
+    save(_convert(module, {FRAMES.name: example}, dynamic_axis=0, outputs=[FEATURES.name]), path)
 
 
 def export_head(graph: HeadGraph, path: Path, dialect: Dialect = Dialect.STANDARD) -> None:
     """Write the head as `features` (1, T, 512) float32 -> (1, T, K) float32 per task, for any 1 <= T <= 300."""
     example = torch.zeros(1, WINDOW_FRAMES, FEATURE_WIDTH)
     module = LeanHeadGraph(graph, dialect)
-    save(_convert(module, example, FEATURES.name, dynamic_axis=1, outputs=list(graph.tasks)), path)
+    save(_convert(module, {FEATURES.name: example}, dynamic_axis=1, outputs=list(graph.tasks)), path)
+
+
+def export_stream(graph: HeadGraph, path: Path) -> int:
+    """Write heads that stream as `features` (1, T, 512) and `state` (S,) float32 -> (1, T, K) per task and
+    `next_state` (S,), for any 1 <= T <= 300; return S.
+    """
+    module = StreamGraph(graph)
+    examples = {
+        FEATURES.name: torch.zeros(1, WINDOW_FRAMES, FEATURE_WIDTH),
+        STATE.name: torch.zeros(module.state_values),
+    }
+    save(_convert(module, examples, dynamic_axis=1, outputs=[*module.tasks, NEXT_STATE.name]), path)
+    return int(module.state_values)
 
 
 def save(model: onnx.ModelProto, path: Path) -> None:
@@ -64,18 +78,19 @@ def save(model: onnx.ModelProto, path: Path) -> None:
 
 
 def _convert(
-    module: nn.Module, example: torch.Tensor, input_name: str, *, dynamic_axis: int, outputs: list[str]
+    module: nn.Module, examples: Mapping[str, torch.Tensor], *, dynamic_axis: int, outputs: list[str]
 ) -> onnx.ModelProto:
+    """Trace a module on examples by name; `dynamic_axis` of the first may have any length."""
     module.eval()
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # the exporter warns about its own internals
         program = torch.onnx.export(
             module,
-            (example,),
-            input_names=[input_name],
+            tuple(examples.values()),
+            input_names=list(examples),
             output_names=outputs,
             opset_version=ONNX_OPSET,
-            dynamic_shapes=({dynamic_axis: torch.export.Dim.DYNAMIC},),
+            dynamic_shapes=({dynamic_axis: torch.export.Dim.DYNAMIC}, *({} for _ in range(len(examples) - 1))),
             dynamo=True,
             verbose=False,
         )

@@ -15,7 +15,7 @@ from typing import Any
 from google.protobuf import text_format
 
 from affserve.export import engine_sets
-from affserve.export.contract import JPEG_MODELS, MANIFEST_FILE, MODELS, MODELS_WITHOUT_FILES, ModelSpec
+from affserve.export.contract import MANIFEST_FILE, MODELS, MODELS_WITHOUT_FILES, OPTIONAL_MODELS, ModelSpec
 from affserve.export.engine import plans
 from affserve.export.engine_sets import GPU_ONNX_FILE, ONNX_FILE, RTX_PLAN_FILE
 from affserve.export.machine.gpus import Gpu, find_gpus, installed_tensorrt
@@ -43,8 +43,8 @@ class ServedModel:
 
 
 def served_models(root: Path) -> tuple[ModelSpec, ...]:
-    """Return the models that a server of this repository loads: those for JPEG only where they are there."""
-    return tuple(model for name, model in MODELS.items() if name not in JPEG_MODELS or (root / name).is_dir())
+    """Return the models that a server of this repository loads: the optional ones only where they are there."""
+    return tuple(model for name, model in MODELS.items() if name not in OPTIONAL_MODELS or (root / name).is_dir())
 
 
 def verify_repository(root: Path, engine: str = engine_sets.CPU, *, trust: bool = False) -> Manifest | None:

@@ -16,7 +16,20 @@ from affserve.export.artefacts import parity
 from affserve.export.artefacts.choice import CPU_ENGINES, Chosen, candidates, check_usable, choose, wanted
 from affserve.export.artefacts.making import make_artefacts
 from affserve.export.artefacts.material import Material
-from affserve.export.contract import CLIP_ENCODER, CPU, FEATURES, FRAMES, GPU, MANIFEST_FILE, MODELS
+from affserve.export.artefacts.streaming import make_stream
+from affserve.export.contract import (
+    CLIP_ENCODER,
+    CPU,
+    FEATURES,
+    FRAMES,
+    GPU,
+    MANIFEST_FILE,
+    MODELS,
+    STATE,
+    TEMPORAL_HEAD,
+    TEMPORAL_STREAM,
+    HeadDescription,
+)
 from affserve.export.engine.building import Progress, build_plans
 from affserve.export.engine.plans import PlanRecord
 from affserve.export.engine.profile import EngineOptions
@@ -147,7 +160,12 @@ def _make(
         timed=candidates(CPU, *asked[1:]) if CPU in options.uses else (),
         threads=options.threads,
     )
-    return choose(artefacts, *asked)
+    chosen = choose(artefacts, *asked)
+    if (stream := sources.description.stream) is not None:
+        precision, late = options.precision, stream.lookahead_frames
+        made = make_stream(sources.encoder, truth, late, folder, material, precision, progress, threads=options.threads)
+        chosen.append(made)
+    return chosen
 
 
 def _fill(
@@ -155,7 +173,8 @@ def _fill(
 ) -> VersionRecord:
     """Copy the chosen files to where Triton looks for them and describe them."""
     for model in MODELS:
-        (staging / model / str(version)).mkdir(parents=True)
+        if model != TEMPORAL_STREAM.name or sources.description.stream is not None:
+            (staging / model / str(version)).mkdir(parents=True)
     for file, content in keep_files(version).items():
         (staging / file).write_bytes(content)
     for one in chosen:
@@ -169,8 +188,9 @@ def _fill(
         encoder=sources.encoder_record,
         heads=sources.head_records,
         built_with=built_with(),
-        artefacts=tuple(_record(staging, one, version, description.window_frames) for one in chosen),
+        artefacts=tuple(_record(staging, one, version, description) for one in chosen),
         golden={file: file_sha256(staging / file) for file in write_golden(staging, version, truth)},
+        stream=description.stream,
         notes=tuple(note for one in chosen for note in one.notes),
     )
 
@@ -179,9 +199,17 @@ def _file(one: Chosen, version: int) -> str:
     return f"{one.artefact.model}/{version}/{FILE_OF_USE[one.use]}"
 
 
-def _record(staging: Path, one: Chosen, version: int, window_frames: int) -> ArtefactRecord:
+def _record(staging: Path, one: Chosen, version: int, head: HeadDescription) -> ArtefactRecord:
     path = staging / _file(one, version)
-    frame, window = {FRAMES.name: (1, *FRAMES.shape)}, {FEATURES.name: (1, window_frames, *FEATURES.shape)}
+    per_run: dict[str, dict[str, tuple[int, ...]]] = {
+        CLIP_ENCODER.name: {FRAMES.name: (1, *FRAMES.shape)},
+        TEMPORAL_HEAD.name: {FEATURES.name: (1, head.window_frames, *FEATURES.shape)},
+    }
+    if head.stream is not None:
+        per_run[TEMPORAL_STREAM.name] = {
+            FEATURES.name: (1, 1, *FEATURES.shape),
+            STATE.name: (head.stream.state_values,),
+        }
     return ArtefactRecord(
         path=_file(one, version),
         model=one.artefact.model,
@@ -191,7 +219,7 @@ def _record(staging: Path, one: Chosen, version: int, window_frames: int) -> Art
         tried=one.tried,
         sha256=file_sha256(path),
         bytes=path.stat().st_size,
-        flops=count_flops(path, frame if one.artefact.model == CLIP_ENCODER.name else window),
+        flops=count_flops(path, per_run[one.artefact.model]),
         parity=tuple(asdict(check) for check in one.artefact.checks),
         notes=one.artefact.notes,
     )

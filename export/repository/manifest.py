@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from affserve.export.contract import CPU, MANIFEST_FILE, HeadDescription
+from affserve.export.contract import CPU, MANIFEST_FILE, HeadDescription, StreamDescription
 from affserve.train.errors import RepositoryError
 
 MANIFEST_SCHEMA = 3
@@ -50,6 +50,7 @@ class VersionRecord:
     built_with: Mapping[str, str]  # package -> version, and the commit of the code that exported
     artefacts: tuple[ArtefactRecord, ...]
     golden: Mapping[str, str] = field(default_factory=dict)  # path -> SHA-256 of golden inputs and PyTorch's answers
+    stream: StreamDescription | None = None  # of heads that stream
     notes: tuple[str, ...] = ()  # what was decided at export, such as a precision that was not reached
 
     def description(self) -> HeadDescription:
@@ -60,6 +61,7 @@ class VersionRecord:
             stride_frames=self.stride_frames,
             trained_on=self.trained_on,
             encoder=str(self.encoder["fingerprint"]),
+            stream=self.stream,
         )
 
     def hashes(self) -> dict[str, str]:
@@ -131,6 +133,7 @@ def _version(record: Mapping[str, Any]) -> VersionRecord:
         "heads": tuple(record["heads"]),
         "artefacts": tuple(ArtefactRecord(**one) for one in artefacts),
         "notes": tuple(record["notes"]),
+        "stream": StreamDescription(**record["stream"]) if record["stream"] else None,
     }
     return VersionRecord(**{**record, **tuples})
 

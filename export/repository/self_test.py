@@ -13,10 +13,10 @@ from typing import Any
 from numpy.typing import NDArray
 
 from affserve.export.artefacts.comparing import Check, feature_checks, output_checks
-from affserve.export.contract import CLIP_ENCODER, CPU, FEATURES, FRAMES, GPU, TEMPORAL_HEAD, ModelSpec
+from affserve.export.contract import CLIP_ENCODER, CPU, FEATURES, FRAMES, GPU, TEMPORAL_HEAD, TEMPORAL_STREAM, ModelSpec
 from affserve.export.engine_sets import ENGINE_SETS
 from affserve.export.precision.tolerances import TOLERANCES, Precision, Tolerance
-from affserve.export.repository.golden import read_golden
+from affserve.export.repository.golden import Golden, read_golden
 from affserve.export.repository.manifest import Manifest, VersionRecord
 from affserve.train.errors import ServerError
 
@@ -45,6 +45,8 @@ def self_test(ask: Ask, root: Path, manifest: Manifest, engine: str) -> None:
             len(golden.window), golden.outputs, outputs, _limits(record, TEMPORAL_HEAD.name, engine)
         ),
     }
+    if record.stream is not None:
+        tables[TEMPORAL_STREAM.name] = _stream_checks(ask, record, golden)
     failed = [check for checks in tables.values() for check in checks if not check.passed]
     if failed:
         raise SelfTestError(
@@ -52,6 +54,19 @@ def self_test(ask: Ask, root: Path, manifest: Manifest, engine: str) -> None:
             f"({failed[0].what.strip()} is {failed[0].figure:.4g}, limit {failed[0].limit:g}):\n{_text(tables)}\n"
             "expected every line within its limit; export it again on this machine, or serve with another --engine"
         )
+
+
+def _stream_checks(ask: Ask, record: VersionRecord, golden: Golden) -> list[Check]:
+    """Compare a stream of the golden window, whose answers are late by the look-ahead; it has its CPU in every set."""
+    late = record.stream.lookahead_frames if record.stream is not None else 0
+    length = len(golden.window) - late
+    outputs = ask(TEMPORAL_STREAM, {FEATURES.name: golden.window})
+    return output_checks(
+        length,
+        {task: values[:length] for task, values in golden.outputs.items()},
+        {task: values[late:] for task, values in outputs.items()},
+        _limits(record, TEMPORAL_STREAM.name, CPU),
+    )
 
 
 def _limits(record: VersionRecord, model: str, engine: str) -> Tolerance:

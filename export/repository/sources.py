@@ -5,12 +5,12 @@ from __future__ import annotations
 import importlib.metadata
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from affserve.export.contract import HeadDescription
-from affserve.export.graphs.head import HeadGraph
+from affserve.export.contract import HeadDescription, StreamDescription
+from affserve.export.graphs.head import HeadGraph, StreamGraph
 from affserve.train.errors import ExportError
 from affserve.train.labels import TASKS
 from affserve.train.models.checkpoint import CONFIG_FILE, Checkpoint, check_fits, load_encoder, load_head
@@ -42,7 +42,9 @@ def load_sources(encoder_path: Path, head_paths: Sequence[Path]) -> Sources:
     return Sources(
         encoder=encoder,
         graph=graph,
-        description=_describe(encoder_checkpoint, graph.tasks, checkpoints),
+        description=replace(
+            _describe(encoder_checkpoint, graph.tasks, checkpoints), stream=_stream_of(graph) if graph.streams else None
+        ),
         encoder_record=_record(encoder_checkpoint),
         head_records=tuple(map(_record, checkpoints)),
     )
@@ -69,6 +71,19 @@ def _describe(encoder: Checkpoint, tasks: Sequence[str], heads: Sequence[Checkpo
         stride_frames=stride,
         trained_on="+".join(corpora),
         encoder=encoder.fingerprint,
+    )
+
+
+def _stream_of(graph: HeadGraph) -> StreamDescription:
+    """Describe heads that stream; ExportError when they do not look equally far ahead."""
+    late = {config.lookahead_frames for config in graph.configs}
+    if len(late) > 1:
+        raise ExportError(f"the heads look {sorted(late)} frames ahead; expected the same for all")
+    stream = StreamGraph(graph)  # refuses heads that remember without a limit
+    return StreamDescription(
+        reach_frames=max(config.reach_frames or 0 for config in graph.configs),
+        lookahead_frames=late.pop(),
+        state_values=stream.state_values,
     )
 
 

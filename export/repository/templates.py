@@ -11,7 +11,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from affserve.export import engine_sets
-from affserve.export.contract import MODELS, MODELS_WITH_LABELS, TASK_OUTPUTS, HeadDescription
+from affserve.export.contract import MODELS, MODELS_WITH_LABELS, TASK_OUTPUTS, TEMPORAL_STREAM, HeadDescription
 from affserve.export.engine_sets import ONNX_RUNTIME
 from affserve.export.precision.tolerances import Precision
 from affserve.train.files import file_sha256
@@ -57,6 +57,9 @@ def _described(config: Any, tasks: Sequence[str], description: HeadDescription) 
     for step in config.ensemble_scheduling.step:
         for key in untrained:
             step.output_map.pop(key, None)
+    if description.stream is not None:
+        for state in config.sequence_batching.state:
+            state.dims[:] = state.initial_state[0].dims[:] = [description.stream.state_values]
     for key, value in description.to_parameters().items():
         config.parameters[key].string_value = value
     return config
@@ -89,6 +92,8 @@ def write_configs(
     computed_by: backend and precision on a CPU, by model; a model without keeps what the template says.
     """
     for model in MODELS:
+        if model == TEMPORAL_STREAM.name and description.stream is None:
+            continue
         described = description if model in MODELS_WITH_LABELS else None
         for template in sorted((TEMPLATES / model).rglob("*.pbtxt")):
             place = folder / template.relative_to(TEMPLATES)

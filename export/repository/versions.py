@@ -36,6 +36,7 @@ def check_same_contract(repository: Manifest, new: HeadDescription, name: str) -
             ("labels", dict(old.labels), dict(new.labels)),
             ("window", f"{old.window_frames} frames", f"{new.window_frames} frames"),
             ("stride", f"{old.stride_frames} frames", f"{new.stride_frames} frames"),
+            ("form of the head", _form(old), _form(new)),
         )
         if before != after
     ]
@@ -44,6 +45,10 @@ def check_same_contract(repository: Manifest, new: HeadDescription, name: str) -
             f"{name} serves another contract ({differences[0]}), and Triton has one configuration for all versions of "
             "a model: export to a fresh folder and serve that"
         )
+
+
+def _form(head: HeadDescription) -> str:
+    return "whole segments" if head.stream is None else "a stream"
 
 
 def activate(target: Target, version: int) -> Manifest:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import re
+import secrets
 import urllib.request
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -63,7 +64,7 @@ class Prober:
         for spec in model.inputs:
             tensors.append(triton.InferInput(spec.name, list(inputs[spec.name].shape), spec.datatype))
             tensors[-1].set_data_from_numpy(inputs[spec.name])
-        answer = self._client.infer(model.name, tensors, client_timeout=timeout_s)
+        answer = self._client.infer(model.name, tensors, client_timeout=timeout_s, **_whole_stream(model))
         return {output.name: answer.as_numpy(output.name) for output in answer.get_response().outputs}
 
     def infer_all(self, timeout_s: float, models: Iterable[ModelSpec] = tuple(MODELS.values())) -> None:
@@ -91,6 +92,13 @@ def identify(url: str, timeout_s: float) -> str | None:
         except InferenceServerException:
             return None
     return f"{'a server of affserve' if name.startswith('affserve-') else name} (Triton {version})"
+
+
+def _whole_stream(model: ModelSpec) -> dict[str, Any]:
+    """Return the arguments that make a request of a model that remembers a stream of its own, from start to end."""
+    if not model.remembers:
+        return {}
+    return {"sequence_id": secrets.randbits(62) + 1, "sequence_start": True, "sequence_end": True}
 
 
 def _zeros(spec: TensorSpec, batch: list[int]) -> NDArray[Any]:

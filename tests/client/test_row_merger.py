@@ -11,11 +11,11 @@ import pytest
 from numpy.typing import NDArray
 
 from affserve.client.faces.face import Face
-from affserve.client.infer.read_ahead import SeenFrame
-from affserve.client.infer.row_merger import RowMerger
 from affserve.client.results.rows import NO_TRACK, Rows
+from affserve.client.sequences.row_merger import RowMerger
+from affserve.client.sequences.seen_frame import SeenFrame
 from affserve.export.contract import default_head_description
-from affserve.train.windows import Outputs, segments
+from affserve.train.windows import Outputs, OverlapMerger, segments
 
 WINDOW, STRIDE, WIDTH = 30, 20, 4
 DESCRIPTION = replace(default_head_description(), window_frames=WINDOW, stride_frames=STRIDE)
@@ -26,6 +26,10 @@ def predict(features: NDArray[np.float32]) -> Outputs:
     mean = features.mean(axis=1, keepdims=True)
     told = mean + 10 * mean.mean() + 0.01 * len(features) * np.arange(len(features))[:, None]
     return {task: np.repeat(told, len(names), axis=1) for task, names in DESCRIPTION.labels.items()}
+
+
+def sequence() -> OverlapMerger:
+    return OverlapMerger(predict, WINDOW, STRIDE)
 
 
 def feature(track_id: int, frame: int) -> NDArray[np.float32]:
@@ -44,7 +48,7 @@ def pushed(merger: RowMerger, frames: Sequence[SeenFrame]) -> Iterator[Rows]:
 
 def merged(people: Sequence[Sequence[int]], patience: int | None, chunk: int = 7) -> list[tuple[int, int, float]]:
     """Return frame, track and first prediction of every row."""
-    merger = RowMerger(predict, DESCRIPTION, patience)
+    merger = RowMerger(sequence, DESCRIPTION.labels, patience)
     frames = [seen(k, who) for k, who in enumerate(people)]
     blocks = [rows for start in range(0, len(frames), chunk) for rows in pushed(merger, frames[start : start + chunk])]
     blocks += merger.finish()
@@ -95,7 +99,7 @@ def test_frames_without_a_face_have_one_empty_row_in_their_place() -> None:
 
 def test_somebody_who_left_holds_nothing_back() -> None:
     """The rows of a person who is gone for longer than the patience are final, before their window is full."""
-    merger = RowMerger(predict, DESCRIPTION, 5)
+    merger = RowMerger(sequence, DESCRIPTION.labels, 5)
     list(pushed(merger, [seen(k, [0]) for k in range(10)]))
 
     held = list(pushed(merger, [seen(k, []) for k in range(10, 15)]))
@@ -125,7 +129,7 @@ def test_a_change_of_subject_mixes_no_features() -> None:
 
 
 def test_missing_frame_numbers_are_held_too() -> None:
-    merger = RowMerger(predict, DESCRIPTION, None)
+    merger = RowMerger(sequence, DESCRIPTION.labels, None)
     numbers = [5, 6, 9, 150, 151]
 
     rows = [*pushed(merger, [seen(k, [0]) for k in numbers]), *merger.finish()]
@@ -142,7 +146,7 @@ def crowd(frame: int) -> list[int]:
 
 def most_held(frames: int) -> int:
     """Return the most bytes that a merger holds while a long stream goes by."""
-    merger = RowMerger(predict, DESCRIPTION, 15)
+    merger = RowMerger(sequence, DESCRIPTION.labels, 15)
     held_bytes, rows = 0, 0
     for start in range(0, frames, 32):
         chunk = [seen(k, crowd(k)) for k in range(start, min(start + 32, frames))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,12 @@ from affserve.export.contract import (
     MODELS,
     MODELS_WITH_LABELS,
     MODELS_WITHOUT_FILES,
+    NEXT_STATE,
+    STATE,
     TEMPORAL_HEAD,
+    TEMPORAL_STREAM,
     HeadDescription,
+    StreamDescription,
     TensorSpec,
     default_head_description,
 )
@@ -71,6 +76,22 @@ def test_export_writes_labels_and_window_where_clients_look_for_them(tmp_path: P
             assert HeadDescription.from_parameters(told, path.name) == default_head_description()
         else:
             assert not told
+
+
+def test_a_repository_of_heads_that_stream_has_a_model_that_remembers(tmp_path: Path) -> None:
+    stream = StreamDescription(reach_frames=352, lookahead_frames=10, state_values=322561)
+    description = replace(default_head_description(), stream=stream)
+    write_configs(tmp_path / "segments", default_head_description(), version=1)
+    write_configs(tmp_path / "stream", description, version=1)
+    assert not (tmp_path / "segments" / TEMPORAL_STREAM.name).exists()
+    config = read_config(tmp_path / "stream" / TEMPORAL_STREAM.name / "config.pbtxt")
+    (state,) = config.sequence_batching.state
+    assert (state.input_name, state.output_name) == (STATE.name, NEXT_STATE.name)
+    assert list(state.dims) == list(state.initial_state[0].dims) == [322561]
+    assert config.sequence_batching.oldest.max_candidate_sequences >= 64
+    for name in (TEMPORAL_STREAM.name, TEMPORAL_HEAD.name):
+        told = read_config(tmp_path / "stream" / name / "config.pbtxt").parameters
+        assert HeadDescription.from_parameters({k: v.string_value for k, v in told.items()}, name) == description
 
 
 def test_every_model_has_its_configs_and_no_python() -> None:

@@ -16,14 +16,17 @@ from conftest import blurred_noise
 from tiny_models import run_onnx, run_torch, tiny_head, tiny_heads, tiny_vit
 
 from affserve.export.artefacts.parity import adversarial_frames
+from affserve.export.artefacts.sessions import open_graph
+from affserve.export.artefacts.streaming import streamed
 from affserve.export.contract import ONNX_OPSET
 from affserve.export.graphs import onnx_file
 from affserve.export.graphs.encoder import is_plain_vit
 from affserve.export.graphs.head import HeadGraph
 from affserve.export.graphs.layers import Dialect
-from affserve.export.graphs.onnx_file import export_encoder, export_head
+from affserve.export.graphs.onnx_file import export_encoder, export_head, export_stream
 from affserve.train.errors import ExportError
 from affserve.train.models.encoder import ClipEncoder, create_encoder
+from affserve.train.models.temporal_head import HeadEnsemble
 
 DIALECTS = pytest.mark.parametrize("dialect", list(Dialect), ids=lambda one: one.value)
 HEADS = tiny_heads()
@@ -152,3 +155,27 @@ def test_exporting_leaves_the_model_as_it_was(tmp_path: Path) -> None:
     before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
     export_encoder(encoder, tmp_path / "e.onnx", Dialect.CPU)
     assert all(torch.equal(tensor, before[name]) for name, tensor in encoder.state_dict().items())
+
+
+STREAMS = {
+    "late": HeadGraph([tiny_head(context_frames=7, layers=2, lookahead_frames=3, norm="pre")]),
+    "ensemble": HeadGraph([HeadEnsemble([tiny_head(context_frames=7), tiny_head(context_frames=1, use_tcn=False)])]),
+}
+
+
+@pytest.mark.parametrize("kind", list(STREAMS))
+def test_a_stream_graph_is_the_trained_head_and_its_own_to_the_bit_in_any_steps(tmp_path: Path, kind: str) -> None:
+    graph = STREAMS[kind]
+    late = graph.configs[0].lookahead_frames
+    assert export_stream(graph, tmp_path / "s.onnx") > 0
+    session = open_graph(tmp_path / "s.onnx", 1)
+    at_once, alone = (streamed(session, WINDOW, frames, late) for frames in (0, 60))
+    expected = dict(zip(graph.tasks, run_torch(graph, WINDOW), strict=True))
+    for task, values in at_once.items():
+        np.testing.assert_allclose(values, expected[task][0], atol=1e-5)
+        np.testing.assert_array_equal(alone[task], values)
+
+
+def test_a_head_that_remembers_without_a_limit_is_not_exported(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="this head is recurrent"):
+        export_stream(HeadGraph([tiny_head(recurrent=True, use_tcn=False)]), tmp_path / "s.onnx")

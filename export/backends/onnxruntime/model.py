@@ -41,7 +41,7 @@ class TritonPythonModel(Backend):
         return described(self._session.get_inputs()), described(self._session.get_outputs())
 
     def run(self, inputs: Tensors) -> Tensors:
-        return dict(zip(self.outputs, self._session.run(self.outputs, inputs), strict=True))
+        return dict(zip(self.computed, self._session.run(self.computed, inputs), strict=True))
 
     def close(self) -> None:
         del self._session

@@ -1,5 +1,7 @@
 """The last half of the pipeline: frames and features in, finished rows out, one window per person held at most.
 
+The same for a file and for what happens now; a head that streams holds nothing back but its look-ahead.
+
 Every person has a sequence of features of their own, with one step per frame number from their first face on: a frame
 in which they are not seen, and a number missing from a folder, repeat the feature before, as in training. A person who
 stays away for longer than `patience_frames` has left: the sequence ends there, and if the number ever comes back it
@@ -9,16 +11,15 @@ begins anew. Rows leave in the order of frame and track_id, as soon as no later 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from affserve.client.infer.read_ahead import SeenFrame
 from affserve.client.results.rows import FaceRow, Rows, rows_of_faces
-from affserve.export.contract import HeadDescription
-from affserve.train.windows import Outputs, OverlapMerger, PredictWindow
+from affserve.client.sequences.seen_frame import SeenFrame
+from affserve.train.windows import WINDOW_FRAMES, FrameAnswers, Outputs
 
 
 @dataclass(kw_only=True, eq=False)
@@ -41,10 +42,10 @@ class _HeldFrame:
 class _Sequence:
     """The features of one person, and where their predictions belong."""
 
-    def __init__(self, merger: OverlapMerger, window: int) -> None:
-        self._merger = merger
-        self._window = window
-        self._batch: list[NDArray[np.float32]] = []  # steps that the merger has not seen
+    def __init__(self, head: FrameAnswers) -> None:
+        self._head = head
+        self._batch: list[NDArray[np.float32]] = []  # steps that the head has not seen
+        self._asked = False  # whether any of them waits for an answer
         self._places: deque[tuple[_HeldFrame, int] | None] = deque()  # of steps without an answer; None: nobody asks
         self._last: NDArray[np.float32] | None = None
         self.unseen = 0  # steps since the last face
@@ -64,19 +65,22 @@ class _Sequence:
         self._last = feature
         self._batch.append(feature)
         self._places.append(place)
-        if len(self._batch) == self._window:  # a gap may be longer than memory should hold
-            self.flush()
+        self._asked = self._asked or place is not None
 
     def flush(self) -> None:
-        """Predict what can be predicted now."""
-        batch, self._batch = self._batch, []
-        if batch:
-            self._answer(self._merger.push(np.stack(batch)))
+        """Predict what can be predicted now; nothing while nobody asks, as long as memory holds it."""
+        if self._asked or len(self._batch) >= WINDOW_FRAMES:
+            self._flush()
 
     def end(self) -> None:
         """Predict the rest."""
-        self.flush()
-        self._answer(self._merger.finish())
+        self._flush()
+        self._answer(self._head.finish())
+
+    def _flush(self) -> None:
+        batch, self._batch, self._asked = self._batch, [], False
+        if batch:
+            self._answer(self._head.push(np.stack(batch)))
 
     def _answer(self, blocks: Iterator[Outputs]) -> None:
         for outputs in blocks:
@@ -89,53 +93,70 @@ class _Sequence:
 
 
 class RowMerger:
-    """Joins frames with the predictions of the windows that their faces lie in.
+    """Joins frames with the predictions for their faces.
 
-    patience_frames: `Cropper.patience_frames`; None: nobody ever leaves.
+    sequence: returns what answers a new person's frames, such as `AffectClient.sequence`. patience_frames:
+    `Cropper.patience_frames`; None: nobody ever leaves. An error in between loses no frame where the head loses none.
     """
 
     def __init__(
-        self, predict: PredictWindow, description: HeadDescription, patience_frames: int | None = None
+        self,
+        sequence: Callable[[], FrameAnswers],
+        labels: Mapping[str, tuple[str, ...]],
+        patience_frames: int | None = None,
     ) -> None:
-        self._predict = predict
-        self._description = description
+        self._new_sequence = sequence
+        self._labels = labels
         self._patience = patience_frames
         self._sequences: dict[int, _Sequence] = {}  # of the people who have not left
+        self._leaving: list[_Sequence] = []
         self._held: deque[_HeldFrame] = deque()
         self._last_index: int | None = None
+
+    @property
+    def waiting(self) -> list[int]:
+        """The numbers of the frames whose rows are still to come."""
+        return [held.seen.index for held in self._held]
 
     def push(self, frames: Sequence[SeenFrame], features: NDArray[np.float32]) -> Iterator[Rows]:
         """Take the next frames and the features (n, D) of their faces in order; yield the rows that are final."""
         unused = iter(features)
         for frame in frames:
             if self._last_index is not None:
-                self._skip(frame.index - self._last_index - 1)
+                self._skip(frame.index)
             self._last_index = frame.index
             self._take(frame, unused)
-        for sequence in self._sequences.values():
-            sequence.flush()
+        self._ask()
         yield from self._finished()
 
     def finish(self) -> Iterator[Rows]:
-        """Yield the rows that are still held."""
-        for sequence in self._sequences.values():
-            sequence.end()
+        """Yield the rows that are still held; whoever is seen after this is new."""
+        self._leaving += self._sequences.values()
         self._sequences.clear()
+        self._ask()
         yield from self._finished()
 
-    def _skip(self, numbers: int) -> None:
+    def _ask(self) -> None:
+        """Have the head answer; nothing else in here talks to a server."""
+        while self._leaving:
+            self._leaving[0].end()
+            del self._leaving[0]
+        for sequence in self._sequences.values():
+            sequence.flush()
+
+    def _skip(self, until: int) -> None:
         """Let time pass over frame numbers that do not exist."""
-        for _ in range(numbers):
-            if not self._sequences:
-                return
+        while self._sequences and self._last_index is not None and self._last_index < until - 1:
+            self._last_index += 1
             self._hold(set())
+            self._ask()  # a gap may be longer than memory should hold
 
     def _take(self, frame: SeenFrame, features: Iterator[NDArray[np.float32]]) -> None:
         held = _HeldFrame(seen=frame, answers=[None] * len(frame.faces), missing=len(frame.faces))
         self._held.append(held)
         for place, (track_id, _) in enumerate(frame.faces):
             if track_id not in self._sequences:
-                self._sequences[track_id] = self._new_sequence()
+                self._sequences[track_id] = _Sequence(self._new_sequence())
             self._sequences[track_id].see(next(features), held, place)
         self._hold({track_id for track_id, _ in frame.faces})
 
@@ -145,16 +166,11 @@ class RowMerger:
             sequence = self._sequences[track_id]
             sequence.hold()
             if self._patience is not None and sequence.unseen > self._patience:
-                sequence.end()
-                del self._sequences[track_id]
-
-    def _new_sequence(self) -> _Sequence:
-        window, stride = self._description.window_frames, self._description.stride_frames
-        return _Sequence(OverlapMerger(self._predict, window, stride), window)
+                self._leaving.append(self._sequences.pop(track_id))
 
     def _finished(self) -> Iterator[Rows]:
         frames: list[_HeldFrame] = []
         while self._held and not self._held[0].missing:
             frames.append(self._held.popleft())
         if frames:
-            yield rows_of_faces([row for frame in frames for row in frame.rows()], self._description.labels)
+            yield rows_of_faces([row for frame in frames for row in frame.rows()], self._labels)

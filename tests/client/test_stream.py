@@ -1,0 +1,164 @@
+"""A head that streams gives the same numbers everywhere: PyTorch, a file, frame by frame, and after its server died."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from clips import write_crops
+from numpy.typing import NDArray
+
+from affserve.benchmarks.serving.live_rows import write_live_rows
+from affserve.client.client import AffectClient
+from affserve.client.infer.analyze import analyze_stream
+from affserve.client.live.analysis import LiveSettings
+from affserve.client.results.rows import RowFormatter
+from affserve.export.contract import StreamDescription, default_head_description
+from affserve.export.server.config import ServerConfig
+from affserve.export.server.supervisor import SupervisedServer, children_of
+from affserve.train.errors import InferenceError, VideoError
+from affserve.train.models.checkpoint import load_head
+from affserve.train.windows import FrameAnswers, Outputs
+
+TOLERANCE = 1e-5  # float32 sums in another order than PyTorch's; among themselves the answers are the same bits
+FRAMES = 420  # more than one message holds
+FEATURES = np.random.default_rng(0).standard_normal((FRAMES, 512)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def server(stream_repository: Path) -> Iterator[SupervisedServer]:
+    config = ServerConfig(repository=stream_repository, drain_timeout_s=0)
+    with SupervisedServer(config, on_event=lambda event: None) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def client(server: SupervisedServer) -> Iterator[AffectClient]:
+    with AffectClient(server.grpc_url) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def expected(stream_head: Path) -> Outputs:
+    """PyTorch's answers to the whole sequence."""
+    with torch.inference_mode():
+        answers = load_head(stream_head)[0].eval().answers(torch.from_numpy(FEATURES)[None])
+    return {task: values[0].numpy() for task, values in answers.items()}
+
+
+def parts(steps: list[int]) -> Iterator[NDArray[np.float32]]:
+    return (part for part in np.split(FEATURES, np.cumsum(steps)) if len(part))
+
+
+def joined(blocks: list[Outputs]) -> Outputs:
+    return {task: np.concatenate([block[task] for block in blocks]) for task in blocks[0]}
+
+
+def through(sequence: FrameAnswers, steps: list[int]) -> Outputs:
+    blocks = [block for part in parts(steps) for block in sequence.push(part)]
+    return joined([*blocks, *sequence.finish()])
+
+
+def test_any_steps_give_pytorchs_answers_and_each_other_to_the_bit(client: AffectClient, expected: Outputs) -> None:
+    at_once = through(client.sequence(), [FRAMES])
+    alone = through(client.sequence(), [1] * 100)
+    for task, values in expected.items():
+        np.testing.assert_allclose(at_once[task], values, atol=TOLERANCE)
+        np.testing.assert_array_equal(alone[task], at_once[task])
+
+
+def test_answers_come_as_late_as_the_head_looks_ahead(client: AffectClient) -> None:
+    sequence = client.sequence()
+    ready = [sum(len(block["expression"]) for block in sequence.push(part)) for part in parts([1, 1, 1, 5])]
+    assert ready[:4] == [0, 0, 1, 5]
+
+
+def test_a_segment_is_the_beginning_of_a_stream(client: AffectClient) -> None:
+    sequence = client.sequence()
+    blocks = [*sequence.push(FEATURES[:30]), *sequence.finish()]
+    for task, values in client.predict(FEATURES[:30]).items():
+        np.testing.assert_array_equal(joined(blocks)[task], values)
+
+
+def test_sixty_four_streams_at_once_do_not_disturb_each_other(client: AffectClient) -> None:
+    alone = through(client.sequence(), [40, 40])
+    streams = [client.sequence() for _ in range(64)]
+    blocks: list[list[Outputs]] = [[] for _ in streams]
+    for k, part in enumerate(parts([40, 40])):
+        for number, stream in enumerate(streams):
+            blocks[number] += stream.push(part if number % 2 else part * (1 if k else 2))
+    for number, stream in enumerate(streams):
+        answers = joined([*blocks[number], *stream.finish()])["valence_arousal"]
+        assert np.array_equal(answers, alone["valence_arousal"]) == bool(number % 2)
+
+
+@pytest.fixture(scope="module")
+def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Crops of 80 frames; between them numbers are missing, as of frames without a face or dropped ones."""
+    folder = tmp_path_factory.mktemp("film") / "crops"
+    write_crops(folder, [*range(1, 31), *range(41, 91)])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def rows(film: Path, client: AffectClient) -> str:
+    """What `affserve infer` prints."""
+    formatter = RowFormatter(client.describe().labels)
+    return formatter.header + "".join(formatter.text(rows) for rows in analyze_stream(film, client))
+
+
+def test_live_prints_what_infer_prints(film: Path, rows: str, client: AffectClient, tmp_path: Path) -> None:
+    write_live_rows(film, client, tmp_path / "live.csv")
+    assert rows.count("\n") == 81
+    assert (tmp_path / "live.csv").read_text() == rows
+
+
+@pytest.mark.parametrize("victim", ["server", "processes"])
+def test_a_stream_goes_on_where_its_server_died(
+    client: AffectClient, server: SupervisedServer, expected: Outputs, victim: str
+) -> None:
+    sequence = client.sequence()
+    blocks: list[Outputs] = []
+    for k, part in enumerate(parts([50] * 6)):
+        if k == 4:
+            for pid in [server.pid] if victim == "server" else children_of(server.pid):
+                os.kill(pid, signal.SIGKILL)
+        blocks += sequence.push(part)
+    answers = joined([*blocks, *sequence.finish()])
+    for task, values in expected.items():
+        np.testing.assert_allclose(answers[task], values, atol=TOLERANCE)
+
+
+def test_an_error_that_lasts_loses_no_frame(server: SupervisedServer, expected: Outputs) -> None:
+    blocks: list[Outputs] = []
+    with AffectClient(server.grpc_url, retry_for_s=0.0, timeout_s=0.5) as client:
+        sequence = client.sequence()
+        assert client.describe().stream is not None
+        os.kill(server.pid, signal.SIGSTOP)
+        with pytest.raises(InferenceError):
+            blocks += sequence.push(FEATURES[:10])
+        os.kill(server.pid, signal.SIGCONT)
+        for part in np.array_split(FEATURES[10:], 4):
+            with contextlib.suppress(InferenceError):  # half a second is little on a busy machine, and costs nothing
+                blocks.extend(sequence.push(part))
+        while sum(len(block["expression"]) for block in blocks) < FRAMES:
+            with contextlib.suppress(InferenceError):
+                blocks.extend(sequence.finish())
+    for task, values in expected.items():
+        np.testing.assert_allclose(joined(blocks)[task], values, atol=TOLERANCE)
+
+
+def test_a_hop_is_for_heads_that_see_whole_segments() -> None:
+    segments = default_head_description()
+    streams = replace(segments, stream=StreamDescription(reach_frames=70, state_values=9))
+    assert (LiveSettings().hop_of(segments), LiveSettings(hop=3).hop_of(segments)) == (10, 3)
+    assert LiveSettings().hop_of(streams) is None
+    with pytest.raises(VideoError, match="--hop 3 is for heads that see whole segments"):
+        LiveSettings(hop=3).hop_of(streams)
