@@ -75,8 +75,11 @@ def check_encoder(truth: Truth, path: Path, precision: Precision, engine: str = 
     def run(frames: NDArray[np.uint8]) -> Floats:
         return session({FRAMES.name: frames})[CLIP_ENCODER.outputs[0].name]
 
+    # From small batches to large ones, as a server sees them: OpenVINO 2026.4 computes a large one wrongly after a
+    # small one in some graphs with a free axis (our head in float32, T = 300 after T = 2).
+    alike = _batch_check(truth, run, limits)
     answer = _in_chunks(run, truth.frames)
-    checks = [*feature_checks(truth.features, answer, limits), _batch_check(truth, run, limits)]
+    checks = [*feature_checks(truth.features, answer, limits), alike]
     windows = _windows(answer[: truth.features.faces])
     for length, window, expected in zip(SEGMENT_LENGTHS, windows, truth.outputs, strict=True):
         checks += output_checks(length, expected, _head_outputs(truth.graph, window), limits)
@@ -96,7 +99,8 @@ def check_head(truth: Truth, path: Path, precision: Precision, engine: str = ONN
 def _batch_check(truth: Truth, run: Callable[[NDArray[np.uint8]], Floats], limits: Tolerance) -> Check:
     """A face alone and beside the inputs that hurt most: what shares a batch comes from other clients."""
     batch = np.concatenate([truth.frames[:1], truth.frames[truth.features.faces :]])
-    figure = float(np.abs(run(batch)[:1] - run(truth.frames[:1])).max()) / truth.features.scale
+    alone = run(truth.frames[:1])
+    figure = float(np.abs(run(batch)[:1] - alone).max()) / truth.features.scale
     what = "features of a frame alone and in a batch"
     return Check(what=what, figure=figure, limit=limits.batch_difference, at_least=False)
 
