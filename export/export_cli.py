@@ -16,6 +16,8 @@ Value = TypeVar("Value")
 Target = Literal["all", "cpu", "gpu"]
 PrecisionName = Literal["auto", "fp32", "fp16", "bf16", "int8"]
 
+WHEN_SERVED = "a server of it that runs changes over when it is restarted, or by itself with --watch"
+
 
 def export(
     encoder: Annotated[Path | None, typer.Option(help="Checkpoint of affserve train encoder.")] = None,
@@ -166,7 +168,7 @@ def _report(summary: ExportSummary, *, as_json: bool) -> None:
     typer.echo(
         f"{summary.repository}: version {summary.version}, {', '.join(summary.tasks)}; {precisions}; "
         f"{summary.bytes / 1e6:.0f} MB, trained on {summary.record.trained_on}; {summary.checks} comparisons with "
-        f"PyTorch passed; serve it with: affserve serve {summary.repository}"
+        f"PyTorch passed; serve it with: affserve serve {summary.repository} ({WHEN_SERVED})"
     )
 
 
@@ -183,7 +185,7 @@ def _activate(repository: str, version: int) -> None:
     from affserve.export.repository.versions import activate
 
     activate(open_target(repository), version)
-    typer.echo(f"{repository}: version {version} is served")
+    typer.echo(f"{repository}: version {version} is the one to serve ({WHEN_SERVED})")
 
 
 def _print_trtexec(repository: Path, engines: EngineOptions) -> None:

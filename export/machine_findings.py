@@ -19,6 +19,7 @@ from affserve.export.machine.ports import PortTakenError, choose_ports
 from affserve.export.server.config import SHM_DEFAULT_BYTES, SHM_GROWTH_BYTES
 from affserve.export.server.engine_choice import CUDA_PROVIDER, INSTALL_CUDA, onnxruntime_providers
 from affserve.export.server.installation import WHEEL, find_installation, lay_out_backends
+from affserve.export.server.probe import identify
 from affserve.train.errors import MissingExtraError, ServerError
 
 SHARED_MEMORY = Path("/dev/shm")
@@ -26,6 +27,7 @@ CPU_INFO = Path("/proc/cpuinfo")
 # Per model: where it starts, and a window of 300 frames in and out.
 NEEDED_SHM_BYTES = 2 * (SHM_DEFAULT_BYTES + SHM_GROWTH_BYTES)
 DOCKER_TIMEOUT_S = 5.0
+WHO_TIMEOUT_S = 1.0  # to say who listens on a port
 # Instructions that multiply 8 bit numbers into 32 bit sums; without them ONNX Runtime's INT8 products go by way of 16
 # bits, which saturate for weights of more than 7 bits.
 INT8_INSTRUCTIONS = ("avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
@@ -216,5 +218,8 @@ def ports_finding(host: str, ports: Mapping[str, int]) -> Finding:
     try:
         chosen = choose_ports(host, ports)
     except PortTakenError as error:
+        url = f"{host}:{ports.get('grpc')}"
+        if (found := identify(url, WHO_TIMEOUT_S)) is not None:
+            return Finding("Ports", Verdict.NOTE, f"{found} answers on {url} already", f"affserve status {url}")
         return Finding("Ports", Verdict.PROBLEM, str(error))
     return Finding("Ports", Verdict.GOOD, f"{', '.join(map(str, chosen.values()))} are free")

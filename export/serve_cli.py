@@ -52,6 +52,10 @@ def serve(
             "2026, and whoever reaches it may run code on this machine.",
         ),
     ] = False,
+    watch: Annotated[
+        bool,
+        typer.Option("--watch", help="Change over within seconds when export adds, replaces or activates a version."),
+    ] = False,
     trust: Annotated[
         bool, typer.Option("--trust", help="Serve what no manifest vouches for: its files may run programs as you.")
     ] = False,

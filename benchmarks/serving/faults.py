@@ -26,8 +26,9 @@ import tritonclient.grpc as triton
 from affserve.benchmarks.measuring.random_models import Progress
 from affserve.client.client import AffectClient
 from affserve.export.contract import CLIP_ENCODER
+from affserve.export.machine.processes import children_of
 from affserve.export.server.config import ServerConfig
-from affserve.export.server.supervisor import SupervisedServer, children_of
+from affserve.export.server.supervisor import SupervisedServer
 from affserve.train.errors import DataError
 
 SERVER, STUB = "server", "python stub"

@@ -42,6 +42,8 @@ def show(servers: Sequence[ServerStatus], console: Console) -> None:
 def headline(server: ServerStatus) -> str:
     """Return what a server is in a line or two."""
     line = f"{server.url}: {'ready' if server.ready else 'NOT READY'}"
+    if versions := {model.statistics.version for model in server.models if model.statistics is not None}:
+        line += f", serves version {' and '.join(sorted(versions))} of its repository"
     if server.version:
         line += f", Triton {server.version}"
     if server.engine:

@@ -47,6 +47,14 @@ def served_models(root: Path) -> tuple[ModelSpec, ...]:
     return tuple(model for name, model in MODELS.items() if name not in OPTIONAL_MODELS or (root / name).is_dir())
 
 
+def manifest_text(root: Path) -> bytes:
+    """Return what the manifest of a repository says, which changes with all that is served; empty without one."""
+    try:
+        return (root / MANIFEST_FILE).read_bytes()
+    except OSError:
+        return b""
+
+
 def verify_repository(root: Path, engine: str = engine_sets.CPU, *, trust: bool = False) -> Manifest | None:
     """Check that `root` holds every model, unaltered since export, and may be served here; return its manifest.
 

@@ -54,7 +54,7 @@ def _form(head: HeadDescription) -> str:
 def activate(target: Target, version: int) -> Manifest:
     """Have `version`, which is in the repository, served in place of the one that is; return the new manifest.
 
-    A server that watches the repository changes over by itself, others at their next start.
+    A server that watches the repository (serve --watch) changes over by itself, others at their next start.
     """
     manifest = require_manifest(target)
     if version not in manifest.versions:

@@ -6,6 +6,7 @@ One place for the server that affserve starts and for the containers that it onl
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ from affserve.export.server.security import (
 )
 from affserve.train.errors import ServerError
 
+PORT_FIELDS = ("grpc_port", "http_port", "metrics_port")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ServerConfig:
@@ -40,6 +43,7 @@ class ServerConfig:
     instances: int | None = None  # of the encoder on a CPU; None: as many as the cores are worth
     tls: ServerTls | None = None  # None: plain text
     shared_memory: bool | None = None  # may callers register regions; None: when only this machine can call
+    watch: bool = False  # change over when another version of the repository is to be served
     trust: bool = False  # serve a repository that nothing vouches for: its files may run programs
     accept_known_holes: bool = False  # listen beyond this machine with a server that should not
     log: Path | None = None  # Triton's own log; None: a file that ends with the server
@@ -47,7 +51,7 @@ class ServerConfig:
     drain_timeout_s: float = 30.0  # for requests in flight when stopping, s; 0: end at once (draining takes 1.5 s)
 
     def __post_init__(self) -> None:
-        for field in ("grpc_port", "http_port", "metrics_port"):
+        for field in PORT_FIELDS:
             port = getattr(self, field)
             if port is not None and not 0 <= port <= 65535:
                 raise ServerError(f"{field} is {port}; expected 0 (any free one) to 65535")
@@ -62,6 +66,10 @@ class ServerConfig:
                 f"startup_timeout_s is {self.startup_timeout_s:g}, drain_timeout_s is {self.drain_timeout_s:g}; "
                 "expected more than 0 s and at least 0 s"
             )
+        given = [(field, port) for field in PORT_FIELDS if (port := getattr(self, field))]
+        for (one, port), (other, same) in itertools.combinations(given, 2):
+            if port == same:
+                raise ServerError(f"{one} and {other} are both {port}; each needs a port of its own")
         if self.serves_http and self.tls is not None:
             raise ServerError("Triton can encrypt gRPC only: give --http-port or --tls-cert, not both")
         if is_private(self.host) and self.host != PRIVATE and not self.host.startswith(f"{PRIVATE}/"):

@@ -1,7 +1,7 @@
 """The log of a server's life: one JSON object a line, for machines to read.
 
 Events: starting, ready, restarting, waiting (for a full disk, say), errors (that Triton logged, such as refused
-requests), gave up, stopping, stopped.
+requests), not changed over (to a version that may not be served), gave up, stopping, stopped.
 """
 
 from __future__ import annotations

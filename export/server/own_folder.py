@@ -22,6 +22,7 @@ from typing import Any
 from affserve.export.server.guardian import remove_shared_memory
 
 OWNER_FILE, NOTE_FILE = "owner", "note.json"
+_PLAIN = re.compile(r"[\w@%+=:,./-]+")  # a path that a shell takes as it is
 _NAME = re.compile(r"(affserve-[0-9a-f]{16})-\w+")
 
 
@@ -34,7 +35,7 @@ class OwnFolder:
 
     def __init__(self, identity: str | None = None) -> None:
         self.identity = identity or f"affserve-{secrets.token_hex(8)}"
-        self.path = Path(tempfile.mkdtemp(prefix=f"{self.identity}-"))
+        self.path = Path(tempfile.mkdtemp(prefix=f"{self.identity}-", dir=_place()))
         try:
             unlocked = self.path / f"{OWNER_FILE}.new"
             self.lock = os.open(unlocked, os.O_CREAT | os.O_RDWR, 0o600)
@@ -50,9 +51,15 @@ class OwnFolder:
         os.close(self.lock)
 
 
+def _place() -> str:
+    """Return where our folders go: Triton starts its Python processes through a shell and quotes no path."""
+    places = (tempfile.gettempdir(), "/tmp", "/var/tmp", "/dev/shm")
+    return next((one for one in places if _PLAIN.fullmatch(one) and os.access(one, os.W_OK | os.X_OK)), places[0])
+
+
 def own_folders() -> Iterator[Path]:
     """Yield the folders of this user's servers, dead ones included."""
-    with contextlib.suppress(OSError), os.scandir(tempfile.gettempdir()) as entries:
+    with contextlib.suppress(OSError), os.scandir(_place()) as entries:
         for entry in entries:
             with contextlib.suppress(OSError):
                 ours = _NAME.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False)

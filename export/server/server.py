@@ -23,7 +23,8 @@ from affserve.export import engine_sets
 from affserve.export.contract import ModelSpec
 from affserve.export.engine_sets import ENGINE_SETS
 from affserve.export.machine.ports import PortTakenError, listening
-from affserve.export.repository.check import served_models, verify_repository
+from affserve.export.machine.processes import dead_child
+from affserve.export.repository.check import manifest_text, served_models, verify_repository
 from affserve.export.repository.instances import lay_out_models
 from affserve.export.repository.manifest import Manifest
 from affserve.export.repository.self_test import self_test
@@ -48,6 +49,8 @@ __all__ = ["ServerConfig", "TritonServer", "UnpreparedError"]
 POLL_S = 0.02
 LAST_RESORT = list(ENGINE_SETS)[-1]
 UNSERVABLE = (ServerError, RepositoryError)
+LOOK_PERIOD_S = 0.3
+LAST_WORDS_S = 2.0
 PORT_ATTEMPTS = 5
 OTHER_SERVER_TIMEOUT_S = 1.0  # to say who it is
 LOG_LIMIT_BYTES = 8 << 20  # then it starts over, and one file of that size before it is kept
@@ -87,6 +90,7 @@ class TritonServer:
         self.engine = ""  # such as "Triton 2.51.0, set cpu, ONNX Runtime 1.31.1 CPU"
         self.notice = ""  # what whoever serves should know
         self.models: tuple[ModelSpec, ...] = ()  # once it has been started
+        self.manifest = b""  # of the repository, as it was then
         self._cancelled = cancelled or threading.Event()
         self._identity = f"affserve-{secrets.token_hex(8)}"  # its name, and the prefix of its shared memory
         self._guardian: subprocess.Popen[bytes] | None = None
@@ -94,6 +98,8 @@ class TritonServer:
         self._tls: CallerTls | None = None
         self._manifest: Manifest | None = None
         self._log_start = 0  # bytes of the log that earlier servers have written
+        self._next_look_s = 0.0  # at the processes behind the models while it starts
+        self._dead_since_s: float | None = None  # one of them
         self._log_read = 0  # bytes of it that new_log has returned
 
     def __enter__(self) -> TritonServer:
@@ -125,6 +131,11 @@ class TritonServer:
         ]
 
     @property
+    def version(self) -> int | None:
+        """The version of the repository that is served, where that says so."""
+        return self._manifest.served if self._manifest is not None else None
+
+    @property
     def exit_code(self) -> int | None:
         """None while tritonserver runs; 128 + n when signal n ended it."""
         return self._guardian.poll() if self._guardian is not None else None
@@ -135,6 +146,7 @@ class TritonServer:
             self._start()
 
     def _start(self) -> None:
+        self.manifest = manifest_text(self.config.repository)
         installation = find_installation()
         remove_orphans()
         check_host(installation.version, self.config.host, accepted=self.config.accept_known_holes)
@@ -282,13 +294,26 @@ class TritonServer:
                 raise PortTakenError(self._failure("could not listen"))
             ended = f" (it ended with exit code {self.exit_code})" if self.exit_code is not None else ""
             raise ServerError(self._failure(f"could not be started{ended}"))
+        if self._has_dead_child():
+            raise ServerError(self._failure("could not be started: the process behind a model has ended"))
         if time.monotonic() > deadline:
             waited = f"{self.config.startup_timeout_s:g} s"
             raise ServerError(self._failure(f"was not ready within {waited}; allow it longer or see its log"))
 
+    def _has_dead_child(self) -> bool:
+        """Say whether a process behind a model has been dead for longer than Triton needs to tell why, if it knows.
+
+        It waits a whole minute for one that could not even begin.
+        """
+        now_s = time.monotonic()
+        if now_s > self._next_look_s:
+            self._next_look_s = now_s + LOOK_PERIOD_S
+            self._dead_since_s = (self._dead_since_s or now_s) if dead_child(self.pid) is not None else None
+        return self._dead_since_s is not None and now_s > self._dead_since_s + LAST_WORDS_S
+
     def _failure(self, what: str) -> str:
-        advice = triton_log.advice(self.log(), self.exit_code)
-        return f"tritonserver for {self.config.repository} {what}: {advice}. Its log says:\n{self.log_tail()}"
+        advice = f": {known}" if (known := triton_log.advice(self.log(), self.exit_code)) else ""
+        return f"tritonserver for {self.config.repository} {what}{advice}. Its log says:\n{self.log_tail()}"
 
     def healthy(self, timeout_s: float = 10.0) -> bool:
         """Say whether every model answers a true request within the time."""

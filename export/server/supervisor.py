@@ -1,7 +1,7 @@
 """Keeps a tritonserver answering: restarts it on the same ports when it, or a Python process behind a model, died.
 
-Three watches: the server process and its children (every 0.25 s, read from /proc), and a true inference whenever nobody
-else had an answer for a while, because a dead or stuck model does not show anywhere else.
+Watched are the server process and its children (every 0.25 s, read from /proc), the repository, if that is asked for,
+and a true inference whenever nobody else had an answer for a while: a dead or stuck model does not show anywhere else.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from pathlib import Path
 
 from tritonclient.utils import InferenceServerException
 
 from affserve.export.contract import CLIP_ENCODER, JPEG_DECODER, TEMPORAL_HEAD, ModelSpec
+from affserve.export.machine.processes import children_of, is_running
+from affserve.export.repository.check import manifest_text, verify_repository
 from affserve.export.server import triton_log
 from affserve.export.server.config import ServerConfig
 from affserve.export.server.engine_choice import passed_over
@@ -53,6 +54,7 @@ class SupervisedServer:
         self._stopping = threading.Event()
         self._ended = threading.Event()  # stopped, or given up
         self._failure: ServerError | None = None
+        self._refused = b""  # the latest manifest of a repository that may not be served
         self._failures: deque[float] = deque()  # times, s, of the last failures
         self._server = TritonServer(config, cancelled=self._stopping)
         self._own: OwnFolder | None = None  # lasts from start to stop, unlike those of the servers
@@ -87,9 +89,10 @@ class SupervisedServer:
     def describe(self) -> str:
         """Return one line that says what is served, where, and by what."""
         server = self._server
+        version = f"version {server.version} of " if server.version is not None else ""
         return (
             f"serving {self._config.repository} on {' '.join(server.addresses())}: {server.engine}, "
-            f"{server.parallelism}, models {' '.join(sorted(model.name for model in server.models))}"
+            f"{server.parallelism}, {version}models {' '.join(sorted(model.name for model in server.models))}"
             + "".join(f"; {told}" for told in (passed_over(server.passed_over), server.notice) if told)
         )
 
@@ -154,8 +157,26 @@ class SupervisedServer:
                     next_probe_s = time.monotonic() + PROBE_PERIOD_S
                     reason = self._probe()
                     self._tell_errors()
+                    reason = reason or self._another_version()
             if reason is not None and not self._restart(reason):
                 return
+
+    def _another_version(self) -> str | None:
+        """Say so where the repository now has something else to serve, once requests in flight have been answered.
+
+        What may not be served is told, and the server stays as it is.
+        """
+        found = manifest_text(self._config.repository) if self._config.watch else b""
+        if found in (b"", self._server.manifest, self._refused):
+            return None
+        try:
+            verify_repository(self._config.repository, self._config.engine, trust=self._config.trust)
+        except RepositoryError as error:
+            self._refused = found
+            self._tell({"event": "not changed over", "reason": str(error), "url": self.grpc_url})
+            return None
+        self._server.stop()
+        return "the repository has another version to serve"
 
     def _dead_process(self) -> str | None:
         if (code := self._server.exit_code) is not None:
@@ -223,7 +244,9 @@ class SupervisedServer:
                 continue
             self._mark_ready()
             self._note(None)
-            self._tell({"event": "ready", "recovery_s": round(time.monotonic() - began_s, 2), "url": self.grpc_url})
+            recovery_s = round(time.monotonic() - began_s, 2)
+            version = self._server.version
+            self._tell({"event": "ready", "recovery_s": recovery_s, "version": version, "url": self.grpc_url})
             return True
         return False
 
@@ -286,27 +309,3 @@ def count_failure(failures: deque[float], now_s: float) -> int:
 def pause_s(failures: int) -> float:
     """Return how long to wait before a restart: not at all the first time, then twice as long, up to a minute."""
     return min(FIRST_DELAY_S * 2 ** min(failures - 2, 30), LONGEST_DELAY_S) if failures > 1 else 0.0
-
-
-def children_of(pid: int) -> dict[int, str]:
-    """Return the child processes of `pid` and when each was started (in the kernel's ticks)."""
-    children = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdecimal() and (status := _status(int(entry.name))) is not None and status[1] == str(pid):
-            children[int(entry.name)] = status[19]
-    return children
-
-
-def is_running(pid: int, started: str) -> bool:
-    """Say whether `pid` is still the process that was started then; a zombie is not running."""
-    status = _status(pid)
-    return status is not None and status[0] not in ("Z", "X") and status[19] == started
-
-
-def _status(pid: int) -> list[str] | None:
-    """Return the fields of /proc/<pid>/stat from the state (field 3) on: state, parent, ..., start time at index 19."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    return text.rpartition(")")[2].split()  # the name before it may hold spaces and parentheses

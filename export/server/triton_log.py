@@ -7,9 +7,9 @@ import re
 TAIL_LINES = 8
 SIGNAL = 128  # what an exit code is above that tells of a signal
 _PORT_TAKEN = re.compile(r"already in use|failed to bind|Failed to add port", re.IGNORECASE)
-_TROUBLE = re.compile(r"^(?:E\d{4} |error:|\w*(?:Error|Exception)\b)|: error while loading|tritonserver: ")
+_TROUBLE = re.compile(r"^(?:E\d{4} |error:|\w*(?:Error|Exception)\b)|: error while loading|tritonserver: |bash: ")
 _HARMLESS = re.compile("CudaDriverHelper has not|unable to create stream")  # every machine without a GPU
-_UNLOADED = re.compile(r"failed to load '(\w+)' version \d+: (.*?)\"?$")
+_UNLOADED = re.compile(r"failed to load '(\w+)' version \d+: (.*?)\"?$", re.MULTILINE)
 _TRACEBACK = re.compile(r"(?:\\n)+At:.*")  # where in the backend, on the same line
 _STAMP = re.compile(r"^E\d{4} \S+ \d+ [\w.]+:\d+\] ")
 _ENGINE = re.compile(r"(\w+) runs on ([^\"\n]+)")
@@ -61,8 +61,11 @@ def tail(log: str) -> str:
 
 
 def advice(log: str, exit_code: int | None = None) -> str:
-    """Return what to do about the trouble a log tells of; exit_code: of a server that has ended."""
+    """Return what to do about the trouble a log tells of, empty where that is not known.
+
+    exit_code: of a server that has ended.
+    """
     known = [what_to_do for sign, what_to_do in _ADVICE.items() if sign in log]
     if not known and (exit_code or 0) > SIGNAL:
         return f"signal {(exit_code or 0) - SIGNAL} ended it: is there enough memory (free -h, ulimit -v)?"
-    return "; ".join(known) or "export the repository again if it was altered"
+    return "; ".join(known) or ("export the repository again if it was altered" if _UNLOADED.search(log) else "")

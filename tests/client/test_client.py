@@ -29,11 +29,12 @@ from tritonclient.utils import InferenceServerException
 from affserve.client import AffectClient, analyze
 from affserve.client.wire.calls import LONGEST_PAUSE_S, is_transient, pauses_s
 from affserve.export.contract import CHUNK_FRAMES
+from affserve.export.machine.processes import children_of
 from affserve.export.server.config import ServerConfig
 from affserve.export.server.installation import find_installation, lay_out_backends, server_environment
 from affserve.export.server.security import CallerTls, ServerTls
 from affserve.export.server.server import TritonServer
-from affserve.export.server.supervisor import SupervisedServer, children_of
+from affserve.export.server.supervisor import SupervisedServer
 from affserve.train.errors import InferenceError, ServerError
 from affserve.train.labels import TASKS
 from affserve.train.windows import OverlapMerger

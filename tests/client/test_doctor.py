@@ -78,13 +78,17 @@ def test_a_machine_without_the_wheel_is_told_what_to_install(
     assert examine(None, FREE).can_serve, "there is no repository that could not be served"
 
 
-def test_a_taken_port_is_named() -> None:
+def test_a_taken_port_is_named(server_url: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         finding = ports_finding("127.0.0.1", {"grpc": port, "http": 0})
     assert finding.verdict is Verdict.PROBLEM
     assert str(port) in finding.text
     assert "--grpc-port" in finding.text
+    host, _, busy = server_url.rpartition(":")
+    ours = ports_finding(host, {"grpc": int(busy)})
+    assert (ours.verdict, ours.remedy) == (Verdict.NOTE, f"affserve status {server_url}")
+    assert "a server of affserve" in ours.text
     assert ports_finding("127.0.0.1", choose_ports("127.0.0.1", FREE)).verdict is Verdict.GOOD
 
 

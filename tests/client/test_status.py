@@ -91,7 +91,7 @@ def test_text_is_aligned_in_a_pipe_and_a_table_on_a_terminal(server: TritonServe
     result = CliRunner().invoke(app, ["status", server.grpc_url])
     assert result.exit_code == 0, result.stdout
     lines = result.stdout.splitlines()
-    assert lines[0].startswith(f"{server.grpc_url}: ready, Triton 2.51.0")
+    assert lines[0].startswith(f"{server.grpc_url}: ready, serves version 1 of its repository, Triton 2.51.0")
     assert "\x1b" not in result.stdout
     header = next(k for k, line in enumerate(lines) if line.startswith("model"))
     end = lines[header].index("version") + len("version")

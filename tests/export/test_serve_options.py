@@ -41,6 +41,11 @@ pytestmark = needs_wheel
 SERVER_NAME = "affect.example.com"
 
 
+def test_one_port_for_two_protocols_is_refused_before_anything_starts() -> None:
+    with pytest.raises(ServerError, match="grpc_port and http_port are both 8001; each needs a port of its own"):
+        ServerConfig(repository=Path("none"), grpc_port=8001, http_port=8001)
+
+
 # --- who may do what ---
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -35,8 +36,8 @@ from tiny_server import (
     write_head,
 )
 
-from affserve.export.contract import FEATURE_WIDTH
-from affserve.export.server import supervisor
+from affserve.export.contract import FEATURE_WIDTH, MANIFEST_FILE
+from affserve.export.server import own_folder, supervisor
 from affserve.export.server.config import ServerConfig
 from affserve.export.server.events import Event
 from affserve.export.server.server import TritonServer
@@ -44,6 +45,38 @@ from affserve.export.server.supervisor import SupervisedServer
 from affserve.train.errors import ServerError
 
 pytestmark = needs_wheel
+
+
+def test_paths_with_a_space_are_served(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton starts its Python processes through a shell, which would take `my temporary` for two words."""
+    shutil.copytree(tiny, tmp_path / "my repository")
+    (tmp_path / "my temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "my temporary"))
+    config = ServerConfig(repository=tmp_path / "my repository", drain_timeout_s=0)
+    with TritonServer(config) as server:
+        assert server.healthy()
+
+    monkeypatch.setattr(own_folder, "_PLAIN", re.compile(".*"))  # all the same: noticed at once, with its own words
+    with pytest.raises(ServerError, match=r"process behind a model has ended. Its log says:\n.*my: No such file"):
+        TritonServer(config).start()
+
+
+def test_a_watching_server_changes_over_to_what_may_be_served(repository: Path, tmp_path: Path) -> None:
+    """Another version is one file more and another number in the configurations and the manifest."""
+    root, events = tmp_path / "repository", list[Event]()
+    shutil.copytree(repository, root)
+    config = ServerConfig(repository=root, watch=True)
+    with SupervisedServer(config, on_event=events.append) as running:
+        manifest = (root / MANIFEST_FILE).read_text()
+        (root / MANIFEST_FILE).write_text(manifest.replace('"sha256": "', '"sha256": "0'))
+        wait_for(lambda: any(event["event"] == "not changed over" for event in events))
+        pid = running.pid
+        (root / MANIFEST_FILE).write_text(manifest + "\n")
+        wait_for(lambda: events[-1]["event"] == "ready")
+        assert running.pid != pid
+        assert [event["event"] for event in events] == ["not changed over", "restarting", "ready"]
+        assert events[-1]["version"] == 1
+        wait_for_answer(running.grpc_url)
 
 
 @pytest.mark.parametrize("victim", ["stub", "server_twice"])
