@@ -37,11 +37,7 @@ def test_wheel_holds_only_the_package(wheel: Path) -> None:
     for expected in (
         "affserve/model_repository/affect/config.pbtxt",
         "affserve/model_repository/temporal_head/configs/cpu.pbtxt",
-        "affserve/export/backends/jpeg/model.py",
-        "affserve/export/backends/affserve_backend.py",
-        "affserve/export/backends/affserve_plan.py",
-        "affserve/export/backends/onnxruntime/model.py",
-        "affserve/export/backends/tensorrt/model.py",
+        *(f"affserve/{path.relative_to(ROOT)}" for path in (ROOT / "export/backends").rglob("*.py")),
         "affserve/train/models/affserve-demo.json",
     ):
         assert expected in names

@@ -47,7 +47,8 @@ class ServerConfig:
     trust: bool = False  # serve a repository that nothing vouches for: its files may run programs
     accept_known_holes: bool = False  # listen beyond this machine with a server that should not
     log: Path | None = None  # Triton's own log; None: a file that ends with the server
-    startup_timeout_s: float = 120.0  # from start to the first true answer, s
+    # From start to the first true answer, s: an RTX card compiles its kernels at the first start.
+    startup_timeout_s: float = 300.0
     drain_timeout_s: float = 30.0  # for requests in flight when stopping, s; 0: end at once (draining takes 1.5 s)
 
     def __post_init__(self) -> None:
