@@ -56,7 +56,10 @@ def faults(
     seed: Annotated[int, typer.Option(help="Of victims and moments.")] = 0,
     folder: Folder = None,
 ) -> None:
-    """Kill server and Python processes at random moments of `affserve infer`; exit code 1 where the CSV differs."""
+    """Kill server and Python processes at random moments of `affserve infer`; exit code 1 where the CSV differs.
+
+    With a head that streams every second run is the live path, one frame at a time and nothing dropped: the same CSV.
+    """
     from affserve.benchmarks.serving.faults import measure_faults
 
     with tempfile.TemporaryDirectory() as scratch:

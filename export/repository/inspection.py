@@ -128,7 +128,7 @@ def _checkpoint(record: Mapping[str, Any]) -> str:
 
 
 def _artefact_lines(artefact: ArtefactRecord) -> list[str]:
-    per = "frame" if artefact.model == CLIP_ENCODER.name else "window"
+    per = "window" if artefact.model == TEMPORAL_HEAD.name else "frame"
     return [
         f"  {artefact.path}: {artefact.precision}, {artefact.bytes / 1e6:.1f} MB, {artefact.flops / 1e9:.3g} GFLOP per "
         f"{per}, for {SERVED_BY[artefact.use, artefact.engine]}",

@@ -30,7 +30,7 @@ class ArtefactRecord:
     precision: str  # fp32, fp16, bf16 or int8
     sha256: str
     bytes: int
-    flops: int  # per frame (encoder) or per window (head); a multiplication and an addition are two
+    flops: int  # per frame (encoder, stream) or per window (head); a multiplication and an addition are two
     parity: tuple[Mapping[str, Any], ...]  # figures and limits, as parity.Check has them; empty: not compared (RTX)
     engine: str = ""  # for a CPU the Triton backend that computes it; on a GPU the engine set decides
     tried: tuple[Mapping[str, Any], ...] = ()  # for a CPU: engines, precisions, ms of a run on the exporting machine

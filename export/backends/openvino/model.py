@@ -34,7 +34,7 @@ class TritonPythonModel(Backend):
 
     def run(self, inputs: Tensors) -> Tensors:
         answer = self._request.infer(inputs, share_inputs=True)
-        return {name: answer[name] for name in self.outputs}
+        return {name: answer[name] for name in self.computed}
 
     def close(self) -> None:
         del self._request, self._compiled
