@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from affserve.benchmarks.measuring.command_line import VIT
-from affserve.benchmarks.measuring.gpus import VISIBLE, gpu_engine_set, server_on
+from affserve.benchmarks.measuring.gpus import VISIBLE, gpu_sets, machine_sets, server_on
 from affserve.benchmarks.measuring.random_models import CACHE, random_repository
 from affserve.export.contract import CPU, GPU
 from affserve.export.machine.gpus import find_gpus
@@ -129,7 +129,7 @@ def _server(part: Part) -> Iterator[str]:
     if part.serves is None:
         yield ""
         return
-    with server_on(part.environment, part.serves, gpu_engine_set(part.serves)) as url:
+    with server_on(part.environment, part.serves, part.engine or gpu_sets(part.serves)[0]) as url:
         yield url
 
 
@@ -159,6 +159,7 @@ class Part:
     arguments: tuple[str, ...]  # after `affserve`
     environment: Mapping[str, str] = field(default_factory=dict)
     serves: Path | None = None  # repository of a server that runs meanwhile; its address replaces URL
+    engine: str = ""  # its engine set; "": the fastest at hand
     takes_folder: bool = True  # whether the command has the option --folder
 
 
@@ -230,6 +231,9 @@ def gpu_parts(quick: bool, gpus: Sequence[int], video: Path | None, face_model: 
         loaded = ("load", URL, *size["load"], "--name", f"load-{VIT}-gpu{gpu}")
         parts.append(_part(f"load-gpu{gpu}", *loaded, environment=alone, serves=fp16))
         if first:
+            for name in machine_sets()[1:]:
+                other = ("load", URL, *size["load"], "--name", f"load-{VIT}-gpu{gpu}-{name}")
+                parts.append(_part(f"load-gpu{gpu}-{name}", *other, environment=alone, serves=fp16, engine=name))
             opened = ("load", URL, *size["load-open"], "--name", f"load-open-{VIT}-gpu{gpu}")
             parts.append(_part("load-open", *opened, environment=alone, serves=fp16))
             parts.append(_part("peers", "peers", "--device", "cuda", *size["peers"], environment=alone))
@@ -249,8 +253,10 @@ def _films(
     return {"e2e": ("e2e", *film, *size["e2e"], *faces), "cameras": ("cameras", *size["cameras"], *faces)}
 
 
-def _part(name: str, *command: str, environment: Mapping[str, str] | None = None, serves: Path | None = None) -> Part:
-    return Part(name=name, arguments=("bench", *command), environment=environment or {}, serves=serves)
+def _part(
+    name: str, *command: str, environment: Mapping[str, str] | None = None, serves: Path | None = None, engine: str = ""
+) -> Part:
+    return Part(name=name, arguments=("bench", *command), environment=environment or {}, serves=serves, engine=engine)
 
 
 def _models(*options: str) -> Part:

@@ -13,10 +13,11 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from affserve.benchmarks.engines.specs import COMPILED, EAGER, FP16, ONNX_RUNTIME, TENSORRT, EngineSpec
+from affserve.benchmarks.engines.specs import COMPILED, EAGER, FP16, TENSORRT, EngineSpec
 from affserve.benchmarks.measuring.gpus import CUDA, gpu_library
 from affserve.benchmarks.measuring.processes import forget_peak, memory_mib
-from affserve.export.contract import CLIP_ENCODER, CPU, FEATURE_WIDTH, FRAMES
+from affserve.export.contract import CLIP_ENCODER, CPU, FEATURE_WIDTH, FEATURES, FRAMES
+from affserve.export.engine_sets import ONNX_RUNTIME, OPENVINO
 from affserve.train.errors import ExportError
 
 Call = Callable[[NDArray[Any]], object]
@@ -78,7 +79,7 @@ def _import_for(kind: str) -> None:
     if kind in (EAGER, COMPILED, TENSORRT):
         import affserve.export.graphs.head
         import affserve.train.models.encoder  # with open_clip, 230 MiB that are not the engine's
-    if kind == ONNX_RUNTIME:
+    if kind in (ONNX_RUNTIME, OPENVINO):
         import affserve.export.artefacts.sessions
     if kind == TENSORRT:
         import affserve.export.engine.loaded  # noqa: F401
@@ -132,6 +133,17 @@ def _open_onnx(spec: EngineSpec) -> Call:
     return lambda values: session.run(None, {name: values})
 
 
+def _open_openvino(spec: EngineSpec) -> Call:
+    from affserve.export.artefacts.sessions import Candidate, open_session
+    from affserve.export.precision.tolerances import Precision
+
+    if spec.path is None:
+        raise ExportError("OpenVINO without a graph")
+    session = open_session(spec.path, Candidate(Precision(spec.precision), OPENVINO), spec.threads)
+    name = (FRAMES if spec.model == CLIP_ENCODER.name else FEATURES).name
+    return lambda values: session({name: values})
+
+
 def _open_plan(spec: EngineSpec) -> Call:
     from affserve.export.engine.loaded import PlanRunner, open_engine
     from affserve.export.engine.profile import ENCODER_PROFILE, HEAD_PROFILE
@@ -149,6 +161,7 @@ _OPENERS: Mapping[str, Callable[[EngineSpec], Call]] = {
     EAGER: _open_pytorch,
     COMPILED: _open_pytorch,
     ONNX_RUNTIME: _open_onnx,
+    OPENVINO: _open_openvino,
     TENSORRT: _open_plan,
 }
 

@@ -10,20 +10,21 @@ from __future__ import annotations
 import importlib.util
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from affserve.benchmarks.measuring.gpus import CUDA, DEVICES
 from affserve.export.contract import CLIP_ENCODER, CPU, TEMPORAL_HEAD
 from affserve.export.engine.plans import plan_file
+from affserve.export.engine_sets import ONNX_RUNTIME, OPENVINO
 from affserve.export.machine.gpus import find_gpus, installed_tensorrt
 from affserve.export.repository.manifest import ArtefactRecord, Manifest, VersionRecord, read_manifest
 from affserve.train.errors import DataError, RepositoryError
 
-EAGER, COMPILED, ONNX_RUNTIME, TENSORRT = "pytorch-eager", "pytorch-compiled", "onnxruntime", "tensorrt"
-KINDS = (EAGER, COMPILED, ONNX_RUNTIME, TENSORRT)
-FP32, FP16, INT8, TF32 = "fp32", "fp16", "int8", "tf32"
+EAGER, COMPILED, TENSORRT = "pytorch-eager", "pytorch-compiled", "tensorrt"
+KINDS = (EAGER, COMPILED, ONNX_RUNTIME, OPENVINO, TENSORRT)
+FP32, FP16, BF16, INT8, TF32 = "fp32", "fp16", "bf16", "int8", "tf32"
 # On a CPU, ONNX Runtime converts FP16 to FP32 and back around every operator; larger batches only take longer.
 FP16_ON_CPU_UP_TO = 8
 
@@ -123,7 +124,7 @@ class _Search:
         """Note the engines of one kind, or why there are none."""
         reason = self._obstacle(kind)
         if reason is None:
-            find = {ONNX_RUNTIME: self._onnx, TENSORRT: self._plans}.get(kind, self._pytorch)
+            find = {ONNX_RUNTIME: self._onnx, OPENVINO: self._openvino, TENSORRT: self._plans}.get(kind, self._pytorch)
             found = find(kind, model, versions)
             self.engines += found
             reason = None if found else self._nothing(kind)
@@ -135,6 +136,8 @@ class _Search:
             return _pytorch_obstacle(self.device) or (_compiler_obstacle(self.device) if kind == COMPILED else None)
         if kind == TENSORRT:
             return _tensorrt_obstacle(self.device)
+        if kind == OPENVINO:
+            return _openvino_obstacle(self.device)
         return _onnx_obstacle(self.device)
 
     def _nothing(self, kind: str) -> str:
@@ -155,8 +158,13 @@ class _Search:
             # A CPU's INT8 graph has operators in layouts that CUDA only emulates.
             if artefact.model == model and not (self.device == CUDA and artefact.precision == INT8):
                 found.setdefault(artefact.precision, self._spec(kind, model, artefact.precision, path=path))
-        order = (FP32, FP16, INT8)
+        order = (FP32, FP16, BF16, INT8)
         return [found[precision] for precision in order if precision in found]
+
+    def _openvino(self, kind: str, model: str, versions: Versions) -> list[EngineSpec]:
+        """OpenVINO rounds the products of the half graph to bfloat16; the others it computes as they are."""
+        graphs = {one.precision: one for one in self._onnx(kind, model, versions)}
+        return [replace(one, precision=BF16 if name in (FP16, BF16) else name) for name, one in graphs.items()]
 
     def _plans(self, kind: str, model: str, versions: Versions) -> list[EngineSpec]:
         gpu = find_gpus()[0]
@@ -217,6 +225,12 @@ def _onnx_obstacle(device: str) -> str | None:
         if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
             return "this ONNX Runtime is for the CPU: install onnxruntime-gpu in place of onnxruntime"
     return None
+
+
+def _openvino_obstacle(device: str) -> str | None:
+    if device != CPU:
+        return "OpenVINO computes on the CPU here"
+    return None if importlib.util.find_spec(OPENVINO) else "OpenVINO is not installed: pip install 'affserve[serve]'"
 
 
 def _tensorrt_obstacle(device: str) -> str | None:

@@ -17,11 +17,12 @@ from typing import Any, TypeVar
 
 from affserve.benchmarks.engines import limits
 from affserve.benchmarks.engines import process as engine_process
-from affserve.benchmarks.engines.specs import EAGER, FP16, FP32, ONNX_RUNTIME, EngineSpec, Found, find_engines
+from affserve.benchmarks.engines.specs import EAGER, FP16, FP32, EngineSpec, Found, find_engines
 from affserve.benchmarks.measuring.gpus import CUDA, DEVICES
 from affserve.benchmarks.measuring.random_models import CACHE, random_checkpoints, repository_of
 from affserve.benchmarks.measuring.samples import ratio_interval, summary_ms
 from affserve.export.contract import CLIP_ENCODER, CPU, FEATURE_WIDTH, FEATURES, FRAMES, GPU, TEMPORAL_HEAD
+from affserve.export.engine_sets import ONNX_RUNTIME
 from affserve.export.graphs.flops import count_flops
 from affserve.export.precision.tolerances import Precision
 from affserve.train.errors import DataError, ExportError

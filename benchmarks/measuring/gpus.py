@@ -8,11 +8,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from affserve.export import engine_sets
 from affserve.export.contract import CPU, GPU
+from affserve.export.engine_sets import ENGINE_SETS
+from affserve.export.repository.check import verify_repository
+from affserve.export.repository.manifest import read_manifest
 from affserve.export.server.config import ServerConfig
+from affserve.export.server.engine_choice import machine_obstacle, passed_over
 from affserve.export.server.installation import find_installation
 from affserve.export.server.server import TritonServer
+from affserve.train.errors import RepositoryError, ServerError
 
 CUDA = "cuda"  # as PyTorch and ONNX Runtime call the device that a repository's use calls gpu
 DEVICES = (CPU, CUDA)
@@ -54,13 +58,36 @@ def describe_gpus() -> list[dict[str, Any]]:
     ]
 
 
-def gpu_engine_set(repository: Path) -> str:
-    """Return the configuration by which a repository is served fastest from this machine's GPUs.
+def machine_sets() -> list[str]:
+    """Return the engine sets for GPUs that this machine has what is needed for, the fastest first."""
+    installation = find_installation()
+    return [name for name, one in ENGINE_SETS.items() if one.on_gpu and machine_obstacle(name, installation) is None]
 
-    TensorRT where there are plans and the server brings TensorRT, which the wheel's does not; else ONNX Runtime.
+
+def gpu_sets(repository: Path) -> list[str]:
+    """Return the engine sets by which this machine can serve a repository from its GPUs, the fastest first.
+
+    ServerError, with what stands in the way of each, when there is none.
     """
-    has_plans = any(repository.glob("*/*/*.plan"))
-    return engine_sets.TENSORRT if has_plans and find_installation().wheel is None else engine_sets.CUDA
+    reasons: dict[str, str] = {}
+    for name in (one for one, which in ENGINE_SETS.items() if which.on_gpu):
+        trouble = machine_obstacle(name, find_installation())
+        try:
+            reasons[name] = trouble.text if trouble else ""
+            if trouble is None:
+                verify_repository(repository, name)
+        except RepositoryError as error:
+            reasons[name] = str(error)
+    if not (found := [name for name, reason in reasons.items() if not reason]):
+        raise ServerError(f"{repository} cannot be served from a GPU here: {passed_over(reasons)}")
+    return found
+
+
+def uses(repository: Path, backend: str) -> bool:
+    """Say whether a model of a repository is computed by a backend on a CPU."""
+    manifest = read_manifest(repository)
+    served = manifest.versions[manifest.served].computed_by() if manifest is not None else {}
+    return any(engine == backend for engine, _ in served.values())
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from affserve.benchmarks.measuring.gpus import CUDA, gpu_engine_set, use_of
+from affserve.benchmarks.measuring.gpus import CUDA, gpu_sets, use_of, uses
 from affserve.benchmarks.measuring.random_models import (
     CACHE,
     Checkpoints,
@@ -27,9 +27,10 @@ from affserve.benchmarks.measuring.samples import ratio_interval
 from affserve.benchmarks.peers import systems
 from affserve.benchmarks.peers.answers import compare_answers
 from affserve.benchmarks.peers.environment import SITE, PeerSettings, install_peers
-from affserve.benchmarks.peers.systems import LITSERVE, NAIVE, OURS, SCRIPT, Frames, System
+from affserve.benchmarks.peers.systems import INFORMED, LITSERVE, NAIVE, OURS, SCRIPT, Frames, System
 from affserve.export import engine_sets
 from affserve.export.contract import CHUNK_FRAMES, CPU
+from affserve.export.engine_sets import OPENVINO
 from affserve.export.machine.cores import usable_cores
 from affserve.export.precision.tolerances import Precision
 from affserve.export.server.config import ServerConfig
@@ -41,7 +42,9 @@ BARS = (  # ours, the peer, times as fast at least
     (Precision.INT8, LITSERVE, 2.5),
     (Precision.FP32, NAIVE, 1.0),
     (Precision.FP32, LITSERVE, 1.0),
+    *((Precision.INT8, name, 1.0) for name in INFORMED.values()),
 )
+ALONE = f"{OURS} INT8, ONNX Runtime alone"  # the set cpu without the engine that export found faster
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,15 +123,31 @@ def _candidates(
         NAIVE: [naive(whole, 1)],
         LITSERVE: [lit(whole, 1, 1), lit(whole, 1, 2)],
     }
-    if cores > 1 and options.device == CPU:
-        candidates[NAIVE].append(naive(settings(1), cores))
-        candidates[LITSERVE].append(lit(settings(1), cores, 1))
-    for precision, repository in repositories.items():
-        candidates[_ours(precision)] = [
-            systems.affserve_served(_ours(precision), config, options.transport)
-            for config in _our_configs(repository, options)
-        ]
+    if options.device == CPU:
+        for engine, name in INFORMED.items():
+            candidates[name] = [naive(replace(whole, engine=engine), 1)]
+            if cores > 1:
+                candidates[name].append(naive(replace(settings(1), engine=engine), cores))
+        if cores > 1:
+            candidates[NAIVE].append(naive(settings(1), cores))
+            candidates[LITSERVE].append(lit(settings(1), cores, 1))
+    for name, configs in _our_systems(repositories, options).items():
+        candidates[name] = [systems.affserve_served(name, config, options.transport) for config in configs]
     return {name: tried[:1] if options.quick else tried for name, tried in candidates.items()}
+
+
+def _our_systems(repositories: Mapping[Precision, Path], options: PeerOptions) -> dict[str, list[ServerConfig]]:
+    """Return what of ours is compared: each precision, and on a GPU the other engine sets at hand."""
+    ours = {_ours(precision): _our_configs(root, options) for precision, root in repositories.items()}
+    if (int8 := repositories.get(Precision.INT8)) is not None and uses(int8, OPENVINO):
+        ours[ALONE] = [replace(config, without=(OPENVINO,)) for config in _our_configs(int8, options)]
+    if options.device != CPU and options.engine is None:
+        for precision, root in repositories.items():
+            (config,) = _our_configs(root, options)
+            first, *others = [replace(config, engine=name) for name in gpu_sets(root)]
+            ours[_ours(precision)] = [first]
+            ours |= {f"{_ours(precision)}, set {one.engine}": [one] for one in others}
+    return ours
 
 
 def _our_configs(repository: Path, options: PeerOptions) -> list[ServerConfig]:
@@ -142,7 +161,7 @@ def _our_configs(repository: Path, options: PeerOptions) -> list[ServerConfig]:
 
 
 def _engine(repository: Path, options: PeerOptions) -> str:
-    fastest = engine_sets.CPU if options.device == CPU else gpu_engine_set(repository)
+    fastest = engine_sets.CPU if options.device == CPU else gpu_sets(repository)[0]
     return options.engine or fastest
 
 
@@ -222,11 +241,10 @@ def _compare(systems: Sequence[Chosen], frames: Frames, options: PeerOptions, pr
             times_s[one.system.name].append(time.perf_counter() - started)
     told = {one.system.name: _told(one, times_s, answers, len(frames)) for one in systems}
     ratios = {
-        f"{_ours(precision)} / {peer}": ratio_interval(
-            times_s[peer], times_s[_ours(precision)], in_turns=True
-        ).rounded()
-        for precision in options.precisions
-        for peer in (NAIVE, LITSERVE, SCRIPT)
+        f"{ours} / {other}": ratio_interval(times_s[other], times_s[ours], in_turns=True).rounded()
+        for ours in map(_ours, options.precisions)
+        for other in times_s
+        if not other.startswith(OURS) or other == ALONE
     }
     return {"systems": told, "times_as_fast": ratios, "bars": _bars(options, ratios, told)}
 
@@ -247,7 +265,7 @@ def _told(
 
 def _precision(name: str) -> Precision:
     """Return the precision by whose tolerance a system's answers are judged; the peers' is PyTorch's own."""
-    return next((one for one in Precision if name == _ours(one)), Precision.FP32)
+    return next((one for one in Precision if name.split(",")[0] == _ours(one)), Precision.FP32)
 
 
 def _bars(
@@ -256,7 +274,7 @@ def _bars(
     """Return every bar that these systems can meet: fast enough and equal in what is answered."""
     bars = []
     for precision, peer, least in BARS:
-        if precision in options.precisions:
+        if precision in options.precisions and peer in told:
             figure = ratios[f"{_ours(precision)} / {peer}"]["value"]
             equal = told[_ours(precision)]["answers"]["equal"] and told[peer]["answers"]["equal"]
             what = f"{_ours(precision)} served, times as fast as the {peer}"

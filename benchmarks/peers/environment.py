@@ -65,6 +65,7 @@ class PeerSettings:
     checkpoints: Checkpoints
     threads: int  # of PyTorch, in each worker
     device: str = "cpu"  # of PyTorch
+    engine: str = ""  # in place of PyTorch: onnxruntime or openvino, on a stock export
     site: Path = SITE  # the peers' packages
 
     def environment(self) -> Mapping[str, str]:
@@ -79,6 +80,7 @@ class PeerSettings:
             model.HEAD_VARIABLE: str(self.checkpoints.head.resolve()),
             model.THREADS_VARIABLE: str(self.threads),
             model.DEVICE_VARIABLE: self.device,
+            model.ENGINE_VARIABLE: self.engine,
         }
 
 

@@ -1,4 +1,5 @@
-"""The PyTorch model of the peers, loaded from checkpoints as a laboratory's own serving script would load it.
+"""The model of the peers, loaded from checkpoints as a laboratory's own serving script would load it: as PyTorch's
+modules, or, by who is informed, as a stock ONNX export of them in an engine for CPUs.
 
 Runs in the peers' processes. Only training code is imported: what serves is the peer's.
 """
@@ -7,8 +8,11 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch  # noqa: TID253 - this file is about it
@@ -20,6 +24,7 @@ ENCODER_VARIABLE = "AFFSERVE_PEER_ENCODER"
 HEAD_VARIABLE = "AFFSERVE_PEER_HEAD"
 THREADS_VARIABLE = "AFFSERVE_PEER_THREADS"
 DEVICE_VARIABLE = "AFFSERVE_PEER_DEVICE"
+ENGINE_VARIABLE = "AFFSERVE_PEER_ENGINE"  # empty: PyTorch
 STANDARD_INPUT = 0
 KEEP_ALIVE_S = 600  # between requests of one connection: a peer waits while the others take their turns
 FRAME_SHAPE = (224, 224, 3)
@@ -60,6 +65,61 @@ class PeerModel:
         return np.frombuffer(bytearray(body), np.float32).reshape(-1, self.width)
 
 
+class ExportedModel(PeerModel):
+    """The same modules exported as they are, with PyTorch's own exporter and no option, in ONNX Runtime or OpenVINO."""
+
+    def __init__(self, encoder: Path, head: Path, threads: int, engine: str) -> None:
+        super().__init__(encoder, head, threads)
+        with tempfile.TemporaryDirectory() as folder:
+            files = Path(folder) / "encoder.onnx", Path(folder) / "head.onnx"
+            frames, window = torch.zeros(2, *FRAME_SHAPE, dtype=torch.uint8), torch.zeros(1, 20, self.width)
+            _export(self._encoder, frames, files[0], batch_axis=0)
+            _export(_Answers(self._head), window, files[1], batch_axis=1)
+            self._run_encoder, self._run_head = (_session(file, engine, threads) for file in files)
+        self._tasks = list(self._head.answers(window))
+
+    def encode(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """frames: (N, 224, 224, 3) uint8 -> features (N, D) float32."""
+        return self._run_encoder(frames)[0]
+
+    def predict(self, features: NDArray[np.float32]) -> dict[str, list[list[float]]]:
+        """features: (T, D) float32 -> (T, K) numbers by task."""
+        return {task: one[0].tolist() for task, one in zip(self._tasks, self._run_head(features[None]), strict=True)}
+
+
+class _Answers(torch.nn.Module):
+    """A head whose outputs are a tuple, as ONNX has them."""
+
+    def __init__(self, head: Any) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(self.head.answers(features).values())
+
+
+def _export(module: torch.nn.Module, example: torch.Tensor, path: Path, batch_axis: int) -> None:
+    free = ({batch_axis: torch.export.Dim.AUTO},)
+    torch.onnx.export(module.eval(), (example,), path, dynamo=True, dynamic_shapes=free, verbose=False)
+
+
+def _session(path: Path, engine: str, threads: int) -> Callable[[NDArray[Any]], list[NDArray[np.float32]]]:
+    if engine == "openvino":
+        import openvino
+
+        # float32, because answers are compared with float32's: OpenVINO's own choice may be bf16.
+        wanted = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
+        compiled = openvino.Core().compile_model(str(path), "CPU", wanted)
+        return lambda values: [np.array(one) for one in compiled([values]).values()]
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda values: list(session.run(None, {name: values}))
+
+
 def end_with_parent() -> None:
     """End this process and all that it started once whoever holds the other end of standard input is gone.
 
@@ -78,9 +138,6 @@ def end_with_parent() -> None:
 def model_of_environment() -> PeerModel:
     """Load what the environment variables of this process name."""
     values = os.environ
-    return PeerModel(
-        Path(values[ENCODER_VARIABLE]),
-        Path(values[HEAD_VARIABLE]),
-        int(values[THREADS_VARIABLE]),
-        values[DEVICE_VARIABLE],
-    )
+    paths = Path(values[ENCODER_VARIABLE]), Path(values[HEAD_VARIABLE])
+    threads, engine = int(values[THREADS_VARIABLE]), values[ENGINE_VARIABLE]
+    return ExportedModel(*paths, threads, engine) if engine else PeerModel(*paths, threads, values[DEVICE_VARIABLE])

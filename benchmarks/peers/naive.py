@@ -1,4 +1,5 @@
-"""The service most people write first: FastAPI and uvicorn around PyTorch's eager modules, at its best settings.
+"""The service most people write first: FastAPI and uvicorn around PyTorch's eager modules, at its best settings; and
+the one that an informed user writes, the same around ONNX Runtime or OpenVINO.
 
 Bodies are raw bytes, answers come from orjson, uvicorn runs on uvloop and httptools, and the model runs in one thread
 of its own, so that the event loop receives the next request meanwhile and two requests never fight for the cores.

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from affserve.benchmarks.peers.environment import HOST, PeerSettings, peer_script, peer_server, told
 from affserve.client.client import AffectClient
 from affserve.export.contract import CHUNK_FRAMES, FEATURE_WIDTH
+from affserve.export.engine_sets import ONNX_RUNTIME, OPENVINO
 from affserve.export.server.config import ServerConfig
 from affserve.export.server.server import TritonServer
 from affserve.train.errors import ServerError
@@ -31,6 +32,7 @@ from affserve.train.windows import Outputs
 Frames = NDArray[np.uint8]
 REQUEST_TIMEOUT_S = 300.0
 OURS, NAIVE, LITSERVE, SCRIPT = "affserve", "naive service", "LitServe", "plain script"
+INFORMED = {ONNX_RUNTIME: "FastAPI with ONNX Runtime", OPENVINO: "FastAPI with OpenVINO"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,9 +47,13 @@ class System:
 
 @contextmanager
 def naive_service(settings: PeerSettings, workers: int) -> Iterator[System]:
-    """FastAPI, uvicorn and PyTorch."""
+    """FastAPI, uvicorn and PyTorch, or the engine of the settings."""
     with peer_server("affserve.benchmarks.peers.naive", settings, [workers]) as port, HttpClient(port) as client:
-        yield System(name=NAIVE, settings=_workers(workers, settings.threads), answer=client.answer)
+        yield System(
+            name=INFORMED.get(settings.engine, NAIVE),
+            settings=_workers(workers, settings.threads),
+            answer=client.answer,
+        )
 
 
 @contextmanager

@@ -109,7 +109,7 @@ def gpus(
     folder: Folder = None,
 ) -> None:
     """Compare one GPU with several, a server on each behind round robin: frames/s, scaling factor, power."""
-    from affserve.benchmarks.measuring.gpus import gpu_engine_set
+    from affserve.benchmarks.measuring.gpus import gpu_sets
     from affserve.benchmarks.serving.gpu_scaling import measure_gpus
     from affserve.export.machine.gpus import find_gpus
     from affserve.train.errors import DataError
@@ -117,7 +117,7 @@ def gpus(
     chosen = gpu or [one.index for one in find_gpus()]
     if not chosen:
         raise DataError("no NVIDIA GPU was found (nvidia-smi lists none); name them with --gpu, or see affserve doctor")
-    name = engine or gpu_engine_set(repository)
+    name = engine or gpu_sets(repository)[0]
     keep("gpus", measure_gpus(repository, name, chosen, frames, rounds, progress), folder)
 
 

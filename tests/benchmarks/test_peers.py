@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +20,10 @@ from affserve.benchmarks.measuring.samples import largest_difference
 from affserve.benchmarks.peers.answers import compare_answers
 from affserve.benchmarks.peers.comparison import PeerOptions, _Best
 from affserve.benchmarks.peers.environment import SITE, PeerSettings, peer_server
-from affserve.benchmarks.peers.systems import System, naive_service, plain_script
+from affserve.benchmarks.peers.systems import INFORMED, System, naive_service, plain_script
 from affserve.benchmarks.serving.windows_cost import CountingEncoder, our_way, paper_way, times_fewer
 from affserve.client.client import AffectClient
+from affserve.export.engine_sets import ONNX_RUNTIME, OPENVINO
 from affserve.export.machine.ports import listening
 from affserve.export.precision.tolerances import Precision
 from affserve.train.errors import ServerError
@@ -60,6 +62,15 @@ def test_the_naive_service_answers_as_our_server(settings: PeerSettings, served:
     for answer in answers:
         told = compare_answers(answer, served, Precision.FP32)
         assert told["equal"], told
+
+
+@needs_peers
+@pytest.mark.parametrize("engine", [ONNX_RUNTIME, OPENVINO])
+def test_the_informed_services_answer_as_our_server(settings: PeerSettings, served: Outputs, engine: str) -> None:
+    with naive_service(replace(settings, engine=engine), 1) as service:
+        assert service.name == INFORMED[engine]
+        told = compare_answers(service.answer(blurred_noise(FRAMES), 1), served, Precision.FP32)
+    assert told["equal"], told
 
 
 def test_a_peer_that_does_not_start_shows_its_log(settings: PeerSettings) -> None:

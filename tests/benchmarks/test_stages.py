@@ -104,8 +104,8 @@ def test_wrong_sizes_engines_devices_and_folders_are_told(repository: Path, tmp_
     for batches in ((), (0,), (301,)):
         with pytest.raises(DataError, match="1 to 300"):
             StagesConfig(repositories=(repository,), batches=batches)
-    with pytest.raises(DataError, match="openvino"):
-        find_engines([repository], "cpu", 1, ["openvino"])
+    with pytest.raises(DataError, match="tensorflow"):
+        find_engines([repository], "cpu", 1, ["tensorflow"])
     with pytest.raises(DataError, match="tpu"):
         find_repositories([repository], "ViT-B-32", "tpu")
     with pytest.raises(RepositoryError, match="no manifest"):
