@@ -28,7 +28,7 @@ from affserve.benchmarks.measuring.random_models import Progress
 from affserve.client.client import AffectClient
 from affserve.export.contract import FRAMES
 from affserve.export.server.guardian import SHARED_MEMORY
-from affserve.train.errors import AffserveError
+from affserve.train.errors import AffserveError, ServerError
 from affserve.train.windows import Outputs
 
 VICTIMS = ("server", "python process", "guardian", "supervisor")
@@ -117,7 +117,10 @@ def _service(repository: Path, scratch: Path) -> Iterator[tuple[psutil.Popen, st
     with (scratch / "serve.log").open("ab") as log:
         process = psutil.Popen(command, stdout=subprocess.PIPE, stderr=log, env=environment, text=True)
     try:
-        yield process, process.stdout.readline().partition("grpc://")[2].split()[0].rstrip(":")
+        line = process.stdout.readline()
+        if "grpc://" not in line:
+            raise ServerError(f"affserve serve did not start: {(scratch / 'serve.log').read_text()[-1000:]}")
+        yield process, line.partition("grpc://")[2].split()[0].rstrip(":")
     finally:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.send_signal(signal.SIGTERM)
