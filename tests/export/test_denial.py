@@ -228,4 +228,4 @@ def test_a_server_that_a_signal_ended_is_no_fault_of_the_repository() -> None:
         "signal 11 ended it: is there enough memory (free -h, ulimit -v)?"
     )
     assert "ulimit -n 4096" in triton_log.advice("[warn] epoll_create: Too many open files", 1)
-    assert "export the repository again" in triton_log.advice("E1126 odd", 1)
+    assert triton_log.advice("E1126 odd", 1) == ""
