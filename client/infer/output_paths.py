@@ -85,7 +85,9 @@ def plan_outputs(sources: Sequence[Path], wishes: OutputWishes) -> dict[Path, Ou
             if takers.setdefault(path, source) != source:
                 raise OutputError(f"{path} would be the result of {takers[path]} and of {source}: give --out a folder")
         if len(set(outputs.files)) < len(outputs.files):
-            raise OutputError(f"the plot and the overlay of {source} would both be {outputs.plot}: --overlay another")
+            raise OutputError(
+                f"the plot and the overlay of {source} would both be {outputs.plot}: give --overlay another name"
+            )
         if any(path.exists() and source.exists() and path.samefile(source) for path in outputs.files):
             raise OutputError(f"the result would overwrite the source {source}: choose another place")
     return planned

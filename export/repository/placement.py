@@ -151,8 +151,9 @@ class LocalTarget:
     def place_version(self, staging: Path, version: int) -> None:
         with self._explained():
             for model in MODELS:
-                (self.root / model).mkdir(parents=True, exist_ok=True)
-                replace_folder(staging / model / str(version), self.root / model / str(version))
+                if (made := staging / model / str(version)).is_dir():  # not every head streams
+                    (self.root / model).mkdir(parents=True, exist_ok=True)
+                    replace_folder(made, self.root / model / str(version))
         self.write({file: (staging / file).read_bytes() for file in in_order(staging) if _version_of(file) is None})
 
     def write(self, files: Mapping[str, bytes]) -> None:
