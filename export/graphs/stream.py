@@ -72,6 +72,7 @@ class StreamHead(nn.Module):
             )
         self.context = config.context_frames or 1
         self.tcn = nn.ModuleList(StreamResidual(cast(ResidualBlock, block)) for block in head.tcn)
+        self.answered, self.late = head.answered, config.lookahead_frames
         self.project = _pointwise(head.project)
         self.encoder = nn.ModuleList(
             StreamTransformer(cast(TransformerBlock, block), self.context) for block in head.encoder
@@ -79,7 +80,8 @@ class StreamHead(nn.Module):
         self.mlps = nn.ModuleDict({key: LeanOutput(cast(OutputLayers, mlp)) for key, mlp in head.mlps.items()})
         convolutions = [one for one in self.modules() if isinstance(one, StreamConvolution)]
         past = 2 * (self.context - 1) * config.width  # keys and values
-        sizes = [1, *(one.past * one.inputs for one in convolutions), *(past for _ in self.encoder)]
+        convolved = (one.past * one.inputs for one in convolutions)
+        sizes = [1, *convolved, self.answered * self.late, *(past for _ in self.encoder)]
         self.sizes = [size for size in sizes if size]
         self.state_values = sum(self.sizes)
 
@@ -91,6 +93,8 @@ class StreamHead(nn.Module):
         h = features
         for residual in self.tcn:
             h = residual(h, tape)  # (1, T, C_out)
+        if self.answered:
+            h = torch.cat([h, tape.joined(features, self.late)[:, : features.shape[1]]], dim=2)  # (1, T, C_out + D)
         h = self.project(h)  # (1, T, C)
         frames = torch.arange(features.shape[1])
         keys = frames[:, None] + torch.arange(self.context)  # (T, W): which of the frames before and those of the run
