@@ -26,6 +26,7 @@ class EngineSet:
     words: str  # what computes
     file: str  # of each model with weights, in the folder of its version; {sm}: the GPU's compute capability
     on_gpu: bool
+    instances: int = 1  # of the encoder on each GPU, unless told
 
 
 ENGINE_SETS: dict[str, EngineSet] = {
@@ -34,7 +35,9 @@ ENGINE_SETS: dict[str, EngineSet] = {
         # The name of no file: it is config.pbtxt itself, what a Triton serves that is told nothing.
         EngineSet(name=TENSORRT, words="TensorRT on the GPU", file="model.sm{sm}.plan", on_gpu=True),
         EngineSet(name=RTX, words="TensorRT for RTX on the GPU", file=RTX_PLAN_FILE, on_gpu=True),
-        EngineSet(name=CUDA, words="ONNX Runtime on the GPU", file=GPU_ONNX_FILE, on_gpu=True),
+        # Each is a process that copies and computes in turn. On an H200, 4 callers with 32 frames per request get 6,100
+        # frames/s from one, 10,900 from two, 13,400 from three and 15,300 from four; each takes 0.7 GiB of the GPU.
+        EngineSet(name=CUDA, words="ONNX Runtime on the GPU", file=GPU_ONNX_FILE, on_gpu=True, instances=4),
         EngineSet(name=CPU, words="the CPU", file=ONNX_FILE, on_gpu=False),
     )
 }

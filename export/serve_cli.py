@@ -79,7 +79,11 @@ def serve(
     ] = None,
     instances: Annotated[
         int | None,
-        typer.Option(min=1, help="Chunks the encoder computes at once on a CPU.  [default: one for every 8 cores]"),
+        typer.Option(
+            min=1,
+            help="Chunks the encoder computes at once, on each GPU where there are some.  [default: one for every 8 "
+            "cores; 4 of --engine cuda, 1 of rtx and tensorrt]",
+        ),
     ] = None,
     threads: Annotated[
         int | None,

@@ -18,12 +18,15 @@ CORES_PER_INSTANCE = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Parallelism:
-    """How a model on a CPU uses the cores."""
+    """How many instances of the encoder there are, and how models on a CPU use the cores."""
 
-    instances: int  # chunks that the encoder computes at the same time
+    instances: int  # chunks that the encoder computes at the same time; on each GPU, where there are some
     threads: int  # of each instance, and of every other model
+    on_gpu: bool = False  # then threads are those of what is left for the CPU, such as JPEG
 
     def __str__(self) -> str:
+        if self.on_gpu:
+            return f"{self.instances} instance{'s' * (self.instances > 1)} on each GPU"
         threads = f"{self.threads} thread{'s' * (self.threads > 1)}"
         return threads if self.instances == 1 else f"{self.instances} instances of {threads}"
 

@@ -22,10 +22,9 @@ from affserve.export.repository.templates import read_config
 def lay_out_models(
     repository: Path, engine: str, instances: int, folder: Path, stand_ins: Mapping[str, str] = MappingProxyType({})
 ) -> Path:
-    """Return a folder below `folder` with the models of `repository`, of the encoder so many instances.
+    """Return a folder below `folder` with the models of `repository`, of the encoder so many instances (on each GPU).
 
-    Where the encoder runs on a GPU there is one: an instance more takes memory and gains nothing. stand_ins: backends
-    and what computes in their place.
+    stand_ins: backends and what computes in their place.
     """
     source = repository.resolve()
     root = folder / "models"
@@ -45,9 +44,8 @@ def _changed(path: Path, instances: int, stand_ins: Mapping[str, str]) -> Any | 
     if instances == 1 and not stand_ins:
         return None
     config = read_config(path)
-    on_cpu = [group for group in config.instance_group if group.Kind.Name(group.kind) == "KIND_CPU"]
-    if more := bool(on_cpu) and instances > 1:
-        on_cpu[0].count = instances
+    if more := instances > 1 and bool(config.instance_group):  # an ensemble has none
+        config.instance_group[0].count = instances
     if other := stand_ins.get(config.backend):
         config.backend = other
     return config if more or other else None

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from affserve.export import engine_sets
 from affserve.export.engine_sets import ENGINE_SETS
-from affserve.export.machine.cores import Parallelism, choose_parallelism
+from affserve.export.machine.cores import Parallelism, choose_parallelism, usable_cores
 from affserve.export.machine.ports import PortTakenError, choose_ports, listening
 from affserve.export.server.security import (
     PRIVATE,
@@ -40,7 +40,7 @@ class ServerConfig:
     engine: str = engine_sets.AUTO  # an engine set, or AUTO: the fastest that runs here and answers as PyTorch did
     without: tuple[str, ...] = ()  # backends of the set cpu that ONNX Runtime is to stand in for
     threads: int | None = None  # per instance of a model on a CPU; None: the physical cores, shared out
-    instances: int | None = None  # of the encoder on a CPU; None: as many as the cores are worth
+    instances: int | None = None  # of the encoder; None: as many as the cores, or the set on a GPU, are worth
     tls: ServerTls | None = None  # None: plain text
     shared_memory: bool | None = None  # may callers register regions; None: when only this machine can call
     watch: bool = False  # change over when another version of the repository is to be served
@@ -95,8 +95,12 @@ class ServerConfig:
 
     @property
     def parallelism(self) -> Parallelism:
-        """Instances of the encoder and threads of each."""
-        return choose_parallelism(self.instances, self.threads)
+        """Instances of the encoder and threads of each, of the set that `engine` names; until it does, of the CPU's."""
+        engine = ENGINE_SETS.get(self.engine)
+        if engine is None or not engine.on_gpu:
+            return choose_parallelism(self.instances, self.threads)
+        instances, threads = self.instances or engine.instances, self.threads or usable_cores()
+        return Parallelism(instances=instances, threads=threads, on_gpu=True)
 
     def with_ports(self) -> ServerConfig:
         """Return the same with free ports in place of the open ones; PortTakenError when a given one is in use."""

@@ -85,7 +85,6 @@ class TritonServer:
         self.config = config  # once it has been started, with its ports and its engine set
         self.proven = proven
         self.passed_over: dict[str, str] = {}  # faster engine sets, and why they are not served
-        self.parallelism = config.parallelism
         self.pid = 0  # of tritonserver
         self.engine = ""  # such as "Triton 2.51.0, set cpu, ONNX Runtime 1.31.1 CPU"
         self.notice = ""  # what whoever serves should know
@@ -198,7 +197,7 @@ class TritonServer:
             self._own = OwnFolder(self._identity)
             folder = self._own.path
             environment = server_environment(installation, folder)
-            environment["AFFSERVE_THREADS"] = str(self.parallelism.threads)
+            environment["AFFSERVE_THREADS"] = str(self.config.parallelism.threads)
             command = self._command(installation, folder)
             self._log_start = self._log.stat().st_size if self._log.exists() else 0
             self._guardian, self.pid = start_guardian(
@@ -218,7 +217,7 @@ class TritonServer:
     def _command(self, installation: Installation, folder: Path) -> list[str]:
         config = self.config
         others = {**dict(stand_ins(installation)), **dict.fromkeys(config.without, engine_sets.ONNX_RUNTIME)}
-        models = lay_out_models(config.repository, config.engine, self.parallelism.instances, folder, others)
+        models = lay_out_models(config.repository, config.engine, self.config.parallelism.instances, folder, others)
         callers = config.tls.trusted_callers(folder) if config.tls is not None else None
         options = serving_options(config, models, callers)
         command = [str(installation.binary), f"--id={self._identity}", *arguments(options)]

@@ -92,7 +92,7 @@ class SupervisedServer:
         version = f"version {server.version} of " if server.version is not None else ""
         return (
             f"serving {self._config.repository} on {' '.join(server.addresses())}: {server.engine}, "
-            f"{server.parallelism}, {version}models {' '.join(sorted(model.name for model in server.models))}"
+            f"{server.config.parallelism}, {version}models {' '.join(sorted(model.name for model in server.models))}"
             + "".join(f"; {told}" for told in (passed_over(server.passed_over), server.notice) if told)
         )
 

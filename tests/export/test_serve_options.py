@@ -26,6 +26,7 @@ from tritonclient.utils import InferenceServerException
 from affserve.export import engine_sets
 from affserve.export.machine.cores import Parallelism, choose_parallelism
 from affserve.export.repository.instances import lay_out_models
+from affserve.export.repository.templates import read_config
 from affserve.export.server import guardian
 from affserve.export.server.config import ServerConfig, serving_options
 from affserve.export.server.events import EventLog
@@ -155,12 +156,19 @@ def test_instances_share_the_work(closed: TritonServer, tiny: Path) -> None:
         np.testing.assert_allclose(answer["features"], expected_features(frames), rtol=1e-5, atol=1e-3)
 
 
-def test_instances_are_for_cpus(tiny: Path, tmp_path: Path) -> None:
-    for name, changed in ((engine_sets.TENSORRT, False), (engine_sets.CPU, True)):
+def test_the_encoder_alone_has_more_instances(tiny: Path, tmp_path: Path) -> None:
+    for name in (engine_sets.CUDA, engine_sets.CPU):
         (tmp_path / name).mkdir()
         root = lay_out_models(tiny, name, 2, tmp_path / name)
         assert (root / "temporal_head").is_symlink()
-        assert (root / "clip_encoder").is_symlink() is not changed
+        assert read_config(root / "clip_encoder" / "config.pbtxt").instance_group[0].count == 2
+
+
+def test_sets_for_a_gpu_have_instances_of_their_own() -> None:
+    asked = {"repository": Path("r")}
+    assert str(ServerConfig(**asked, engine=engine_sets.CUDA).parallelism) == "4 instances on each GPU"
+    assert ServerConfig(**asked, engine=engine_sets.TENSORRT).parallelism.instances == 1
+    assert ServerConfig(**asked, engine=engine_sets.CUDA, instances=2).parallelism.instances == 2
 
 
 @pytest.mark.parametrize(
