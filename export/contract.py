@@ -173,7 +173,8 @@ class HeadDescription:
             stream = StreamDescription.from_parameters(parameters)
         except (KeyError, ValueError, TypeError) as error:
             raise RepositoryError(
-                f"{source}: what it tells about its window or stream cannot be read: {error}; export it again"
+                f"{source}: its window or stream is not told in whole numbers ({error}): it was not written by "
+                "affserve export; export it again"
             ) from error
         if not 0 < stride <= window <= MOST_WINDOW_FRAMES:
             raise RepositoryError(

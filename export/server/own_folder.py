@@ -53,8 +53,10 @@ class OwnFolder:
 
 def _place() -> str:
     """Return where our folders go: Triton starts its Python processes through a shell and quotes no path."""
-    places = (tempfile.gettempdir(), "/tmp", "/var/tmp", "/dev/shm")
-    return next((one for one in places if _PLAIN.fullmatch(one) and os.access(one, os.W_OK | os.X_OK)), places[0])
+    asked = tempfile.gettempdir()
+    if _PLAIN.fullmatch(asked):
+        return asked
+    return next((one for one in ("/tmp", "/var/tmp", "/dev/shm") if os.access(one, os.W_OK | os.X_OK)), asked)
 
 
 def own_folders() -> Iterator[Path]:

@@ -331,7 +331,7 @@ def test_features_that_are_no_numbers_are_refused(liar: tuple[LyingServer, str])
         ("window_frames", "0", "windows of 0 frames"),
         ("window_frames", "99999999999", "windows of 99999999999 frames"),
         ("stride_frames", "0", "every 0"),
-        ("stride_frames", "many", "not whole numbers"),
+        ("stride_frames", "many", "not told in whole numbers"),
         ("labels.valence_arousal", "val\nence,arousal", "the label"),
         ("labels.valence_arousal", "%s,\x1b[2J", "the label"),
     ],
