@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 OURS_COLOUR, OTHERS_COLOUR = TRACK_COLOURS[0], "#9A9A9A"
 SECOND_COLOUR = TRACK_COLOURS[1]
 TEXT_COLOUR = "#333333"
+LINE_COLOURS = (*TRACK_COLOURS, OTHERS_COLOUR, TEXT_COLOUR)
 MARKERS = "osD^vP*X"
 WIDTH_IN = 8.0
 STYLE: dict[str, Any] = {
@@ -66,6 +67,11 @@ def _drawn(draw: Callable[[Figure, Measured], bool], measured: Measured) -> byte
         return image.getvalue()
 
 
+def _title(figure: Figure, text: str) -> None:
+    """Write a title from the left edge of the picture on: it may be too long for what is right of the labels."""
+    figure.suptitle(text, x=0.01, ha="left", size="large", weight="bold")
+
+
 def _peers(figure: Figure, measured: Measured) -> bool:
     """Rates as bars, ours in colour, with the interval of the median and what ours gains."""
     rates = {
@@ -86,7 +92,7 @@ def _peers(figure: Figure, measured: Measured) -> bool:
     axes.tick_params(axis="y", length=0)
     axes.set_xlim(0, 1.12 * max(rate.high for rate in rates.values()))
     axes.set_xlabel("face crops per second (median, 95 % interval)")
-    axes.set_title(f"{measured['architecture']} on {_device(measured)}: the same crops, the same answers")
+    _title(figure, f"{measured['architecture']} on {_device(measured)}: the same crops, the same answers")
     return True
 
 
@@ -179,7 +185,7 @@ def _engines(figure: Figure, measured: Measured) -> bool:
 
 
 def _line_colour(place: int) -> str:
-    return TRACK_COLOURS[place % len(TRACK_COLOURS)]
+    return LINE_COLOURS[place % len(LINE_COLOURS)]
 
 
 def _load(figure: Figure, measured: Measured) -> bool:
@@ -204,7 +210,7 @@ def _load(figure: Figure, measured: Measured) -> bool:
     axes.set_xlim(left=0)
     axes.set_xlabel("frames per second")
     axes.set_ylabel("latency, ms")
-    axes.set_title("Served under load: median (full) and p99 (dotted), more callers along each line")
+    _title(figure, "Served under load: median (full) and p99 (dotted), more callers along each line")
     axes.legend(frameon=False, fontsize=8)
     return True
 

@@ -9,6 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib import rc_context
+from matplotlib.axis import Tick
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 from typer.testing import CliRunner
 
 from affserve.benchmarks.cli import bench_app
@@ -16,6 +21,7 @@ from affserve.benchmarks.measuring.record import RESULTS, save
 from affserve.benchmarks.report.compare import BETTER, SAME, WORSE, compare_results
 from affserve.benchmarks.report.files import read_results
 from affserve.benchmarks.report.headlines import NOT_YET, headline_table
+from affserve.benchmarks.report.plots import PLOTS, STYLE, WIDTH_IN
 from affserve.benchmarks.report.report import BEGIN, END, fill_markers, write_report
 from affserve.train.errors import DataError, OutputError
 
@@ -284,3 +290,28 @@ def test_other_machines_are_pointed_out(results: Path, tmp_path: Path) -> None:
 def test_results_with_nothing_in_common_are_not_compared(results: Path) -> None:
     with pytest.raises(DataError, match="in common"):
         compare_results(results / "peers-ViT-B-32.json", results / "scale-length.json")
+
+
+@pytest.mark.parametrize("folder", sorted(path.name for path in RESULTS.iterdir() if path.is_dir()))
+def test_plots_keep_their_words_inside_and_their_lines_apart(folder: str) -> None:
+    results, drawn = read_results(RESULTS / folder), 0
+    for prefix, draw in PLOTS.items():
+        for name, measured in results.starting(prefix).items():
+            with rc_context(STYLE):
+                figure = Figure(figsize=(WIDTH_IN, 3.2), layout="constrained")
+                canvas = FigureCanvasAgg(figure)
+                if not draw(figure, measured):
+                    continue
+                canvas.draw()
+            drawn += 1
+            edge = figure.bbox.padded(1.0)
+            # Numbers beside an axis that lie beyond its end are not drawn.
+            ticks = {text for tick in figure.findobj(Tick) for text in tick.findobj(Text)}
+            for text in (one for one in figure.findobj(Text) if one.get_text() and one not in ticks):
+                box = text.get_window_extent()
+                assert edge.x0 <= box.x0, (prefix, name, text.get_text())
+                assert box.x1 <= edge.x1, (prefix, name, text.get_text())
+            for axes in figure.axes:
+                named = [line.get_color() for line in axes.lines if not str(line.get_label()).startswith("_")]
+                assert len(set(named)) == len(named), (prefix, name)
+    assert drawn
