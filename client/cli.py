@@ -18,6 +18,7 @@ from affserve.client.commands.doctor import doctor
 from affserve.client.commands.infer import CommandWithColumns, infer
 from affserve.client.commands.live import live
 from affserve.client.commands.status import status
+from affserve.client.commands.view import view
 from affserve.export.export_cli import export
 from affserve.export.serve_cli import serve
 from affserve.export.server.events import write_to_stderr
@@ -28,6 +29,7 @@ from affserve.train.signals import INTERRUPTED, was_interrupted
 EXTRA_OF = {
     **dict.fromkeys(("torch", "torchvision", "open_clip", "timm", "safetensors"), "train"),
     **dict.fromkeys(("onnx", "onnxscript", "onnxruntime"), "export"),
+    **dict.fromkeys(("starlette", "uvicorn", "websockets", "python_multipart"), "page"),
 }
 
 
@@ -63,6 +65,7 @@ app.command()(status)
 app.command()(evaluate)
 app.command(cls=CommandWithColumns)(infer)
 app.command()(live)
+app.command()(view)
 app.command()(doctor)
 app.add_typer(bench_app, name="bench", cls=Sentences)
 
