@@ -1,4 +1,4 @@
 """Rows in, files out and rows back: the columns, their formats and what describes them.
 
-Read rows, formats, output_file, metadata, table.
+Read rows, formats, output_file, metadata, table, edits.
 """

@@ -16,6 +16,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
@@ -32,6 +33,7 @@ from affserve.train.errors import OutputError
 
 SUFFIX = ".edits.json"
 LONGEST_NAME = 100  # characters
+NUMBER = re.compile("[0-9]{1,9}")  # of a person
 Whole = NDArray[np.int64]
 
 
@@ -52,7 +54,7 @@ class PersonEdit:
             _check(isinstance(getattr(self, one), bool), one, getattr(self, one), "true or false")
         for one in ("merged_into", "split_from", "at_frame"):
             value = getattr(self, one)
-            _check(value is None or (type(value) is int and value >= 0), one, value, "a number, 0 or more")
+            _check(value is None or (type(value) is int and 0 <= value < 10**9), one, value, "a number, 0 or more")
         if (self.split_from is None) != (self.at_frame is None):
             raise ValueError("split_from and at_frame belong together")
 
@@ -143,7 +145,8 @@ class Edits:
         places, track_id = self._changed(rows.frame, rows.track_id)
         taken = _taken(rows, places)
         faceless = track_id == NO_TRACK
-        for values in (taken.box_px, taken.face_score, *taken.predictions.values()):
+        numbers: list[NDArray[Any]] = [taken.box_px, taken.face_score, *taken.predictions.values()]
+        for values in numbers:
             values[faceless] = np.nan
         return Rows(**{**vars(taken), "track_id": track_id})
 
@@ -177,7 +180,7 @@ def read_edits(rows: Path) -> Edits:
         return parse_edits(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         return Edits()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise OutputError(f"{path} cannot be read as edits: {error}; correct it or move it away") from error
 
 
@@ -192,7 +195,7 @@ def parse_edits(document: object) -> Edits:
     people, parts = found.get("people", {}), found.get("parts", [])
     _check(isinstance(people, dict), "people", people, "an object by track_id")
     _check(isinstance(parts, list), "parts", parts, "a list")
-    if wrong := [track for track in people if not (track.isascii() and track.isdigit())]:
+    if wrong := [track for track in people if not NUMBER.fullmatch(track)]:
         raise ValueError(f"people has {wrong[0]!r}, expected the number of a person")
     return Edits(
         people={
