@@ -11,11 +11,12 @@ ROOT = Path(__file__).parents[1]
 # Upper floors first; what shares a floor does not import one another. Modules at a folder's root count as packages.
 FLOORS = {
     "benchmarks": "__main__ cli | peers | report video | engines everything load serving training | measuring",
-    "client": "__main__ | cli | commands | page | infer live | connection | async_client | client | drawing sequences"
+    "client": "__main__ | cli | commands | page | corpora infer live | connection | async_client | client"
+    " | drawing sequences"
     " | faces results video wire",
     "export": "doctor | machine_findings | export_cli serve_cli | server | repository | engine | artefacts | precision"
     " | graphs machine | contract pins | engine_sets",
-    "train": "__main__ | cli | study | stages | trainer | evaluation | features synthetic | corpus models"
+    "train": "__main__ | cli | study | stages | trainer | evaluation | features importing synthetic | corpus models"
     " | crops files labels provenance signals windows | errors",
 }
 # The command line's root alone knows every folder.

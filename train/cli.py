@@ -27,6 +27,10 @@ CorpusFolder = Annotated[
 ImageRoots = Annotated[
     list[Path] | None, typer.Option(help="Folder of crop folders, besides cropped_aligned*; may be repeated.")
 ]
+Images = Annotated[
+    str | None,
+    typer.Option(help="Crops: official (cropped_aligned*) or served (of data crop).  [default: served, if any]"),
+]
 CheckpointFolder = Annotated[Path, typer.Option("--out", help="Checkpoint folder to write.")]
 EncoderFolder = Annotated[Path, typer.Option(help="Checkpoint of affserve train encoder.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
@@ -90,7 +94,8 @@ def _one_line(summary: CorpusSummary) -> str:
 def check(
     root: Annotated[Path, typer.Argument(help="An Aff-Wild2 release, or the output of affserve data synth.")],
     image_root: ImageRoots = None,
-    images: Annotated[int, typer.Option(min=0, help="Decode so many crops of each video, evenly spread.")] = 0,
+    images: Images = None,
+    decode: Annotated[int, typer.Option(min=0, help="Decode so many crops of each video, evenly spread.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Count what a corpus holds, name what cannot be read, and compare it with what was published of Aff-Wild2.
@@ -102,7 +107,7 @@ def check(
     from affserve.train.corpus.check_report import print_report
 
     with progress_bar("reading") as progress:
-        report = check_corpus(open_corpus(root, image_root or ()), images=images, progress=progress)
+        report = check_corpus(open_corpus(root, image_root or (), images=images), decode=decode, progress=progress)
     if as_json:
         typer.echo(json.dumps(report.as_dict(), indent=2))
     else:
@@ -145,6 +150,7 @@ def tables(
         int | None, typer.Option(min=1, help="Of stage 2.  [default: valence-arousal 40, expressions 10, units 30]")
     ] = None,
     image_root: ImageRoots = None,
+    images: Images = None,
     workers: Annotated[int, typer.Option(min=0, help="Processes that read crops for stage 1.")] = 0,
     device: Device = "cpu",
 ) -> None:
@@ -170,7 +176,7 @@ def tables(
             seeds=_numbers("--seeds", seeds or ("0,1" if quick else "0,1,2")),
             encoder_per_fold=encoder_per_fold,
         )
-    study = Study(corpus=open_corpus(corpus, image_root or ()), config=config, out=out, tell=_to_stderr)
+    study = Study(corpus=open_corpus(corpus, image_root or (), images=images), config=config, out=out, tell=_to_stderr)
     finished = study.run()
     typer.echo(as_markdown(finished))
     if finished.failures:
@@ -203,6 +209,7 @@ def evaluate(
         int, typer.Option(min=0, help="In templates: frames past a video's last crop that may be asked for.")
     ] = 300,
     image_root: ImageRoots = None,
+    images: Images = None,
     device: Device = "cpu",
     as_json: Annotated[bool, typer.Option("--json", help="Print the scores as JSON.")] = False,
 ) -> None:
@@ -217,7 +224,7 @@ def evaluate(
     paths = template or []
     targets = [out / path.name for path in paths] if len(paths) > 1 else [out]
     templates = [(read_template(path), target) for path, target in zip(paths, targets, strict=False)]
-    opened = open_corpus(corpus, image_root or (), {video for one, _ in templates for video in one.videos})
+    opened = open_corpus(corpus, image_root or (), {video for one, _ in templates for video in one.videos}, images)
     with progress_bar("computing features") as progress:
         model = TrainedModel(encoder, head, opened, features, device, progress)
         if templates:
@@ -258,6 +265,7 @@ def encoder(
     corpus: CorpusFolder,
     out: CheckpointFolder,
     image_root: ImageRoots = None,
+    images: Images = None,
     architecture: Annotated[str, typer.Option(help="open_clip's name; affserve-demo is small.")] = "ViT-B-32",
     pretrained: Annotated[str, typer.Option(help="open_clip's tag, a file of weights, or none.")] = "openai",
     task: Tasks = None,
@@ -299,7 +307,7 @@ def encoder(
                 "balance": BalanceConfig(**picked(locals(), BalanceConfig)),
             }
         )
-    opened = open_corpus(corpus, image_root or ())
+    opened = open_corpus(corpus, image_root or (), images=images)
     _train(out, lambda: finetune(opened, config, out, _to_stderr, fresh=fresh))
 
 
@@ -309,6 +317,7 @@ def features(
     encoder: EncoderFolder,
     out: Annotated[Path, typer.Option(help="Folder of the features; one folder an encoder below it.")],
     image_root: ImageRoots = None,
+    images: Images = None,
     device: Device = "cpu",
     amp: Amp = "none",
     batch: Annotated[int, typer.Option(min=1, help="Crops the encoder takes at once; 256 or more on a GPU.")] = 64,
@@ -328,7 +337,7 @@ def features(
 
     config = ExtractConfig(**picked(locals(), ExtractConfig))
     model, checkpoint = load_encoder(encoder)
-    opened = open_corpus(corpus, image_root or ())
+    opened = open_corpus(corpus, image_root or (), images=images)
     with progress_bar("computing features") as progress:
         done = extract(
             model,
@@ -353,6 +362,7 @@ def head(
     encoder: EncoderFolder,
     features: Annotated[Path, typer.Option(help="Folder of the features; one folder an encoder below it.")],
     out: CheckpointFolder,
+    images: Images = None,
     task: Tasks = None,
     size: Annotated[str, typer.Option(help="paper, or demo for a CPU.")] = "paper",
     tcn: Annotated[bool, typer.Option(help="The temporal convolutions.")] = True,
@@ -417,7 +427,7 @@ def head(
         )
         config = FitConfig(head=architecture, **picked(locals(), FitConfig))
     _, checkpoint = load_encoder(encoder)
-    opened = open_corpus(corpus)
+    opened = open_corpus(corpus, images=images)
     _train(out, lambda: fit(opened, features / checkpoint.fingerprint, config, out, _to_stderr, fresh=fresh))
 
 

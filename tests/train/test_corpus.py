@@ -216,7 +216,7 @@ def test_files_that_cannot_be_read_are_named_and_the_others_counted(tmp_path: Pa
     jpegs = tmp_path / "cropped_aligned" / "video1_left"
     (jpegs / "00002.jpg").write_bytes((jpegs / "00003.jpg").read_bytes()[:-100])
     (jpegs / "00007.jpg").write_bytes(b"no image")
-    code, told = check(tmp_path, "--images", 3, "--json")
+    code, told = check(tmp_path, "--decode", 3, "--json")
     report: dict[str, Any] = json.loads(told)
     assert code == 1
     reasons = "\n".join(report["unreadable"])

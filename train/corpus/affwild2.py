@@ -12,8 +12,9 @@ import json
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +28,10 @@ TRAIN = "Train_Set"
 VALIDATION = "Validation_Set"
 HOLD_OUTS = ("any", "task")  # whose validation videos a training set leaves out
 IMAGE_ROOT_PREFIX = "cropped_aligned"
-CORPUS_FILE = "corpus.json"  # written by generated corpora; says what they are
+SERVED_ROOT = "cropped_affserve"  # crops that the client's detector and aligner cut, as a served model sees them
+OFFICIAL, SERVED = "official", "served"
+CORPUS_FILE = "corpus.json"  # written by generated and imported corpora; says what they are
+PHOTOGRAPHS = "photographs"  # kind of a corpus whose frames do not follow one another
 
 _CROP = re.compile(r"[0-9]{1,9}\.jpg", re.IGNORECASE)
 _PART = re.compile(r"(video[0-9]+)_[0-9]+|([0-9]+-[0-9]+-[0-9]+x[0-9]+)-[0-9]+")  # of one recording
@@ -41,6 +45,9 @@ class Corpus:
     name: str  # AFF_WILD2, or what corpus.json says
     annotation_files: Mapping[tuple[str, str], Mapping[str, Path]]  # (task key, set) -> video name -> file
     crop_folders: Mapping[str, tuple[Path, ...]]  # video name -> its folders in the image roots
+    images: str = OFFICIAL  # which crops these are: official, served, or those of the roots that were named
+    kind: str = "recordings"  # or PHOTOGRAPHS
+    people: Mapping[str, str] = field(default_factory=dict)  # video name -> who is in it, where corpus.json says so
 
     def videos(self, task: Task, part: str) -> list[str]:
         """Return the names of the videos labelled for a task in a set, sorted."""
@@ -67,9 +74,14 @@ class Corpus:
     def image_source(self) -> str:
         """Return what tells the images of this corpus from those of another with the same video names."""
         described = self.root / CORPUS_FILE
+        crops = " served" if self.images == SERVED else ""
         if not described.exists():
-            return self.name
-        return f"{self.name} {hashlib.sha256(described.read_bytes()).hexdigest()[:16]}"
+            return self.name + crops
+        return f"{self.name} {hashlib.sha256(described.read_bytes()).hexdigest()[:16]}{crops}"
+
+    def person(self, video: str) -> str:
+        """Return what two videos share when the same person is, or may be, in both."""
+        return self.people.get(video) or subject(video)
 
     def part_videos(self, tasks: Sequence[Task], part: str, hold_out: str = "any") -> list[str]:
         """Return the videos of a set for some tasks together, sorted.
@@ -113,14 +125,19 @@ def subject(video: str) -> str:
     return part[1] or part[2] if part else base
 
 
-def open_corpus(root: Path, image_roots: Sequence[Path] = (), videos: Collection[str] = ()) -> Corpus:
+def open_corpus(
+    root: Path, image_roots: Sequence[Path] = (), videos: Collection[str] = (), images: str | None = None
+) -> Corpus:
     """Look over a corpus; `image_roots` are searched before the folders `cropped_aligned*` below `root`.
 
-    videos: further ones whose crops are wanted, such as those of a test set. DataError when there are no annotations,
-    unless only such videos are wanted, or no crops.
+    videos: further ones whose crops are wanted, such as those of a test set. images: official (`cropped_aligned*`),
+    served (`cropped_affserve`), or None: served where there are any, then of every video that has official ones.
+    DataError when there are no annotations, unless only such videos are wanted, or no crops.
     """
     if not root.is_dir():
         raise DataError(f"{root} is not a folder; expected an Aff-Wild2 release or the output of affserve data synth")
+    if images not in (None, OFFICIAL, SERVED):
+        raise DataError(f"images is {images!r}, expected {OFFICIAL} or {SERVED}")
     annotation_files = {
         (task.key, part): files
         for task in TASKS.values()
@@ -133,14 +150,41 @@ def open_corpus(root: Path, image_roots: Sequence[Path] = (), videos: Collection
             f"{root} has no annotation files; expected annotations/<challenge>/{TRAIN}/*.txt for {challenges}"
         )
     wanted = {video for files in annotation_files.values() for video in files} | set(videos)
-    below = sorted({*root.glob(f"{IMAGE_ROOT_PREFIX}*"), *root.glob(f"*/{IMAGE_ROOT_PREFIX}*")})
-    crop_folders = _find_crop_folders([*image_roots, *below], wanted)
+    chosen, crop_folders = _choose_images(root, image_roots, wanted, images)
     if not crop_folders:
         raise DataError(
             f"{root} has no face crops of its annotated videos; expected {IMAGE_ROOT_PREFIX}/<video>/00001.jpg, or "
-            "name an image root"
+            "name an image root, or cut them from the videos: affserve data crop"
         )
-    return Corpus(root=root, name=_name(root), annotation_files=annotation_files, crop_folders=crop_folders)
+    described = _description(root)
+    return Corpus(
+        root=root,
+        name=str(described["corpus"]),
+        annotation_files=annotation_files,
+        crop_folders=crop_folders,
+        images=chosen,
+        kind=described.get("kind", "recordings"),
+        people=described.get("people", {}),
+    )
+
+
+def _choose_images(
+    root: Path, image_roots: Sequence[Path], wanted: set[str], images: str | None
+) -> tuple[str, dict[str, tuple[Path, ...]]]:
+    """Return which crops are read, and the folders of each video."""
+    below = sorted({*root.glob(f"{IMAGE_ROOT_PREFIX}*"), *root.glob(f"*/{IMAGE_ROOT_PREFIX}*")})
+    cut = [path for path in (root / SERVED_ROOT,) if path.is_dir()]
+    if image_roots or images == OFFICIAL or (not cut and images is None):
+        named = ", ".join(map(str, image_roots))
+        return named or OFFICIAL, _find_crop_folders([*image_roots, *below], wanted)
+    served = _find_crop_folders(cut, wanted)
+    lacking = sorted(set(_find_crop_folders(below, wanted)) - set(served)) if images is None else []
+    if lacking:
+        raise DataError(
+            f"{root / SERVED_ROOT} lacks {len(lacking)} of the videos that have official crops, such as {lacking[0]}: "
+            f"cut them too (affserve data crop goes on), or choose: --images {OFFICIAL} or --images {SERVED}"
+        )
+    return SERVED, served
 
 
 def _find(root: Path, task: Task, part: str) -> dict[str, Path]:
@@ -193,11 +237,13 @@ def _crop_files(folder: Path) -> Iterator[tuple[int, str]]:
             yield number, name
 
 
-def _name(root: Path) -> str:
+def _description(root: Path) -> dict[str, Any]:
+    """Return what corpus.json says; Aff-Wild2 has none."""
     described = root / CORPUS_FILE
     if not described.exists():
-        return AFF_WILD2
+        return {"corpus": AFF_WILD2}
     try:
-        return str(json.loads(described.read_text())["corpus"])
-    except (ValueError, KeyError) as error:
+        found: dict[str, Any] = json.loads(described.read_text(encoding="utf-8"))
+        return {**found, "corpus": str(found["corpus"])}
+    except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{described} does not say which corpus it describes: {error}") from error

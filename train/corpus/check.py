@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from affserve.train.corpus.affwild2 import TRAIN, VALIDATION, Corpus, base_name, subject
+from affserve.train.corpus.affwild2 import PHOTOGRAPHS, TRAIN, VALIDATION, Corpus, base_name
 from affserve.train.corpus.annotations import Annotation, read_annotation
 from affserve.train.crops import read_crop
 from affserve.train.errors import DataError
@@ -99,6 +99,9 @@ class CorpusReport:
 
     root: str
     corpus: str
+    kind: str  # recordings or photographs
+    images: str  # official, served, or the image roots that were named
+    people: int  # that corpus.json tells of
     sets: list[SetReport]
     videos: list[VideoReport]
     split_recordings: dict[str, list[str]]  # by task: videos of one recording that are in both of its sets
@@ -110,6 +113,16 @@ class CorpusReport:
     def real(self) -> bool:
         """Whether there are published figures to compare with."""
         return self.corpus == AFF_WILD2
+
+    @property
+    def moving(self) -> bool:
+        """Whether frames follow one another."""
+        return self.kind != PHOTOGRAPHS
+
+    @property
+    def unlabelled(self) -> list[str]:
+        """Titles of the tasks that nothing is labelled for."""
+        return [task.title for key, task in TASKS.items() if key not in {one.task for one in self.sets}]
 
     @property
     def coverage_median(self) -> float:
@@ -138,12 +151,13 @@ class CorpusReport:
 
 
 def check_corpus(
-    corpus: Corpus, *, images: int = 0, progress: Callable[[int, int], None] = lambda done, total: None
+    corpus: Corpus, *, decode: int = 0, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> CorpusReport:
-    """Look over a corpus; `images` crops of each video are decoded. progress: called with files done and to do."""
+    """Look over a corpus; `decode` crops of each video are decoded. progress: called with files done and to do."""
     unreadable: list[str] = []
     numbers = dict(_list_crops(corpus, unreadable))
-    sets = {(key, part): SetReport(task=key, part=part) for key in TASKS for part in PARTS}
+    labelled = [key for key in TASKS if any(key == task for task, _ in corpus.annotation_files)]
+    sets = {(key, part): SetReport(task=key, part=part) for key in labelled for part in PARTS}
     frames: dict[str, int] = dict.fromkeys(numbers, 0)
     total = sum(len(files) for files in corpus.annotation_files.values())
     for done, (task, part, video) in enumerate(_annotated(corpus)):
@@ -156,10 +170,13 @@ def check_corpus(
         frames[video] = max(frames[video], len(annotation.values))
         _count(sets[task.key, part], annotation, numbers[video])
     raw = _raw_frames(corpus, unreadable)
-    unreadable += [text for video in numbers for text in _broken_images(corpus, video, images)]
+    unreadable += [text for video in numbers for text in _broken_images(corpus, video, decode)]
     return CorpusReport(
         root=str(corpus.root),
         corpus=corpus.name,
+        kind=corpus.kind,
+        images=corpus.images,
+        people=len(set(corpus.people.values())),
         sets=list(sets.values()),
         videos=[_about(video, found, frames[video], raw) for video, found in numbers.items()],
         split_recordings={key: split for key, task in TASKS.items() if (split := _split(corpus, task))},
@@ -247,12 +264,12 @@ def _broken_images(corpus: Corpus, video: str, images: int) -> Iterator[str]:
 
 
 def _split(corpus: Corpus, task: Task) -> list[str]:
-    """Return the videos of a task whose recording is in its training and in its validation set."""
+    """Return the videos of a task whose person or recording is in its training and in its validation set."""
     parts: defaultdict[str, set[str]] = defaultdict(set)
     videos = [(part, video) for part in PARTS for video in corpus.videos(task, part)]
     for part, video in videos:
-        parts[subject(video)].add(part)
-    return sorted({video for _, video in videos if len(parts[subject(video)]) == len(PARTS)})
+        parts[corpus.person(video)].add(part)
+    return sorted({video for _, video in videos if len(parts[corpus.person(video)]) == len(PARTS)})
 
 
 def _crossing(corpus: Corpus) -> list[str]:

@@ -10,6 +10,7 @@ from rich.table import Table
 from affserve.train.corpus.affwild2 import TRAIN
 from affserve.train.corpus.check import HALF, CorpusReport, SetReport
 from affserve.train.labels import TASKS, task_by_key
+from affserve.train.provenance import SYNTHETIC
 from affserve.train.windows import WINDOW_FRAMES
 
 MOST_NAMED = 8
@@ -22,15 +23,21 @@ def print_report(report: CorpusReport) -> None:
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=WIDTH)
-    console.print(f"{report.root}: {report.corpus}, {len(report.videos)} annotated videos")
+    people = f" of {report.people} people" if report.people else ""
+    what = "annotated videos" if report.moving else "folders of photographs"
+    console.print(f"{report.root}: {report.corpus}, {len(report.videos)} {what}{people}, {report.images} crops")
     console.print(_sets_table(report))
     for key in TASKS:
         if any(one.counts for one in report.sets if one.task == key):
             console.print(_counts_table([one for one in report.sets if one.task == key]))
     for line in _about_videos(report):
         console.print(line, markup=False, soft_wrap=True)
-    if not report.real:
+    if report.unlabelled:
+        console.print(f"not labelled here: {', '.join(report.unlabelled)}")
+    if report.corpus == SYNTHETIC:
         console.print("a generated corpus: there are no published figures to compare with")
+    if not report.moving:
+        console.print("photographs: affserve train encoder learns from them, a head over time needs recordings")
     for text in report.unreadable:
         console.print(f"cannot be read: {text}", markup=False, soft_wrap=True)
 
@@ -78,15 +85,17 @@ def _about_videos(report: CorpusReport) -> list[str]:
         "without any crop": report.named(lambda video: video.first_crop is None),
         f"covered under {HALF:.0%}": report.named(lambda video: 0 < video.coverage < HALF),
         "with missing crops": report.named(lambda video: 0 < video.crops < video.frames),
-        "starting late": report.named(lambda video: (video.first_crop or 1) > 1),
         "with crops past the annotation's end": report.named(lambda video: video.past_end > 0),
-        f"shorter than {WINDOW_FRAMES} frames": report.named(lambda video: video.frames < WINDOW_FRAMES),
         "trained on by one task and validated by another": report.crossing,
         "in both sets of one task": report.in_both_sets,
     }
-    for key, names in report.split_recordings.items():
-        lists[f"of recordings in both sets ({task_by_key(key).title})"] = names
+    if report.moving:
+        lists["starting late"] = report.named(lambda video: (video.first_crop or 1) > 1)
+        lists[f"shorter than {WINDOW_FRAMES} frames"] = report.named(lambda video: video.frames < WINDOW_FRAMES)
     lines += [f"videos {what}: {len(names)}{_some(names)}" for what, names in lists.items()]
+    for key, names in report.split_recordings.items():
+        title = task_by_key(key).title
+        lines.append(f"warning: {title}: people or recordings in both sets: {len(names)} videos{_some(names)}")
     if report.length_differences:
         told = ", ".join(f"{difference:+d} in {count}" for difference, count in report.length_differences.items())
         lines.append(f"annotation lines minus frames of the raw video: {told}")

@@ -8,13 +8,14 @@ on both sides, and a video that one task validates on is not trained on for anot
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from affserve.train.corpus.affwild2 import TRAIN, VALIDATION, Corpus, subject
+from affserve.train.corpus.affwild2 import TRAIN, VALIDATION, Corpus
 from affserve.train.errors import DataError
 from affserve.train.labels import TASKS
 
@@ -32,23 +33,33 @@ def deal_folds(corpus: Corpus, seed: int = 0) -> dict[str, int]:
     sizes: dict[str, NDArray[np.float64]] = {}  # recording -> share of each task's frames, (tasks,)
     for column, key in enumerate(TASKS):
         for video, path in _files(corpus, key).items():
-            sizes.setdefault(subject(video), np.zeros(len(TASKS)))[column] += _lines(path)
+            sizes.setdefault(corpus.person(video), np.zeros(len(TASKS)))[column] += _lines(path)
     if len(sizes) < DEALT_FOLDS:
         raise DataError(
             f"{corpus.root} has {len(sizes)} recording(s); expected at least {DEALT_FOLDS} to make folds of"
         )
-    totals = np.maximum(sum(sizes.values(), np.zeros(len(TASKS))), 1)
+    places = deal(sizes, [1 / DEALT_FOLDS] * DEALT_FOLDS, seed)
+    return {video: places[corpus.person(video)] + 1 for key in TASKS for video in _files(corpus, key)}
+
+
+def deal(sizes: Mapping[str, NDArray[np.float64]], shares: Sequence[float], seed: int) -> dict[str, int]:
+    """Deal people or recordings to parts so that each gets about its share of everything; return the part of each.
+
+    sizes: by name, how much of each kind it holds, (K,). shares: of the parts, in sum 1. The largest come first, and a
+    kind counts the more the rarer it is.
+    """
+    columns = len(next(iter(sizes.values())))
+    totals = np.maximum(sum(sizes.values(), np.zeros(columns)), 1)
     order = [sorted(sizes)[k] for k in np.random.default_rng(seed).permutation(len(sizes))]
     order.sort(key=lambda name: -math.floor(math.log2(float((sizes[name] / totals).sum()) or 2.0**-60)))
-    loads = np.zeros((DEALT_FOLDS, len(TASKS)))
-    fold_of: dict[str, int] = {}
+    loads, wanted = np.zeros((len(shares), columns)), np.array(shares)[:, None]
+    places: dict[str, int] = {}
     for name in order:
-        # The sum of the squared loads is least when all are equal: the fold where it grows least takes the recording.
-        grown = np.square(loads + sizes[name] / totals).sum(axis=1) - np.square(loads).sum(axis=1)
-        fold = int(grown.argmin())
-        loads[fold] += sizes[name] / totals
-        fold_of[name] = fold + 1
-    return {video: fold_of[subject(video)] for key in TASKS for video in _files(corpus, key)}
+        # The sum of squared loads over shares is least when all have theirs: where it grows least takes the next.
+        grown = ((np.square(loads + sizes[name] / totals) - np.square(loads)) / wanted).sum(axis=1)
+        places[name] = int(grown.argmin())
+        loads[places[name]] += sizes[name] / totals
+    return places
 
 
 def fold_corpus(corpus: Corpus, fold: int, seed: int = 0) -> Corpus:

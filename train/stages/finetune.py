@@ -71,7 +71,7 @@ def finetune(corpus: Corpus, config: FinetuneConfig, target: Path, log: Log = pr
     (trainer.run_folder). CheckpointError when another training is there.
     """
     fingerprint = corpus.fingerprint()
-    description = {"stage": "encoder", "config": config.description(), "corpus": fingerprint}
+    description = {"stage": "encoder", "config": config.description(), "corpus": fingerprint, "images": corpus.images}
     return run_training(target, config, description, partial(_Frames, corpus, config, fingerprint), log, fresh)
 
 
@@ -95,7 +95,7 @@ class _Frames(Stage):
         self.warmup_steps = config.warmup * config.passes * -(-self.samples // config.batch)
         self.weights = loss_weights(config.balance, frames.truth, frames.valid, device)
         self.micro_batch = plan_memory(self.model, self.amp, device, ranks=ranks.world).frames()
-        data = {"fingerprint": fingerprint, "frames": self.samples}
+        data = {"fingerprint": fingerprint, "images": corpus.images, "frames": self.samples}
         self.provenance = Provenance(trained_on=corpus.name, data=data, training=asdict(config))
 
     def order(self, epoch: int) -> NDArray[np.int64]:

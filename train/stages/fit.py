@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn  # noqa: TID253
 from torch.utils.data import Dataset  # noqa: TID253 - this file is about it
 
-from affserve.train.corpus.affwild2 import TRAIN, VALIDATION, Corpus
+from affserve.train.corpus.affwild2 import PHOTOGRAPHS, TRAIN, VALIDATION, Corpus
 from affserve.train.errors import DataError
 from affserve.train.evaluation.prediction import Segmenting, Validation, judge, predict_all
 from affserve.train.evaluation.scores import OFFICIAL, PAPER, Scores
@@ -96,6 +96,11 @@ def fit(
     stopped or killed, it goes on; its state, log and last checkpoint are in `<target>.run/` (trainer.run_folder).
     CheckpointError when another training is there.
     """
+    if corpus.kind == PHOTOGRAPHS and (config.head.use_tcn or config.head.use_encoder or config.head.recurrent):
+        raise DataError(
+            f"{corpus.root} holds photographs, which do not follow one another: a head over time needs recordings; one "
+            "that sees a frame at a time does not: train head --no-tcn --no-attention"
+        )
     fingerprint = corpus.fingerprint()
     description = {"stage": "head", "config": config.description(), "corpus": fingerprint, "features": features.name}
     prepare = partial(_Windows, corpus, features, config, fingerprint)
@@ -134,7 +139,7 @@ class _Windows(Stage):
         self.weights = loss_weights(config.balance, *labels_of(videos, config.head.tasks), device)
         self.provenance = Provenance(
             trained_on=corpus.name,
-            data={"fingerprint": fingerprint, "windows": self.samples},
+            data={"fingerprint": fingerprint, "images": corpus.images, "windows": self.samples},
             training={**asdict(config), "epochs": config.passes},
             encoder=features.name,
             window_frames=config.window,

@@ -1,0 +1,157 @@
+"""`affserve data import` and `affserve data crop`: corpora of what a lab has, with the crops that are served."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from affserve.train.cli import progress_bar
+from affserve.train.errors import UsageError
+
+if TYPE_CHECKING:
+    from affserve.train.errors import DataError
+    from affserve.train.importing.class_names import ClassNames
+    from affserve.train.importing.photographs import Record
+    from affserve.train.importing.presets import Preset
+
+MOST_TOLD = 20  # lines about single images
+
+Out = Annotated[Path, typer.Option("--out", help="The corpus.")]
+FaceDetectorKind = Annotated[str, typer.Option("--face-detector", help="auto, yunet or haar.")]
+FaceModel = Annotated[
+    Path | None,
+    typer.Option("--face-model", help="YuNet's ONNX file.  [default: $AFFSERVE_FACE_MODEL, else fetched once]"),
+]
+Processes = Annotated[
+    int | None, typer.Option("--workers", min=1, help="Processes that find faces.  [default: one a core]")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
+
+
+def import_(
+    source: Annotated[
+        Path | None,
+        typer.Argument(help="A table with a row an image, a folder of a folder per class, or what --preset names."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="The corpus to make; must not exist.")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="As its owners hand it out: rafdb, affectnet, fer2013 or expw.")
+    ] = None,
+    columns: Annotated[
+        str | None,
+        typer.Option(
+            help="The table's names for image, subject, split, expression, valence, ...: image=file,split=set"
+        ),
+    ] = None,
+    images: Annotated[Path | None, typer.Option(help="Folder of the images.  [default: that of the table]")] = None,
+    classes: Annotated[
+        Path | None, typer.Option(help="Lines NAME,EXPRESSION over the table of names; - leaves out.")
+    ] = None,
+    print_classes: Annotated[bool, typer.Option("--print-classes", help="Print the table of names and end.")] = False,
+    subject_pattern: Annotated[
+        str | None, typer.Option(help="Expression whose group, in an image's path, is the person: '([^/]+)_[0-9]+'.")
+    ] = None,
+    validation: Annotated[
+        float, typer.Option(min=0.01, max=0.99, help="Share of each expression to validate on, split by person.")
+    ] = 0.2,
+    seed: Annotated[int, typer.Option(help="Of the split.")] = 0,
+    name: Annotated[
+        str | None, typer.Option(help="What models say they were trained on.  [default: the preset's, or the folder's]")
+    ] = None,
+    face_detector: FaceDetectorKind = "auto",
+    face_model: FaceModel = None,
+    workers: Processes = None,
+    as_json: AsJson = False,
+) -> None:
+    """Bring labelled photographs into Aff-Wild2's layout, their faces cut as served ones are.
+
+    Sets are split by person, never by image. What cannot be read is told line by line; the exit code is then 1.
+    """
+    names = _class_names(classes, preset)
+    if print_classes:
+        typer.echo(names.text(), nl=False)
+        return
+    if source is None or out is None:
+        raise UsageError("data import needs SOURCE and --out CORPUS")
+    from affserve.client.corpora.photographs import import_photographs
+    from affserve.train.importing.layout import lay_out
+    from affserve.train.importing.photographs import collect
+
+    found = collect(_records(source, preset, _pairs(columns), images), names, subject_pattern)
+    folders = lay_out(found.photographs, validation, seed)
+    with progress_bar("finding faces") as progress:
+        report = import_photographs(
+            folders,
+            out,
+            name or (preset and _preset(preset).title) or out.name,
+            {"classes": names.table, "source": source.name, "validation": validation, "seed": seed},
+            detector=face_detector,
+            model=face_model,
+            workers=workers or os.cpu_count() or 1,
+            progress=progress,
+        )
+    report.problems[:0] = found.problems
+    if as_json:
+        typer.echo(json.dumps({**asdict(report), "left_out": dict(found.left_out)}))
+    else:
+        people = f"{report.people} people" if report.people else "people unknown, the owners' split"
+        typer.echo(
+            f"{out}: {report.found} faces in {report.photographs} photographs "
+            f"({report.found / report.photographs:.1%}), {people}; train {report.train}, validation {report.validation}"
+        )
+    for reason, count in found.left_out.items():
+        typer.echo(f"left out: {count} {reason}", err=True)
+    _tell_problems(report.problems)
+
+
+def _class_names(classes: Path | None, preset: str | None) -> ClassNames:
+    from affserve.train.importing.class_names import CLASS_NAMES, read_class_names
+
+    return read_class_names(classes, _preset(preset).names if preset else CLASS_NAMES)
+
+
+def _preset(name: str) -> Preset:
+    from affserve.train.importing.presets import PRESETS
+
+    if name not in PRESETS:
+        raise UsageError(f"--preset is {name!r}, expected one of {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
+def _pairs(text: str | None) -> dict[str, str]:
+    pairs = [part.partition("=") for part in (text or "").split(",") if part]
+    if broken := [name for name, mark, _ in pairs if not mark]:
+        raise UsageError(f"--columns has {broken[0]!r}, expected pairs like expression=emotion")
+    names = [name for name, _, _ in pairs]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UsageError(f"--columns names {twice[0]!r} {names.count(twice[0])} times, expected once")
+    return {name.strip(): title.strip() for name, _, title in pairs}
+
+
+def _records(
+    source: Path, preset: str | None, columns: dict[str, str], images: Path | None
+) -> Iterable[Record | DataError]:
+    from affserve.train.errors import DataError
+    from affserve.train.importing.photographs import read_class_folders, read_table
+
+    if not source.exists():
+        raise DataError(f"{source} does not exist; expected a table of labels or a folder of images")
+    if preset:
+        return _preset(preset).read(source)
+    return read_class_folders(source) if source.is_dir() else read_table(source, images or source.parent, columns)
+
+
+def _tell_problems(problems: list[str]) -> None:
+    """Tell what went wrong on stderr and end with exit code 1, if anything did."""
+    for problem in problems[:MOST_TOLD]:
+        typer.echo(f"error: {problem}", err=True)
+    if len(problems) > MOST_TOLD:
+        typer.echo(f"error: and {len(problems) - MOST_TOLD} more; --json names all", err=True)
+    if problems:
+        raise typer.Exit(1)
