@@ -1,7 +1,7 @@
 """Video to rows: decode, find faces, ask the server, write results.
 
-What Python programs use is importable from here, and loaded when it is asked for: the clients, `analyze` and
-`read_results`, and the errors they raise, all of which are AffserveErrors.
+What Python programs use is importable from here, and loaded when it is asked for: the clients, `analyze`, and
+the errors they raise, all of which are AffserveErrors. `results.read` reads a finished result.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from affserve.client.async_client import AsyncAffectClient
     from affserve.client.client import AffectClient
     from affserve.client.infer.analyze import analyze, analyze_stream
-    from affserve.client.results.table import read_results
     from affserve.export.server.security import CallerTls
     from affserve.train.errors import AffserveError, InferenceError, OutputError, ServerError, VideoError
 
@@ -28,14 +27,12 @@ __all__ = [
     "VideoError",
     "analyze",
     "analyze_stream",
-    "read_results",
 ]
 
 _PLACES = {
     "affserve.client.async_client": ("AsyncAffectClient",),
     "affserve.client.client": ("AffectClient",),
     "affserve.client.infer.analyze": ("analyze", "analyze_stream"),
-    "affserve.client.results.table": ("read_results",),
     "affserve.export.server.security": ("CallerTls",),
     "affserve.train.errors": ("AffserveError", "InferenceError", "OutputError", "ServerError", "VideoError"),
 }

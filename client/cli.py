@@ -14,6 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from affserve.benchmarks.cli import bench_app  # only here: the root alone knows every stage
+from affserve.client.commands.convert import convert
 from affserve.client.commands.data import import_
 from affserve.client.commands.doctor import doctor
 from affserve.client.commands.infer import CommandWithColumns, infer
@@ -66,6 +67,7 @@ app.command()(serve)
 app.command()(status)
 app.command()(evaluate)
 app.command(cls=CommandWithColumns)(infer)
+app.command()(convert)
 app.command()(live)
 app.command()(view)
 app.command()(doctor)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 import numpy as np
 
-from affserve.client.results.rows import NO_TRACK, Rows, Tally
+from affserve.client.results.metadata import ResultTable, metadata_path, metadata_text
+from affserve.client.results.rows import NO_TRACK, RowFormatter, Rows, Tally
 from affserve.export.contract import default_head_description
 
 LABELS = dict(default_head_description().labels)
@@ -47,3 +49,12 @@ def tallied(blocks: Iterable[Rows]) -> Tally:
     for rows in blocks:
         tally.add(rows)
     return tally
+
+
+def written(path: Path, rows: Rows, *, source: str = "talk.mp4") -> Path:
+    """Write rows as `affserve infer` does, with what describes them."""
+    formatter = RowFormatter(LABELS)
+    about = ResultTable(name=path.name, source=source, labels=LABELS, provenance={"trained_on": "nothing"})
+    path.write_text(formatter.header + formatter.text(rows))
+    metadata_path(path).write_text(metadata_text(about))
+    return path

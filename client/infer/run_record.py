@@ -96,7 +96,7 @@ def is_done(path: Path, options: str, outputs: OutputPaths, model: ModelRecord) 
     made_s = outputs.rows.stat().st_mtime
     if any(file.stat().st_mtime < made_s for file in outputs.files):
         return False  # a plot or overlay of an earlier result: this one was killed in between
-    provenance = outputs.row_format.provenance(outputs.rows)
+    provenance = outputs.row_format.description(outputs.rows).provenance
     same = provenance.get(SOURCE) == source_state(path) and provenance.get(OPTIONS) == options
     made = same and ERROR not in provenance and model.made(provenance)
     return made and outputs.row_format.is_intact(outputs.rows, provenance.get(DIGEST))

@@ -12,10 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from affserve.client.results.formats import format_of
-from affserve.client.results.metadata import metadata_path
-from affserve.client.results.rows import NO_TRACK, columns_of, prediction_columns
-from affserve.client.results.table import Table, read_results
-from affserve.train.labels import TASKS
+from affserve.client.results.reading import read
+from affserve.client.results.rows import NO_TRACK, prediction_columns
+from affserve.client.results.table import Table, labels_in
 
 ALIGN = 8  # bytes: where numbers begin, so that a browser looks at them in place
 FACE_COLUMNS = ("box_x_px", "box_y_px", "box_w_px", "box_h_px", "face_score")
@@ -25,7 +24,7 @@ FACE_COLUMNS = ("box_x_px", "box_y_px", "box_w_px", "box_h_px", "face_score")
 class ResultData:
     """A result in memory.
 
-    table: as read_results gives it. labels: of the tasks whose columns it has. provenance: what made the numbers.
+    table: as it was written. labels: of the tasks whose columns it has. provenance: what made the numbers.
     """
 
     table: Table
@@ -61,7 +60,7 @@ class ResultData:
         """Return name, meaning, unit and range of every column."""
         return [
             {"name": one.name, "description": one.description, "unit": one.unit, "range": one.range}
-            for one in columns_of(self.labels)
+            for one in self.table.columns.values()
         ]
 
     def payload(self, table: Table | None = None) -> bytes:
@@ -89,32 +88,11 @@ class ResultData:
 
 def read_result(path: Path) -> ResultData:
     """Read a file of rows; OutputError where it is none."""
-    row_format = format_of(path)
-    provenance = row_format.provenance(path) if row_format is not None else {}
-    table = read_results(path)
-    return ResultData(table=table, labels=labels_in(table), provenance=provenance)
-
-
-def labels_in(table: Table) -> dict[str, tuple[str, ...]]:
-    """Return the labels of each task whose columns a table has."""
-    found = {
-        key: tuple(
-            name
-            for name, column in zip(task.names, prediction_columns(key, task.names), strict=True)
-            if column in table
-        )
-        for key, task in TASKS.items()
-    }
-    return {key: names for key, names in found.items() if names}
+    table = read(path, edited=False)
+    return ResultData(table=table, labels=labels_in(table), provenance=table.provenance)
 
 
 def source_name(result: Path) -> str | None:
     """Return the name of the video that a result says it was made from; None where it does not say."""
     row_format = format_of(result)
-    try:
-        if row_format is not None and row_format.describes_itself:
-            return row_format.provenance(result).get("source")
-        source = json.loads(metadata_path(result).read_text(encoding="utf-8"))["dc:source"]
-    except (OSError, ValueError, LookupError, TypeError):
-        return None
-    return Path(source).name if isinstance(source, str) else None
+    return Path(row_format.description(result).source).name or None if row_format is not None else None

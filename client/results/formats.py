@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Protocol
 
 from affserve.client.results.json_lines import JsonLines, read_json_lines
-from affserve.client.results.metadata import ResultTable, metadata_path, read_provenance
+from affserve.client.results.metadata import Description, ResultTable, metadata_path, read_metadata
 from affserve.client.results.output_file import OutputFile
 from affserve.client.results.parquet import (
     ParquetRowWriter,
     load_arrow,
     parquet_is_intact,
     read_parquet,
-    read_parquet_provenance,
+    read_parquet_description,
 )
 from affserve.client.results.rows import Cells, RowFormatter, Rows, rows_of
 from affserve.train.errors import OutputError
@@ -50,7 +50,7 @@ class RowFormat:
     describes_itself: bool  # schema and provenance are in the file, not in one beside it
     open: Callable[[OutputFile, ResultTable], RowWriter]
     cells: Callable[[Path], Iterator[Cells]]  # reads a finished file, a block at a time
-    provenance: Callable[[Path], dict[str, str]]  # of a finished file; empty where there is none
+    description: Callable[[Path], Description]  # of a finished file
     is_intact: Callable[[Path, str | None], bool]  # whether it is as it was written; the SHA-256 told beside it
 
     def read(self, path: Path, labels: Labels) -> Iterator[Rows]:
@@ -85,8 +85,8 @@ def read_csv(path: Path) -> Iterator[Cells]:
         yield from Cells.blocks(next(lines), ([cell or None for cell in line] for line in lines))
 
 
-def _provenance_beside(path: Path) -> dict[str, str]:
-    return read_provenance(metadata_path(path))
+def _described_beside(path: Path) -> Description:
+    return read_metadata(metadata_path(path))
 
 
 def _has_digest(path: Path, digest: str | None) -> bool:
@@ -99,7 +99,7 @@ CSV = RowFormat(
     describes_itself=False,
     open=_csv_writer,
     cells=read_csv,
-    provenance=_provenance_beside,
+    description=_described_beside,
     is_intact=_has_digest,
 )
 PARQUET = RowFormat(
@@ -108,7 +108,7 @@ PARQUET = RowFormat(
     describes_itself=True,
     open=ParquetRowWriter,
     cells=read_parquet,
-    provenance=read_parquet_provenance,
+    description=read_parquet_description,
     is_intact=lambda path, _: parquet_is_intact(path),
 )
 JSON_LINES = RowFormat(
@@ -117,7 +117,7 @@ JSON_LINES = RowFormat(
     describes_itself=False,
     open=lambda file, table: TextWriter(file, JsonLines(table.labels).text),
     cells=read_json_lines,
-    provenance=_provenance_beside,
+    description=_described_beside,
     is_intact=_has_digest,
 )
 FORMATS = {row_format.name: row_format for row_format in (CSV, PARQUET, JSON_LINES)}

@@ -6,8 +6,8 @@ The same facts go into the file itself where the format has a place for them.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,33 +37,65 @@ def metadata_path(rows: Path) -> Path:
 
 
 def metadata_text(table: ResultTable) -> str:
-    """Return the text of the metadata file."""
+    """Return the text of the metadata file of a result."""
+    columns = columns_of(table.labels)
+    return described_text(
+        columns, table.provenance, name=table.name, title=table.title, source=table.source, key=("frame", "track_id")
+    )
+
+
+def described_text(
+    columns: Iterable[Column], provenance: Mapping[str, str], *, name: str, title: str, source: str, key: Sequence[str]
+) -> str:
+    """Return the text of a metadata file; name: of the file it describes. key: columns that tell rows apart."""
     document = {
         "@context": ["http://www.w3.org/ns/csvw", {"@language": "en"}],
-        "url": table.name,
-        "dc:title": table.title,
-        "dc:source": table.source,
+        "url": name,
+        "dc:title": title,
+        "dc:source": source,
         "schema:additionalProperty": [
             {"@type": "schema:PropertyValue", "schema:name": name, "schema:value": value}
-            for name, value in table.provenance.items()
+            for name, value in provenance.items()
         ],
-        "tableSchema": {"primaryKey": ["frame", "track_id"], "columns": schema_of(table.labels)},
+        "tableSchema": {"primaryKey": list(key), "columns": [_schema(column) for column in columns]},
     }
     return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
 
 
-def read_provenance(path: Path) -> dict[str, str]:
-    """Return the provenance in a metadata file; none where there is no such file or it is not ours."""
+@dataclass(frozen=True, kw_only=True)
+class Description:
+    """What a finished file tells about itself; empty where there is no metadata or it is not ours."""
+
+    source: str = ""  # name of the video
+    columns: Mapping[str, Column] = field(default_factory=dict)  # by name
+    provenance: Mapping[str, str] = field(default_factory=dict)
+
+
+def read_metadata(path: Path) -> Description:
+    """Return what a metadata file says."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-        return {entry["schema:name"]: entry["schema:value"] for entry in document["schema:additionalProperty"]}
-    except (OSError, ValueError, LookupError, TypeError):
-        return {}
+        facts = document["schema:additionalProperty"]
+        return Description(
+            source=str(document["dc:source"]),
+            columns={schema["name"]: _column(schema) for schema in document["tableSchema"]["columns"]},
+            provenance={entry["schema:name"]: entry["schema:value"] for entry in facts},
+        )
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return Description()
 
 
-def schema_of(labels: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
-    """Return name, description, type, unit and range of every column."""
-    return [_schema(column) for column in columns_of(labels)]
+def _column(schema: Mapping[str, Any]) -> Column:
+    datatype = schema["datatype"]
+    return Column(
+        name=schema["name"],
+        description=schema["dc:description"],
+        storage={"integer": "int64", "string": "string"}.get(datatype["base"], "float64"),
+        unit=schema.get("schema:unitText", ""),
+        minimum=datatype.get("minimum"),
+        maximum=datatype.get("maximum"),
+        always=schema["required"],
+    )
 
 
 def _schema(column: Column) -> dict[str, Any]:

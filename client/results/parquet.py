@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from affserve.client.results.metadata import ResultTable
+from affserve.client.results.metadata import Description, ResultTable
 from affserve.client.results.output_file import OutputFile
 from affserve.client.results.rows import BLOCK_ROWS, NO_TRACK, Cells, Column, Rows, column_values, columns_of
 from affserve.train.errors import MissingExtraError, OutputError
@@ -36,7 +36,7 @@ class ParquetRowWriter:
         self._labels = table.labels
         self._columns = columns_of(table.labels)
         self._schema = arrow.schema(
-            [_field(arrow, column) for column in self._columns],
+            [field_of(arrow, column) for column in self._columns],
             metadata={"title": table.title, "source": table.source, **table.provenance},
         )
         self._writer = parquet.ParquetWriter(
@@ -113,18 +113,44 @@ def parquet_is_intact(path: Path) -> bool:
         return False
 
 
-def read_parquet_provenance(path: Path) -> dict[str, str]:
-    """Return the provenance in a finished file; none where there is no such file or it is not complete."""
+def read_parquet_description(path: Path) -> Description:
+    """Return what a finished file says of itself."""
     arrow, parquet = load_arrow()
     try:
-        with open(path, "rb") as content:
-            metadata = parquet.read_metadata(content).metadata or {}
+        with open(path, "rb") as content, parquet.ParquetFile(content) as file:
+            facts = _texts(file.metadata.metadata)
+            columns = {one.name: _column(arrow, one) for one in file.schema_arrow if one.metadata}
     except (OSError, arrow.ArrowInvalid):
-        return {}
-    return {name.decode(): value.decode() for name, value in metadata.items() if not name.startswith(b"ARROW:")}
+        return Description()
+    provenance = {name: fact for name, fact in facts.items() if name != "title" and not name.startswith("ARROW:")}
+    return Description(source=provenance.pop("source", ""), columns=columns, provenance=provenance)
 
 
-def _field(arrow: Any, column: Column) -> pyarrow.Field:
+def _texts(metadata: Mapping[bytes, bytes] | None) -> dict[str, str]:
+    return {name.decode(): value.decode() for name, value in (metadata or {}).items()}
+
+
+def _column(arrow: Any, field: pyarrow.Field) -> Column:
+    notes = _texts(field.metadata)
+    minimum, maximum = (float(notes[name]) if name in notes else None for name in ("minimum", "maximum"))
+    storage = (
+        "string"
+        if arrow.types.is_dictionary(field.type)
+        else {"double": "float64", "float": "float32"}.get(str(field.type), str(field.type))
+    )
+    return Column(
+        name=field.name,
+        description=notes.get("description", ""),
+        storage=storage,
+        unit=notes.get("unit", ""),
+        always=not field.nullable,
+        minimum=minimum,
+        maximum=maximum,
+    )
+
+
+def field_of(arrow: Any, column: Column) -> pyarrow.Field:
+    """Return the field of a column: its type, and meaning, unit and range as metadata."""
     string = arrow.dictionary(arrow.int32(), arrow.string())
     kind = string if column.storage == "string" else arrow.type_for_alias(column.storage)
     facts = {"unit": column.unit, "minimum": column.minimum, "maximum": column.maximum}

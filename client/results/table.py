@@ -1,46 +1,100 @@
-"""Results as columns, for notebooks: a dict of NumPy arrays, which pandas.DataFrame(...) takes as it is."""
+"""Results as columns, for notebooks and for what is made of finished results: arrays by name, and what they mean."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from affserve.client.results.formats import FORMATS, format_of
-from affserve.client.results.rows import NO_TRACK, Cells, Rows, column_values, columns_of, kind_of
-from affserve.train.errors import OutputError
-
-Table = dict[str, NDArray[Any]]
-"""Of each column its n values. `frame` and `track_id` are int64 (track_id -1: no face), `expression` is text (None: no
-face), all others are floating-point numbers (NaN: no face)."""
+from affserve.client.results.rows import (
+    NO_TRACK,
+    PROBABILITY_PREFIX,
+    Column,
+    Rows,
+    column_values,
+    columns_of,
+    prediction_columns,
+)
+from affserve.train.labels import TASKS
 
 WHOLE = ("frame", "track_id")
 EMPTY: Mapping[str, Any] = {"f": np.nan, "O": None}  # by NumPy's kind of type
 
 
-def read_results(path: str | os.PathLike[str]) -> Table:
-    """Read a file of rows that affserve wrote, CSV, Parquet or JSON lines; OutputError where it is none."""
-    path = Path(path)
-    row_format = format_of(path)
-    if row_format is None:
-        suffixes = ", ".join(suffix for one in FORMATS.values() for suffix in one.suffixes)
-        raise OutputError(f"{path} is not named like a file of rows; expected a name in {suffixes}")
-    try:
-        blocks = list(row_format.cells(path))
-        names = list(dict.fromkeys(name for block in blocks for name in block.columns))
-        return {name: np.concatenate([_column(block, name) for block in blocks]) for name in names}
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise OutputError(f"{path} cannot be read as rows of affserve: {error}") from error
+class Table(dict[str, NDArray[Any]]):
+    """The n values of each column by name, in the order of the file: `pandas.DataFrame(table)` takes it as it is.
+
+    `frame` and `track_id` are int64 (track_id -1: no face), text is object (None: no face), all others are
+    floating-point numbers (NaN: no face). columns: meaning, unit and range of each. source: name of the video.
+    provenance: what made the numbers, by name; empty where the file of rows has lost its metadata. names: of people, by
+    track_id, where somebody gave them one.
+    """
+
+    def __init__(
+        self,
+        values: Mapping[str, NDArray[Any]],
+        *,
+        columns: Mapping[str, Column],
+        source: str = "",
+        provenance: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(values)
+        self.columns = {name: columns.get(name) or Column(name=name, description=name) for name in values}
+        self.source = source
+        self.provenance = dict(provenance or {})
+        self.names: dict[int, str] = {}
+
+    @property
+    def units(self) -> dict[str, str]:
+        """The unit of each column that has one."""
+        return {name: column.unit for name, column in self.columns.items() if column.unit}
+
+    @property
+    def measures(self) -> list[str]:
+        """The columns with the model's numbers."""
+        return [name for task, names in labels_in(self).items() for name in prediction_columns(task, names)]
+
+    def to_pandas(self) -> Any:
+        """Return a pandas.DataFrame, with source, units, descriptions and provenance in its `attrs`."""
+        import pandas as pd
+
+        frame = pd.DataFrame(self)
+        described = {name: column.description for name, column in self.columns.items()}
+        frame.attrs = {
+            "source": self.source,
+            "units": self.units,
+            "descriptions": described,
+            "provenance": self.provenance,
+        }
+        return frame
+
+    def to_arrow(self) -> Any:
+        """Return a pyarrow.Table: empty cells are null; descriptions, units and ranges are in the schema."""
+        from affserve.client.results.parquet import field_of, load_arrow
+
+        arrow, _ = load_arrow()
+        fields = [field_of(arrow, column) for column in self.columns.values()]
+        schema = arrow.schema(fields, metadata={"source": self.source, **self.provenance})
+        faceless = self["track_id"] == NO_TRACK
+        arrays = [
+            arrow.array(values, mask=faceless if name == "track_id" else None, from_pandas=True).cast(field.type)
+            for (name, values), field in zip(self.items(), fields, strict=True)
+        ]
+        return arrow.Table.from_arrays(arrays, schema=schema)
 
 
-def _column(cells: Cells, name: str) -> NDArray[Any]:
-    if name in WHOLE:
-        return cells.whole(name, empty=NO_TRACK)
-    return np.array(cells.columns[name], dtype=object) if kind_of(name) == "one_of" else cells.numbers(name)
+def labels_in(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """Return the labels per task that columns of these names hold, in their order."""
+    labels = {
+        "valence_arousal": tuple(name for name in names if name in TASKS["valence_arousal"].names),
+        "expression": tuple(
+            name.removeprefix(PROBABILITY_PREFIX) for name in names if name.startswith(PROBABILITY_PREFIX)
+        ),
+        "action_units": tuple(name for name in names if name[:2] == "AU" and name[2:].isdecimal()),
+    }
+    return {task: found for task, found in labels.items() if found}
 
 
 def table_of(blocks: Iterable[Rows], labels: Mapping[str, Sequence[str]]) -> Table:
@@ -52,4 +106,5 @@ def table_of(blocks: Iterable[Rows], labels: Mapping[str, Sequence[str]]) -> Tab
             if not column.always and column.name not in WHOLE:
                 values = np.where(rows.track_id == NO_TRACK, EMPTY[values.dtype.kind], values).astype(values.dtype)
             parts[column.name].append(values)
-    return {name: np.concatenate(values) if values else np.empty(0) for name, values in parts.items()}
+    joined = {name: np.concatenate(values) if values else np.empty(0) for name, values in parts.items()}
+    return Table(joined, columns={column.name: column for column in columns})

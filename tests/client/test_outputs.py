@@ -98,9 +98,9 @@ def test_parquet_is_typed_and_describes_itself(tmp_path: Path) -> None:
     assert schema.field("box_w_px").metadata[b"unit"] == b"px"
     assert schema.field("valence").metadata[b"minimum"] == b"-1"
     assert all(field.metadata[b"description"] for field in schema)
-    assert PARQUET.provenance(path)["source"] == "a.mp4"
-    assert PARQUET.provenance(path)["trained_on"] == "nothing"
-    assert PARQUET.provenance(path)["rows"] == "13"
+    assert PARQUET.description(path).source == "a.mp4"
+    assert PARQUET.description(path).provenance["trained_on"] == "nothing"
+    assert PARQUET.description(path).provenance["rows"] == "13"
 
 
 def test_parquet_is_written_as_rows_come(tmp_path: Path) -> None:

@@ -18,8 +18,8 @@ from result_rows import LABELS, people
 from affserve.client.results.formats import FORMATS
 from affserve.client.results.metadata import ResultTable, metadata_path, metadata_text
 from affserve.client.results.output_file import OutputFile, write_whole
+from affserve.client.results.reading import read
 from affserve.client.results.rows import Rows
-from affserve.client.results.table import read_results
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FRAMES = 90
@@ -123,7 +123,7 @@ def test_the_frame_shown_at_a_seek_is_the_rows(tab: Any) -> None:
 def test_the_rows_in_the_browser_are_those_of_the_file(tab: Any, folder: Path) -> None:
     tab.get_by_role("link", name="steady.mp4").click()
     tab.wait_for_function("() => globalThis.affserve")
-    table = read_results(folder / "steady.affect.csv")
+    table = read(folder / "steady.affect.csv")
     mine = table["track_id"] == 1
     shown = tab.evaluate("() => Array.from(affserve.state.data.people[1].columns.arousal)")
     assert np.array(shown, dtype=np.float32).tolist() == table["arousal"][mine].astype(np.float32).tolist()

@@ -21,8 +21,9 @@ from affserve.client.drawing.timelines import MOST_BINS, read_timelines
 from affserve.client.results.formats import CSV, FORMATS
 from affserve.client.results.metadata import ResultTable, metadata_text
 from affserve.client.results.output_file import OutputFile, check_writable, write_whole
+from affserve.client.results.reading import read
 from affserve.client.results.rows import NO_TRACK, RowFormatter, Rows, columns_of, described_columns
-from affserve.client.results.table import read_results, table_of
+from affserve.client.results.table import table_of
 from affserve.export.contract import HeadDescription, default_head_description
 from affserve.train.errors import OutputError
 from affserve.train.labels import TASKS
@@ -209,21 +210,21 @@ def test_a_file_of_rows_is_read_back_as_columns(name: str, tmp_path: Path) -> No
         writer = FORMATS[name].open(file, ResultTable(name="rows", source="a.mp4", labels=LABELS, provenance={}))
         writer.write(block)
         writer.finish({})
-    read = read_results(path)
+    table = read(path)
 
-    assert list(read) == [column.name for column in columns_of(LABELS)]
-    assert read["track_id"].tolist() == [0, NO_TRACK, 0]
-    assert read["expression"].tolist() == ["Neutral", None, "Neutral"]
-    assert np.isnan(read["valence"]).tolist() == [False, True, False]
+    assert list(table) == [column.name for column in columns_of(LABELS)]
+    assert table["track_id"].tolist() == [0, NO_TRACK, 0]
+    assert table["expression"].tolist() == ["Neutral", None, "Neutral"]
+    assert np.isnan(table["valence"]).tolist() == [False, True, False]
     for column, values in table_of([block], LABELS).items():
         if values.dtype == object:
-            assert values.tolist() == read[column].tolist()
+            assert values.tolist() == table[column].tolist()
         else:
-            np.testing.assert_allclose(values, read[column], atol=0.05)  # boxes are printed to 0.1 px
+            np.testing.assert_allclose(values, table[column], atol=0.05)  # boxes are printed to 0.1 px
 
 
 def test_a_file_that_holds_no_rows_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text("hello")
     for name, told in (("a.txt", "not named like a file of rows"), ("none.csv", "cannot be read"), ("a.jsonl", "rows")):
         with pytest.raises(OutputError, match=told):
-            read_results(tmp_path / name)
+            read(tmp_path / name)
