@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,7 +10,11 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from affserve.client.page.library import Entry, Library
+from affserve.client.page.media import Media
 from affserve.client.page.security import new_token
+from affserve.client.results.edits import Edits
+
+MOST_JSON_BYTES = 1_000_000
 
 
 @dataclass(kw_only=True)
@@ -20,6 +25,10 @@ class Page:
     temporary: Path  # a folder for files of this page only, removed when it ends
     token: str = field(default_factory=new_token)
     features: dict[str, bool] = field(default_factory=dict)  # what the browser offers beyond looking, by name
+    before: dict[str, list[Edits]] = field(default_factory=dict)  # of each entry the edits that undo goes back to
+
+    def __post_init__(self) -> None:
+        self.media = Media(library=self.library, temporary=self.temporary)
 
     def entry(self, request: Request) -> Entry:
         """Return the entry that a request names by its id; 404 where there is none."""
@@ -27,3 +36,23 @@ class Page:
         if entry is None:
             raise HTTPException(404, "no such entry")
         return entry
+
+    def result(self, request: Request) -> Path:
+        """Return the file of rows of the entry that a request names; 404 where there is none."""
+        result = self.entry(request).result
+        if result is None:
+            raise HTTPException(404, "not analysed yet")
+        return result
+
+
+async def json_body(request: Request) -> object:
+    """Return the JSON that a request carries; 413 where it is too long, 400 where it is none."""
+    content = b""
+    async for piece in request.stream():
+        content += piece
+        if len(content) > MOST_JSON_BYTES:
+            raise HTTPException(413, f"more than {MOST_JSON_BYTES} bytes")
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise HTTPException(400, "not JSON") from error

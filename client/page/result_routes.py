@@ -1,32 +1,38 @@
-"""The routes of looking: the list, one result, its rows, its video."""
+"""The routes of looking: the list, one result, its rows and its video; and of the edits, which are kept beside it."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from affserve.client.drawing.palette import PALETTE, TRACK_COLOURS
-from affserve.client.page.media import playing
-from affserve.client.page.page import Page
+from affserve.client.drawing.palette import HEAT, PALETTE, TRACK_COLOURS
+from affserve.client.drawing.plots import LINE_COLOURS, SYNTHETIC_NOTICE
+from affserve.client.page.page import Page, json_body
+from affserve.client.results.edits import Edits, parse_edits, read_edits, write_edits
 from affserve.client.results.rows import ACTION_UNIT_MEANINGS
+from affserve.train.provenance import SYNTHETIC
+
+COLOURS = {"classes": PALETTE, "tracks": TRACK_COLOURS, "lines": LINE_COLOURS, "heat": HEAT}
+MOST_UNDONE = 100  # edits of one result
 
 
 def routes(page: Page) -> list[BaseRoute]:
     """Return the routes; every one answers JSON but `rows` and `media`."""
 
     def entries(_: Request) -> Response:
-        return JSONResponse(
-            {"features": page.features, "entries": [entry.as_json() for entry in page.library.entries.values()]}
-        )
+        listed = [entry.as_json() for entry in page.library.entries.values()]
+        return JSONResponse({"features": page.features, "entries": listed})
 
     def one(request: Request) -> Response:
         entry = page.entry(request)
-        video = playing(entry.video).as_json() if entry.video is not None else None
-        facts: dict[str, Any] = {**entry.as_json(), "playing": video, "colours": COLOURS}
+        playable = page.media.playable(entry)
+        facts: dict[str, Any] = {**entry.as_json(), "colours": COLOURS, "features": page.features}
+        facts["playing"] = playable.as_json() if playable is not None else None
         if entry.result is not None:
             data = page.library.data(entry)
             facts |= {
@@ -35,25 +41,61 @@ def routes(page: Page) -> list[BaseRoute]:
                 "meanings": ACTION_UNIT_MEANINGS,
                 "columns": data.described(),
                 "provenance": data.provenance,
+                "notice": SYNTHETIC_NOTICE if data.provenance.get("trained_on") == SYNTHETIC else "",
+                **_told(page, entry.id, read_edits(entry.result)),
             }
         return JSONResponse(facts)
 
-    def rows(request: Request) -> Response:
-        data = page.library.data(page.entry(request))
-        return Response(data.payload(), media_type="application/octet-stream")
+    def playing(request: Request) -> Response:
+        """Say how far the file to play is; `copied` asks for a copy in place of a file that the browser refused."""
+        playable = page.media.playable(page.entry(request), copied="copied" in request.query_params)
+        return JSONResponse(playable.as_json() if playable is not None else None)
 
     def media(request: Request) -> Response:
-        video = page.entry(request).video
-        if video is None:
-            raise HTTPException(404, "no video")
-        return FileResponse(video)
+        playable = page.media.playable(page.entry(request), copied="copied" in request.query_params)
+        if playable is None or playable.path is None:
+            raise HTTPException(404, "no video, or not ready yet")
+        return FileResponse(playable.path)
+
+    def rows(request: Request) -> Response:
+        entry, result = page.entry(request), page.result(request)
+        data = page.library.data(entry)
+        edited = read_edits(result).table(data.table)
+        return Response(data.payload(edited), media_type="application/octet-stream")
+
+    async def edit(request: Request) -> Response:
+        """Put the edits of a result in the place of those that were."""
+        try:
+            edits = parse_edits(await json_body(request))
+        except ValueError as error:
+            raise HTTPException(400, str(error)) from error
+        return await run_in_threadpool(_put, page, request, edits)
+
+    def undo(request: Request) -> Response:
+        entry, result = page.entry(request), page.result(request)
+        if before := page.before.get(entry.id):
+            write_edits(result, before[-1])
+            before.pop()
+        return JSONResponse(_told(page, entry.id, read_edits(result)))
 
     return [
         Route("/api/entries", entries),
         Route("/api/entries/{id}", one),
+        Route("/api/entries/{id}/playing", playing),
         Route("/api/entries/{id}/rows", rows),
+        Route("/api/entries/{id}/edits", edit, methods=["PUT"]),
+        Route("/api/entries/{id}/undo", undo, methods=["POST"]),
         Route("/media/{id}", media),
     ]
 
 
-COLOURS = {"classes": PALETTE, "tracks": TRACK_COLOURS}
+def _put(page: Page, request: Request, edits: Edits) -> Response:
+    entry, result = page.entry(request), page.result(request)
+    before = read_edits(result)
+    write_edits(result, edits)
+    page.before[entry.id] = [*page.before.get(entry.id, []), before][-MOST_UNDONE:]
+    return JSONResponse(_told(page, entry.id, edits))
+
+
+def _told(page: Page, entry_id: str, edits: Edits) -> dict[str, Any]:
+    return {"edits": edits.document(), "undo": len(page.before.get(entry_id, []))}

@@ -36,11 +36,21 @@ FOLDER_TICKS_PER_S = 90000
 class VideoWriter:
     """Writes frames in order; use it as a context manager.
 
-    part: the file to write, whatever its name. suffix: of the final name, which says the container.
+    part: the file to write, whatever its name. suffix: of the final name, which says the container. keyframe_every:
+    frames, for quick seeks; the encoder's own choice unless given.
     """
 
-    def __init__(self, part: Path, suffix: str, source: FrameSource, *, encoder: str | None = None) -> None:
+    def __init__(
+        self,
+        part: Path,
+        suffix: str,
+        source: FrameSource,
+        *,
+        encoder: str | None = None,
+        keyframe_every: int | None = None,
+    ) -> None:
         self.notices: tuple[str, ...] = ()
+        self._keyframe_every = keyframe_every
         self._encoder = encoder or next(name for name in ENCODERS if name in av.codecs_available)
         self._source = source
         self._ticks = source.ticks if isinstance(source, VideoSource) else _folder_ticks()
@@ -90,6 +100,8 @@ class VideoWriter:
         context = stream.codec_context  # its options are read when the first frame is encoded
         context.options = dict(ENCODERS[self._encoder])
         context.time_base = self._time_base
+        if self._keyframe_every is not None:
+            context.gop_size = self._keyframe_every
         context.colorspace, context.color_range = int(Colorspace.ITU709), int(ColorRange.MPEG)
         context.color_primaries, context.color_trc = int(ColorPrimaries.BT709), int(ColorTrc.BT709)
         if self._ticks.pixel_aspect is not None and width >= height:

@@ -18,5 +18,8 @@ export const source = {
   entries: () => getJSON("/api/entries"),
   entry: (id) => getJSON(`/api/entries/${id}`),
   rows: async (id) => (await asked(`/api/entries/${id}/rows`)).arrayBuffer(),
-  media: (id) => `/media/${id}`,
+  playing: (id, copied) => getJSON(`/api/entries/${id}/playing${copied ? "?copied" : ""}`),
+  media: (id, copied) => `/media/${id}${copied ? "?copied" : ""}`,
+  edit: (id, edits) => send("PUT", `/api/entries/${id}/edits`, edits), // null where nothing can be edited
+  undo: (id) => send("POST", `/api/entries/${id}/undo`, {}),
 };
