@@ -5,21 +5,22 @@ Only these files are ever read: a browser names them by an id, never by a path.
 
 from __future__ import annotations
 
+import glob
 import hashlib
-import json
 import os
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from affserve.client.page.result_data import ResultData, read_result, source_name
+from affserve.client.page.result_data import summary_of
 from affserve.client.results.formats import format_of
-from affserve.client.results.metadata import SUFFIX as METADATA_SUFFIX
-from affserve.client.video.inputs import Folder, is_result
-from affserve.client.video.source import IMAGE_SUFFIXES
-from affserve.train.errors import AffserveError, UsageError
+from affserve.client.results.reading import read, result_files
+from affserve.client.results.table import Table
+from affserve.client.video.inputs import Folder
+from affserve.train.errors import AffserveError, OutputError, UsageError
 
 MOST_OPEN = 4  # results whose rows are kept in memory
 
@@ -54,8 +55,7 @@ class Library:
 
     def __init__(self, paths: Iterable[Path]) -> None:
         self.entries: dict[str, Entry] = {}
-        self._roots: list[Path] = []
-        self._open: dict[str, tuple[object, ResultData]] = {}
+        self._open: dict[str, tuple[object, Table]] = {}
         self._lock = threading.Lock()
         self.add(paths)
 
@@ -66,23 +66,17 @@ class Library:
         for path in paths:
             if not path.exists():
                 raise UsageError(f"{path} does not exist; expected results, videos or folders of them")
-            self._roots.append(path.resolve())
             found, sources = _found(path)
-            results += [one for one in found if self._inside(one)]
-            videos += [one for one in sources if self._inside(one)]
+            results += [one for one in found if _is_within(one, path)]
+            videos += [one for one in sources if _is_within(one, path)]
         return [*self._add_results(results, videos), *self._add_videos(videos)]
-
-    def _inside(self, path: Path) -> bool:
-        """Say whether a file is what it seems: a link in a folder must not lead out of what was named."""
-        place = path.resolve()
-        return any(place == root or root in place.parents or place.parent == root.parent for root in self._roots)
 
     def _add_results(self, results: list[Path], videos: list[Path]) -> list[Entry]:
         known = [*videos, *(entry.video for entry in self.entries.values() if entry.video)]
         return [self._put(result, _video_of(result, known)) for result in dict.fromkeys(results)]
 
     def _put(self, result: Path, video: Path | None) -> Entry:
-        entry = Entry(id=_id(result), name=source_name(result) or result.name, result=result, video=video)
+        entry = Entry(id=_id(result), name=_source(result) or result.name, result=result, video=video)
         if video is None:
             entry.notes.append(f"video {entry.name} not found: name its folder, too")
         if video is not None:
@@ -97,25 +91,25 @@ class Library:
         self.entries.update({entry.id: entry for entry in fresh})
         return fresh
 
-    def data(self, entry: Entry) -> ResultData:
-        """Return the rows of a result, read again when its file has changed; AffserveError where it cannot be."""
+    def table(self, entry: Entry) -> Table:
+        """Return the rows of a result as written, read again when the file has changed; OutputError if none."""
         if entry.result is None:
-            raise AffserveError(f"{entry.name} is not analysed yet")
+            raise OutputError(f"{entry.name} is not analysed yet")
         with self._lock:
             stamp = _stamp(entry.result)
             kept = self._open.pop(entry.id, None)
-            data = kept[1] if kept is not None and kept[0] == stamp else read_result(entry.result)
-            self._open[entry.id] = (stamp, data)
+            table = kept[1] if kept is not None and kept[0] == stamp else read(entry.result, edited=False)
+            self._open[entry.id] = (stamp, table)
             while len(self._open) > MOST_OPEN:
                 self._open.pop(next(iter(self._open)))
-        return data
+        return table
 
     def read_summaries(self) -> None:
         """Read every result that has no summary yet, one after the other."""
         for entry in list(self.entries.values()):
             if entry.result is not None and entry.summary is None:
                 try:
-                    entry.summary = read_result(entry.result).summary()
+                    entry.summary = summary_of(read(entry.result, edited=False))
                 except AffserveError as error:
                     entry.summary = {"error": str(error)}
 
@@ -123,54 +117,37 @@ class Library:
 def _found(path: Path) -> tuple[list[Path], list[Path]]:
     """Return the results and the videos that an argument stands for; each brings its like from beside it."""
     if path.is_dir():
-        return list(_results_below(path)), Folder(path).sources
-    if _is_rows(path):
-        beside = path.parent / (source_name(path) or path.name)
+        return _results(path), Folder(path).sources
+    if format_of(path) is not None:
+        beside = path.with_name(_source(path) or path.name)
         return [path], [beside] if beside != path and beside.exists() else []
-    return [one for one in sorted(path.parent.glob(f"{_escaped(path.stem)}*")) if _names(one, path)], [path]
+    return [one for one in _results(path.parent, f"{glob.escape(path.stem)}*") if _source(one) == path.name], [path]
 
 
-def _escaped(name: str) -> str:
-    return "".join(f"[{one}]" if one in "*?[" else one for one in name)
+def _is_within(file: Path, named: Path) -> bool:
+    """Say whether a file is where it seems to be: a link must not lead out of the folder that was named."""
+    folder = (named if named.is_dir() else named.parent).resolve()
+    return file == named or folder in file.resolve().parents or file.resolve() == folder
 
 
-def _names(result: Path, video: Path) -> bool:
-    return result != video and _is_rows(result) and source_name(result) == video.name
+def _results(folder: Path, pattern: str = "**/*") -> list[Path]:
+    """Return the results in a folder; none is no error here."""
+    with suppress(OutputError):
+        return result_files([Path(glob.escape(str(folder)), pattern)])
+    return []
 
 
-def _results_below(folder: Path) -> Iterator[Path]:
-    for place, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (file for name in sorted(files) if not name.startswith(".") and _is_rows(file := Path(place, name)))
-
-
-def _is_rows(path: Path) -> bool:
-    """Say whether a file is named like rows and says that they are ours."""
-    row_format = format_of(path)
-    if row_format is None or not path.is_file():
-        return False
-    if row_format.describes_itself or path.with_name(path.name + METADATA_SUFFIX).is_file() or is_result(path):
-        return True
-    with open(path, "rb") as file:  # rows without their metadata
-        start = file.read(64)
-    return start.startswith((b"frame,timestamp_s,track_id", b'{"frame": '))
+def _source(result: Path) -> str:
+    """Return the name of the video that a result says it was made from, "" where it does not say."""
+    row_format = format_of(result)
+    return Path(row_format.description(result).source).name if row_format is not None else ""
 
 
 def _video_of(result: Path, videos: Iterable[Path]) -> Path | None:
     """Return the video that a result names: the one nearest to it in the folders, where several have the name."""
-    name = source_name(result)
-    place = result.resolve().parent
-    same = [one for one in videos if one.name == name or (name is None and _fits(one, result))]
+    name, place = _source(result), result.resolve().parent
+    same = [one for one in videos if (one.name == name if name else one.stem == result.name.split(".")[0])]
     return min(same, key=lambda one: len(os.path.relpath(one.resolve().parent, place).split(os.sep)), default=None)
-
-
-def _fits(video: Path, result: Path) -> bool:
-    return not is_image(video) and result.name.split(".")[0] == video.stem
-
-
-def is_image(path: Path) -> bool:
-    """Say whether a source is a photograph."""
-    return path.suffix.lower() in IMAGE_SUFFIXES and not path.is_dir()
 
 
 def _id(path: Path) -> str:
@@ -180,8 +157,3 @@ def _id(path: Path) -> str:
 def _stamp(path: Path) -> object:
     state = path.stat()
     return state.st_mtime_ns, state.st_size
-
-
-def dumps(value: object) -> str:
-    """Return JSON that a browser reads: NaN is null."""
-    return json.dumps(value, ensure_ascii=False, allow_nan=False)

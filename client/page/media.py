@@ -93,8 +93,10 @@ class Media:
 
     def _times(self, entry: Entry) -> Mapping[int, float]:
         """Return the times of the numbered images of a folder, which have none of their own but in the result."""
-        table = self.library.data(entry).table if entry.result is not None else {}
-        return dict(zip(table["frame"].tolist(), table["timestamp_s"].tolist(), strict=True)) if table else {}
+        if entry.result is None:
+            return {}
+        table = self.library.table(entry)
+        return dict(zip(table["frame"].tolist(), table["timestamp_s"].tolist(), strict=True))
 
 
 def _is_played(path: Path) -> bool:

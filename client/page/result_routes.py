@@ -13,8 +13,10 @@ from starlette.routing import BaseRoute, Route
 from affserve.client.drawing.palette import HEAT, PALETTE, TRACK_COLOURS
 from affserve.client.drawing.plots import LINE_COLOURS, SYNTHETIC_NOTICE
 from affserve.client.page.page import Page, json_body
+from affserve.client.page.result_data import described, payload, summary_of
 from affserve.client.results.edits import Edits, parse_edits, read_edits, write_edits
 from affserve.client.results.rows import ACTION_UNIT_MEANINGS
+from affserve.client.results.table import labels_in
 from affserve.train.provenance import SYNTHETIC
 
 COLOURS = {"classes": PALETTE, "tracks": TRACK_COLOURS, "lines": LINE_COLOURS, "heat": HEAT}
@@ -34,14 +36,14 @@ def routes(page: Page) -> list[BaseRoute]:
         facts: dict[str, Any] = {**entry.as_json(), "colours": COLOURS, "features": page.features}
         facts["playing"] = playable.as_json() if playable is not None else None
         if entry.result is not None:
-            data = page.library.data(entry)
+            table = page.library.table(entry)
             facts |= {
-                "summary": data.summary(),
-                "labels": data.labels,
+                "summary": summary_of(table),
+                "labels": labels_in(table),
                 "meanings": ACTION_UNIT_MEANINGS,
-                "columns": data.described(),
-                "provenance": data.provenance,
-                "notice": SYNTHETIC_NOTICE if data.provenance.get("trained_on") == SYNTHETIC else "",
+                "columns": described(table),
+                "provenance": table.provenance,
+                "notice": SYNTHETIC_NOTICE if table.provenance.get("trained_on") == SYNTHETIC else "",
                 **_told(page, entry.id, read_edits(entry.result)),
             }
         return JSONResponse(facts)
@@ -59,9 +61,8 @@ def routes(page: Page) -> list[BaseRoute]:
 
     def rows(request: Request) -> Response:
         entry, result = page.entry(request), page.result(request)
-        data = page.library.data(entry)
-        edited = read_edits(result).table(data.table)
-        return Response(data.payload(edited), media_type="application/octet-stream")
+        edited = read_edits(result).table(page.library.table(entry))
+        return Response(payload(edited), media_type="application/octet-stream")
 
     async def edit(request: Request) -> Response:
         """Put the edits of a result in the place of those that were."""

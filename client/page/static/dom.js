@@ -31,7 +31,7 @@ export function clock(seconds, digits = 2) {
 }
 
 export const signed = (value) => (Number.isNaN(value) ? "–" : (value < 0 ? "−" : "+") + Math.abs(value).toFixed(2));
-export const percent = (value) => (Number.isNaN(value) ? "–" : `${Math.round(100 * value)} %`);
+export const percent = (value) => (Number.isNaN(value) ? "–" : `${Math.round(100 * value)}\u202f%`);
 export const plural = (count, one, more = `${one}s`) => `${count.toLocaleString("en")} ${count === 1 ? one : more}`;
 export const themed = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
