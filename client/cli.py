@@ -15,7 +15,7 @@ from typer.core import TyperGroup
 
 from affserve.benchmarks.cli import bench_app  # only here: the root alone knows every stage
 from affserve.client.commands.convert import convert
-from affserve.client.commands.data import import_
+from affserve.client.commands.data import crop, import_
 from affserve.client.commands.doctor import doctor
 from affserve.client.commands.infer import CommandWithColumns, infer
 from affserve.client.commands.live import live
@@ -59,6 +59,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain help: half the start-up time, and the same text in a pipe
     pretty_exceptions_enable=False,
 )
+data_app.command()(crop)
 data_app.command("import")(import_)  # with the client's faces, which training knows nothing of
 app.add_typer(data_app, name="data", cls=Sentences)
 app.add_typer(train_app, name="train", cls=Sentences)

