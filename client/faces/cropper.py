@@ -21,10 +21,11 @@ from numpy.typing import NDArray
 
 from affserve.client.faces.detector_file import find_detector
 from affserve.client.faces.detectors import HaarDetector
-from affserve.client.faces.face import Cropper, Face, FaceCrop, FaceDetector
+from affserve.client.faces.face import Cropper, Face, FaceDetector
+from affserve.client.faces.flow import GreyFrame, grey_frame
 from affserve.client.faces.settings import FaceSettings
 from affserve.client.faces.subjects import chooser
-from affserve.client.faces.tracks import Track, Tracker
+from affserve.client.faces.tracks import Tracker
 from affserve.train.crops import align_face, to_encoder_input
 
 WITH_ROOM = 0.7  # of the largest face that was left out: others, and the same one in other frames, are smaller
@@ -50,7 +51,7 @@ class Croppers:
         return WholeImageCropper() if crops else FaceCropper(self.detector, self.faces)
 
 
-class FaceCropper:
+class FaceCropper(Cropper):
     """Finds and follows the people of one video and cuts the crops of those that the settings ask for."""
 
     def __init__(self, detector: FaceDetector, settings: FaceSettings | None = None) -> None:
@@ -77,17 +78,18 @@ class FaceCropper:
             return "Haar misses turned and small faces: YuNet finds them (--face-model)"
         return "if the frames are face crops already, say --crops"
 
-    def crop(self, image: NDArray[np.uint8]) -> list[FaceCrop]:
-        people = self._tracker.step(image)
+    def prepare(self, image: NDArray[np.uint8]) -> GreyFrame:
+        return grey_frame(image)
+
+    def find(self, image: NDArray[np.uint8], prepared: GreyFrame) -> list[tuple[int, Face]]:
+        people = self._tracker.step(image, prepared)
         chosen = self._chooser.choose(people, cut=self._tracker.cut, width_px=image.shape[1])
-        found = [self._crop(image, person) for person in chosen]
-        self._boxes = {one.track_id: np.array(one.face.box_px) for one in found}
+        found = [(person.track_id, self._smoothed(person.track_id, person.face)) for person in chosen]
+        self._boxes = {track_id: np.array(face.box_px) for track_id, face in found}
         return found
 
-    def _crop(self, image: NDArray[np.uint8], person: Track) -> FaceCrop:
-        face = person.face
-        pixels = to_encoder_input(align_face(image, face.landmarks_px))
-        return FaceCrop(track_id=person.track_id, face=self._smoothed(person.track_id, face), pixels=pixels)
+    def cut(self, image: NDArray[np.uint8], face: Face) -> NDArray[np.uint8]:
+        return to_encoder_input(align_face(image, face.landmarks_px))
 
     def _smoothed(self, track_id: int, face: Face) -> Face:
         before, kept = self._boxes.get(track_id), self._settings.smoothing
@@ -97,18 +99,20 @@ class FaceCropper:
         return Face(box_px=(x, y, width, height), score=face.score, landmarks_px=face.landmarks_px)
 
 
-class WholeImageCropper:
+class WholeImageCropper(Cropper):
     """For frames that are face crops already, such as Aff-Wild2's: the whole image is the crop."""
 
     name = "none (frames are crops)"
     patience_frames: int | None = None
 
-    def crop(self, image: NDArray[np.uint8]) -> list[FaceCrop]:
-        """Return the whole image (H, W, 3) as a face, resized to (224, 224, 3)."""
+    def prepare(self, image: NDArray[np.uint8]) -> None:
+        return None
+
+    def find(self, image: NDArray[np.uint8], prepared: None) -> list[tuple[int, Face]]:
+        """Return the whole image (H, W, 3) as a face."""
         height, width = image.shape[:2]
-        face = Face(
-            box_px=(0.0, 0.0, float(width), float(height)),
-            score=np.nan,
-            landmarks_px=np.empty((0, 2), dtype=np.float32),
-        )
-        return [FaceCrop(track_id=0, face=face, pixels=to_encoder_input(image))]
+        landmarks = np.empty((0, 2), dtype=np.float32)
+        return [(0, Face(box_px=(0.0, 0.0, float(width), float(height)), score=np.nan, landmarks_px=landmarks))]
+
+    def cut(self, image: NDArray[np.uint8], face: Face) -> NDArray[np.uint8]:
+        return to_encoder_input(image)

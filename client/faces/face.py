@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,7 +69,10 @@ class FaceCrop:
 
 
 class Cropper(Protocol):
-    """Takes the frames of one video in order and returns the crops of their faces."""
+    """Takes the frames of one video in order and returns the crops of their faces.
+
+    It works in three steps, so that they may overlap: only `find` remembers and wants the frames in order.
+    """
 
     @property
     def name(self) -> str:
@@ -81,9 +84,22 @@ class Cropper(Protocol):
         """For how many frames a person may be out of sight and come back under the same number; None: for ever."""
         ...
 
-    def crop(self, image: NDArray[np.uint8]) -> list[FaceCrop]:
-        """Return the faces of the next RGB frame (H, W, 3) of a video, in the order of their track_id."""
+    def prepare(self, image: NDArray[np.uint8]) -> Any:
+        """Return what `find` needs of an RGB frame (H, W, 3) beside the frame itself."""
         ...
+
+    def find(self, image: NDArray[np.uint8], prepared: Any) -> list[tuple[int, Face]]:
+        """Return track_id and face of those people in the next frame who are asked for, in the order of track_id."""
+        ...
+
+    def cut(self, image: NDArray[np.uint8], face: Face) -> NDArray[np.uint8]:
+        """Return the crop (224, 224, 3) of a face in a frame."""
+        ...
+
+    def crop(self, image: NDArray[np.uint8]) -> list[FaceCrop]:
+        """Return the faces of the next RGB frame (H, W, 3) of a video: all steps at once."""
+        found = self.find(image, self.prepare(image))
+        return [FaceCrop(track_id=track_id, face=face, pixels=self.cut(image, face)) for track_id, face in found]
 
 
 def shared_area(a: Box, b: Box) -> float:

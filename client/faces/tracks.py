@@ -88,9 +88,9 @@ class Tracker:
         self.left_out_px = 0.0  # side of the largest sure face that was smaller than asked for
         self.cut = False  # the last frame began another shot
 
-    def step(self, image: NDArray[np.uint8]) -> list[Track]:
-        """Return the people in the next RGB frame (H, W, 3), ordered by track_id."""
-        now = grey_frame(image)
+    def step(self, image: NDArray[np.uint8], now: GreyFrame | None = None) -> list[Track]:
+        """Return the people in the next RGB frame (H, W, 3), ordered by track_id; now: its grey copy, if made."""
+        now = now or grey_frame(image)
         self.cut = self._before is not None and is_cut(self._before, now)
         self._since_search += 1
         self._carry(now)

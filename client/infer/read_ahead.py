@@ -1,33 +1,38 @@
-"""The first half of the pipeline: a thread decodes, finds faces and cuts crops, a few chunks ahead of the server."""
+"""The first half of the pipeline: frames are decoded, faces found and crops cut ahead of the server.
+
+Each of the three is a thread: FFmpeg and OpenCV let go of Python's lock, so they overlap with one another and with the
+server's work. Only the second one has to see the frames in order; what it need not do is done by the others.
+"""
 
 from __future__ import annotations
 
-import queue
-import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from affserve.client.faces.face import Cropper, FaceCrop
+from affserve.client.faces.face import Cropper
+from affserve.client.infer.ahead import Ahead
 from affserve.client.sequences.seen_frame import SeenFrame
-from affserve.client.video.source import FrameSource
+from affserve.client.video.source import Frame, FrameSource
 from affserve.export.contract import CHUNK_FRAMES, IMAGE_SIZE_PX
 
 CHUNKS_AHEAD = 4  # decoded and cropped chunks that may wait for the server, 4.8 MB each
+FRAMES_AHEAD = 4  # whole frames that may wait between two stages, 2.8 MB each at 1280x720
 CHUNK_WAITS_FRAMES = 4 * CHUNK_FRAMES  # a chunk that few faces fill leaves after so many frames
-STOP_POLL_S = 0.1
 
 
 @dataclass(kw_only=True)
 class StageSeconds:
-    """Where the time goes, in seconds. The first two run in their own thread, beside the others."""
+    """Where the time goes, in seconds. The first three run in threads of their own, beside the others."""
 
-    decode_s: float = 0.0
-    detect_s: float = 0.0  # finding, aligning and cropping faces
+    decode_s: float = 0.0  # and conversion to RGB, and what finding faces needs of every frame
+    detect_s: float = 0.0  # finding and following faces
+    crop_s: float = 0.0  # aligning and cropping them
     frames_wait_s: float = 0.0  # the server had nothing to do because no chunk was ready
     encode_wait_s: float = 0.0  # waiting for features
     head_s: float = 0.0  # waiting for predictions
@@ -46,34 +51,34 @@ class Chunk:
 
 
 class ReadAhead:
-    """Decodes, detects and crops in a thread of its own, a bounded number of chunks ahead."""
+    """Decodes, detects and crops in threads of their own, a bounded number of frames and chunks ahead."""
 
     def __init__(self, source: FrameSource, cropper: Cropper, seconds: StageSeconds) -> None:
         self._source = source
         self._cropper = cropper
         self._seconds = seconds
-        self._queue: queue.Queue[Chunk | None] = queue.Queue(maxsize=CHUNKS_AHEAD)
-        self._stop = threading.Event()
-        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="affserve-frames")
-        self._done: Future[None] | None = None
-        self._frames: list[SeenFrame] = []  # of the chunk that is being filled
-        self._crops: list[NDArray[np.uint8]] = []
+        self._stack = ExitStack()
+        self._error: Exception | None = None  # that ended the reading early
 
     def __enter__(self) -> ReadAhead:
         """Start reading."""
-        self._done = self._executor.submit(self._produce)
+        with ExitStack() as stack:
+            decoded = stack.enter_context(Ahead(self._decoded(), FRAMES_AHEAD, "decode"))
+            seen = stack.enter_context(Ahead(self._seen(decoded), FRAMES_AHEAD, "faces"))
+            self._chunks = stack.enter_context(Ahead(self._cut(seen), CHUNKS_AHEAD, "crops"))
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Stop reading and wait for the thread."""
-        self._stop.set()
-        self._executor.shutdown(wait=True)
+        """Stop reading and wait for the threads."""
+        self._stack.close()
 
     def __iter__(self) -> Iterator[Chunk]:
         """Yield the chunks until the source ends or breaks off."""
+        chunks = iter(self._chunks)
         while True:
             start = time.perf_counter()
-            chunk = self._queue.get()
+            chunk = next(chunks, None)
             self._seconds.frames_wait_s += time.perf_counter() - start
             if chunk is None:
                 return
@@ -81,52 +86,50 @@ class ReadAhead:
 
     def raise_error(self) -> None:
         """Raise what ended the reading early, if anything did; call it when the chunks have been used up."""
-        if self._done is not None:
-            self._done.result()
+        if self._error is not None:
+            raise self._error
 
-    def _produce(self) -> None:
-        try:
-            for frame, found in self._look_at_each():
-                for one in found:
-                    self._crops.append(one.pixels)
-                    # The frame goes with its last crop.
-                    if len(self._crops) == CHUNK_FRAMES and one is not found[-1]:
-                        self._put(self._chunk())
-                self._frames.append(frame)
-                if len(self._crops) == CHUNK_FRAMES or len(self._frames) == CHUNK_WAITS_FRAMES:
-                    self._put(self._chunk())
-                if self._stop.is_set():
-                    return
-        finally:
-            # After an error too: what was read before it is kept.
-            self._put(self._chunk())
-            self._put(None)
-
-    def _look_at_each(self) -> Iterator[tuple[SeenFrame, list[FaceCrop]]]:
+    def _decoded(self) -> Iterator[tuple[Frame, Any]]:
         source = iter(self._source)
         while True:
             start = time.perf_counter()
             frame = next(source, None)
-            decoded = time.perf_counter()
-            self._seconds.decode_s += decoded - start
+            prepared = self._cropper.prepare(frame.image) if frame is not None else None
+            self._seconds.decode_s += time.perf_counter() - start
             if frame is None:
                 return
-            found = self._cropper.crop(frame.image)
-            self._seconds.detect_s += time.perf_counter() - decoded
-            faces = tuple((one.track_id, one.face) for one in found)
-            yield SeenFrame(index=frame.index, timestamp_s=frame.timestamp_s, faces=faces), found
+            yield frame, prepared
 
-    def _put(self, chunk: Chunk | None) -> None:
-        """Queue a chunk; give up when nobody is going to take it."""
-        while not self._stop.is_set():
-            try:
-                return self._queue.put(chunk, timeout=STOP_POLL_S)
-            except queue.Full:
-                continue
-        return None
+    def _seen(self, decoded: Ahead[tuple[Frame, Any]]) -> Iterator[tuple[Frame, SeenFrame]]:
+        for frame, prepared in decoded:
+            start = time.perf_counter()
+            faces = tuple(self._cropper.find(frame.image, prepared))
+            self._seconds.detect_s += time.perf_counter() - start
+            yield frame, SeenFrame(index=frame.index, timestamp_s=frame.timestamp_s, faces=faces)
 
-    def _chunk(self) -> Chunk:
-        none = np.empty((0, IMAGE_SIZE_PX, IMAGE_SIZE_PX, 3), dtype=np.uint8)
-        chunk = Chunk(frames=self._frames, crops=np.stack(self._crops) if self._crops else none)
-        self._frames, self._crops = [], []
-        return chunk
+    def _cut(self, seen: Ahead[tuple[Frame, SeenFrame]]) -> Iterator[Chunk]:
+        """Yield full chunks; after an error too, what was read before it is kept."""
+        frames: list[SeenFrame] = []
+        crops: list[NDArray[np.uint8]] = []
+        try:
+            for frame, one in seen:
+                for number, (_, face) in enumerate(one.faces, start=1):
+                    start = time.perf_counter()
+                    crops.append(self._cropper.cut(frame.image, face))
+                    self._seconds.crop_s += time.perf_counter() - start
+                    # The frame goes with its last crop.
+                    if len(crops) == CHUNK_FRAMES and number < len(one.faces):
+                        yield _chunk(frames, crops)
+                        frames, crops = [], []
+                frames.append(one)
+                if len(crops) == CHUNK_FRAMES or len(frames) == CHUNK_WAITS_FRAMES:
+                    yield _chunk(frames, crops)
+                    frames, crops = [], []
+        except Exception as error:  # noqa: BLE001 raised again by raise_error
+            self._error = error
+        yield _chunk(frames, crops)
+
+
+def _chunk(frames: list[SeenFrame], crops: list[NDArray[np.uint8]]) -> Chunk:
+    none = np.empty((0, IMAGE_SIZE_PX, IMAGE_SIZE_PX, 3), dtype=np.uint8)
+    return Chunk(frames=frames, crops=np.stack(crops) if crops else none)

@@ -89,8 +89,9 @@ def summary_text(summary: Summary) -> str:
         f"{summary.file}: {_count(summary.frames, 'frame')}, {summary.frames_with_face} with {seen}, "
         f"in {summary.seconds:.1f} s ({summary.frames_per_s:.1f} frames/s)",
         f"  faces: {summary.detector}; model: trained on {summary.trained_on}, {summary.engine}",
-        f"  reading ahead: decode {stages.decode_s:.2f} s, faces {stages.detect_s:.2f} s; waiting: for frames "
-        f"{stages.frames_wait_s:.2f} s, encoder {stages.encode_wait_s:.2f} s, head {stages.head_s:.2f} s",
+        f"  reading ahead: decode {stages.decode_s:.2f} s, faces {stages.detect_s:.2f} s, crops {stages.crop_s:.2f} s; "
+        f"waiting: for frames {stages.frames_wait_s:.2f} s, encoder {stages.encode_wait_s:.2f} s, "
+        f"head {stages.head_s:.2f} s",
         *([f"  overlay drawn in {summary.overlay_s:.1f} s"] if summary.overlay else []),
         *(f"  wrote {file}" for file in files if file is not None),
         *(f"  note: {notice}" for notice in summary.notices),

@@ -367,7 +367,7 @@ class Pixels:
     """Converts the frames of one stream; keeps the tables that swscale makes for it."""
 
     def __init__(self) -> None:
-        self._to_standard = VideoReformatter()
+        self._converter = VideoReformatter()  # a new one for each frame would make its tables and threads anew
 
     def upright_rgb(self, frame: VideoFrame) -> NDArray[np.uint8]:
         """Convert a frame to (H, W, 3) uint8 RGB and undo the rotation that the container asks for.
@@ -376,8 +376,12 @@ class Pixels:
         """
         quarter_turns = round(frame.rotation / 90) % 4  # counter-clockwise, as np.rot90 counts
         if frame.color_trc in HDR_CURVES:
-            frame = self._to_standard.reformat(
-                frame, format="rgb24", dst_color_trc=ColorTrc.IEC61966_2_1, dst_color_primaries=ColorPrimaries.BT709
+            frame = self._converter.reformat(
+                frame,
+                format="rgb24",
+                dst_color_trc=ColorTrc.IEC61966_2_1,
+                dst_color_primaries=ColorPrimaries.BT709,
+                threads=1,
             )
-        image = np.asarray(frame.to_ndarray(format="rgb24"), dtype=np.uint8)
+        image = np.asarray(self._converter.reformat(frame, format="rgb24", threads=1).to_ndarray(), dtype=np.uint8)
         return np.ascontiguousarray(np.rot90(image, quarter_turns)) if quarter_turns else image

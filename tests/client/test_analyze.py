@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from affserve.client.client import AffectClient
 from affserve.client.faces.cropper import Croppers, FaceCropper, WholeImageCropper
 from affserve.client.faces.detector_file import YUNET_FILE
 from affserve.client.faces.detectors import YuNetDetector
-from affserve.client.faces.face import Face, FaceCrop, FaceDetector
+from affserve.client.faces.face import Face, FaceDetector
 from affserve.client.faces.settings import FaceSettings
 from affserve.client.infer.analyze import analyze_stream
 from affserve.client.infer.analyze_files import Job, analyze_to_files
@@ -117,19 +118,18 @@ def test_rows_equal_a_whole_video_computed_at_once(client: AffectClient, tmp_pat
         assert np.abs(values[seen] - expected[task][seen[40:]]).max() < 1e-4
 
 
-class ThreeFaces:
+class ThreeFaces(WholeImageCropper):
     """A cropper that takes each third of the frame for a face."""
 
     name = "thirds"
-    patience_frames: int | None = None
 
-    def crop(self, image: NDArray[np.uint8]) -> list[FaceCrop]:
-        return [self._third(image, k) for k in range(3)]
+    def find(self, image: NDArray[np.uint8], prepared: None) -> list[tuple[int, Face]]:
+        (whole,) = super().find(image, prepared)
+        return [(k, replace(whole[1], score=k)) for k in range(3)]
 
-    def _third(self, image: NDArray[np.uint8], k: int) -> FaceCrop:
-        width = image.shape[1] // 3
-        (whole,) = WholeImageCropper().crop(np.ascontiguousarray(image[:, k * width : (k + 1) * width]))
-        return FaceCrop(track_id=k, face=whole.face, pixels=whole.pixels)
+    def cut(self, image: NDArray[np.uint8], face: Face) -> NDArray[np.uint8]:
+        width, k = image.shape[1] // 3, int(face.score)
+        return super().cut(np.ascontiguousarray(image[:, k * width : (k + 1) * width]), face)
 
 
 def test_three_people_fill_chunks_and_have_windows_of_their_own(client: AffectClient, tmp_path: Path) -> None:
