@@ -32,6 +32,7 @@ from affserve.client.faces.tracks import Tracker
 from affserve.client.infer.run_record import source_state
 from affserve.client.video.source import open_source
 from affserve.train.corpus.affwild2 import (
+    CROP_RECORDS,
     IMAGE_ROOT_PREFIX,
     SERVED_ROOT,
     annotated_videos,
@@ -43,7 +44,6 @@ from affserve.train.crops import CROP_SIZE_PX, align_face, read_crop
 from affserve.train.errors import DataError, VideoError
 from affserve.train.files import replace_folder, sole_user, write_file
 
-RECORDS = ".done"  # folder of records, one a video
 PARTIAL = ".partial"  # folder of what is being made
 COMPARED = 50  # frames of a folder, evenly spread, whose official crop is looked at
 SIDES = {"_left": LEFT, "_right": RIGHT}
@@ -120,7 +120,7 @@ def crop_videos(
     served.mkdir(parents=True, exist_ok=True)
     with sole_user(served):
         shutil.rmtree(served / PARTIAL, ignore_errors=True)  # of a run that was killed
-        for folder in (PARTIAL, RECORDS):
+        for folder in (PARTIAL, CROP_RECORDS):
             (served / folder).mkdir(exist_ok=True)
         done = [report for job in jobs if (report := _done(job, served)) is not None]
         known = {report.video for report in done}
@@ -141,7 +141,7 @@ def crop_videos(
 def _record(job: CropJob, served: Path) -> dict[str, Any] | None:
     """Return what is recorded of a video, if anything that can be read."""
     try:
-        record = json.loads((served / RECORDS / f"{job.video.stem}.json").read_text(encoding="utf-8"))
+        record = json.loads((served / CROP_RECORDS / f"{job.video.stem}.json").read_text(encoding="utf-8"))
         return {
             "made_from": record["made_from"],
             "report": {**record["report"], "crops": dict(record["report"]["crops"])},
@@ -173,9 +173,11 @@ def crop_video(job: CropJob, served: Path) -> CropReport:
     """Cut the crops of one video, and record it; a video that cannot be read is told in the report and not recorded."""
     report = CropReport(video=str(job.video))
     partial_folder = served / PARTIAL / job.video.stem
+    times_s: list[float] = []
     try:
         detector = find_detector(job.detector, job.face_model)
-        _cut(job, detector, partial_folder, report)
+        for timestamp_s in _cut(job, detector, partial_folder, report):
+            times_s.append(round(timestamp_s, 6))
     except VideoError as error:
         report.problem = str(error)
         if not report.frames:
@@ -189,12 +191,14 @@ def crop_video(job: CropJob, served: Path) -> CropReport:
     for name, folders in job.official.items():
         if (px := _from_official(served / name, folders, detector)) is not None:
             report.official_px[name] = px
-    record = {"made_from": _made_from(job), "report": {**asdict(report), "video": job.video.name}}
-    write_file(served / RECORDS / f"{job.video.stem}.json", (json.dumps(record, indent=1) + "\n").encode())
+    told = {**asdict(report), "video": job.video.name}
+    record = {"made_from": _made_from(job), "report": told, "times_s": times_s}
+    write_file(served / CROP_RECORDS / f"{job.video.stem}.json", (json.dumps(record) + "\n").encode())
     return report
 
 
-def _cut(job: CropJob, detector: FaceDetector, target: Path, report: CropReport) -> None:
+def _cut(job: CropJob, detector: FaceDetector, target: Path, report: CropReport) -> Iterator[float]:
+    """Cut the crops of one video into a folder and count them; yield the time of each frame, seconds."""
     tracker = Tracker(detector, job.settings)
     choosers = {name: chooser(faces) for name, faces in job.folders.items()}
     everybody = {name for name, faces in job.folders.items() if faces == ALL}
@@ -213,6 +217,7 @@ def _cut(job: CropJob, detector: FaceDetector, target: Path, report: CropReport)
                 crop = align_face(frame.image, person.face.landmarks_px)
                 write_crop(target / folder / f"{frame.index + 1:05d}.jpg", crop)
                 report.crops[folder] = report.crops.get(folder, 0) + 1
+        yield frame.timestamp_s
 
 
 def _from_official(ours: Path, official: Sequence[Path], detector: FaceDetector) -> float | None:

@@ -29,6 +29,7 @@ VALIDATION = "Validation_Set"
 HOLD_OUTS = ("any", "task")  # whose validation videos a training set leaves out
 IMAGE_ROOT_PREFIX = "cropped_aligned"
 SERVED_ROOT = "cropped_affserve"  # crops that the client's detector and aligner cut, as a served model sees them
+CROP_RECORDS = ".done"  # in it: what was cut of which video, and when its frames are
 OFFICIAL, SERVED = "official", "served"
 CORPUS_FILE = "corpus.json"  # written by generated and imported corpora; says what they are
 PHOTOGRAPHS = "photographs"  # kind of a corpus whose frames do not follow one another
@@ -109,8 +110,8 @@ class Corpus:
 
 
 def base_name(video: str) -> str:
-    """Return the name of the raw video that a crop folder was cut from: without a trailing `_left` or `_right`."""
-    return re.sub("_(left|right)$", "", video)
+    """Return the name of the raw video of a crop folder: without a trailing `_left`, `_right` or `_track0`."""
+    return re.sub("_(left|right|track[0-9]+)$", "", video)
 
 
 def subject(video: str) -> str:

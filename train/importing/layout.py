@@ -108,12 +108,12 @@ def write_labels(root: Path, folders: Sequence[LaidOut]) -> None:
             if any(task.key in photograph.labels for photograph in one.photographs):
                 missing = np.full(task.columns, task.invalid, np.float32)
                 rows = [photograph.labels.get(task.key, missing) for photograph in one.photographs]
-                write_annotation(root, task, one.part, one.video, np.stack(rows))
+                write_annotation(root / "annotations", task, one.part, one.video, np.stack(rows))
 
 
-def write_annotation(root: Path, task: Task, part: str, video: str, values: NDArray[np.float32]) -> None:
-    """Write the annotation file of one video, values (N, task.columns)."""
-    path = root / "annotations" / task.challenge / part / f"{video}.txt"
+def write_annotation(folder: Path, task: Task, part: str, video: str, values: NDArray[np.float32]) -> None:
+    """Write the annotation file of one video, values (N, task.columns), into a folder of annotations."""
+    path = folder / task.challenge / part / f"{video}.txt"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(format_annotation(task, values), encoding="utf-8", newline="\n")
 
