@@ -20,6 +20,7 @@ from affserve.client.commands.doctor import doctor
 from affserve.client.commands.infer import CommandWithColumns, infer
 from affserve.client.commands.live import live
 from affserve.client.commands.status import status
+from affserve.client.commands.summary import summary
 from affserve.client.commands.view import view
 from affserve.export.export_cli import export
 from affserve.export.serve_cli import serve
@@ -69,6 +70,7 @@ app.command()(status)
 app.command()(evaluate)
 app.command(cls=CommandWithColumns)(infer)
 app.command()(convert)
+app.command()(summary)
 app.command()(live)
 app.command()(view)
 app.command()(doctor)

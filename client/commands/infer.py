@@ -52,7 +52,12 @@ def infer(
         ),
     ] = None,
     row_format: Annotated[
-        str | None, typer.Option("--format", help="csv, parquet or jsonl.  [default: by the suffix of --out, else csv]")
+        str | None,
+        typer.Option(
+            "--format",
+            help="csv, parquet or jsonl; openface, elan, bids, boris or webvtt are made of a CSV, which stays "
+            "beside them.  [default: by the suffix of --out, else csv]",
+        ),
     ] = None,
     plot: Annotated[
         bool | None, typer.Option("--plot/--no-plot", help="Draw a PNG beside the rows.  [default: if there is a file]")

@@ -5,7 +5,7 @@ The rows are read from the finished file in step with decoding, so memory stays 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import cv2
@@ -30,13 +30,16 @@ def draw_overlay(
     description: HeadDescription,
     path: Path,
     *,
+    names: Mapping[int, str] | None = None,
     progress: Progress | None = None,
 ) -> tuple[str, ...]:
     """Write the overlay of a source, of which `rows` is the finished result; return what a user should know about it.
 
-    An image becomes an image, everything else a video. OutputError: it cannot be written.
+    An image becomes an image, everything else a video. names: of people who are not to be called by their numbers.
+    OutputError: it cannot be written.
     """
-    frames = _drawn(source, rows, description, progress)
+    marks = Marks(description.labels, names)
+    frames = _drawn(source, rows, description, marks, progress)
     if isinstance(source, ImageSource):
         for frame in frames:
             write_whole(path, _encoded(frame.image, path))
@@ -48,10 +51,10 @@ def draw_overlay(
 
 
 def _drawn(
-    source: FrameSource, rows: Iterator[Rows], description: HeadDescription, progress: Progress | None
+    source: FrameSource, rows: Iterator[Rows], description: HeadDescription, marks: Marks, progress: Progress | None
 ) -> Iterator[Frame]:
     """Yield the frames with everything drawn; a source that breaks off ends here as it did in the rows."""
-    marks, people = Marks(description.labels), _PeopleInStep(rows)
+    people = _PeopleInStep(rows)
     try:
         for done, frame in enumerate(source, start=1):
             canvas = Canvas(np.array(frame.image))

@@ -54,8 +54,9 @@ class _Card:
 class Marks:
     """Draws the people of each frame; remembers where their cards are."""
 
-    def __init__(self, labels: Mapping[str, Sequence[str]]) -> None:
+    def __init__(self, labels: Mapping[str, Sequence[str]], names: Mapping[int, str] | None = None) -> None:
         self._labels = labels
+        self._names = names or {}
         self._places: dict[int, _Place] = {}
 
     def draw(self, canvas: Canvas, people: Sequence[SeenPerson]) -> None:
@@ -70,10 +71,10 @@ class Marks:
             self._draw_chip(canvas, person, unit)
 
     def _draw_chip(self, canvas: Canvas, person: SeenPerson, unit: float) -> None:
-        """Write the person's number and the top expression on the box's upper edge."""
+        """Write the person's name or number and the top expression on the box's upper edge."""
         colour = _colour(person)
         size = _text_px(13, unit)
-        parts = [text_mask(str(person.track_id), size, bold=True)]
+        parts = [text_mask(self._names.get(person.track_id, str(person.track_id)), size, bold=True)]
         if EXPRESSION.key in self._labels:
             values = person.predictions[EXPRESSION.key]
             top = int(values.argmax())

@@ -6,7 +6,7 @@ In come the rows of a result, out come the bytes of a PNG. Several people stand 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,10 +34,17 @@ STRIP_MIDDLE, STRIP_HALF = 1.11, 0.05  # the strip above the expressions, in uni
 SYNTHETIC_NOTICE = "model trained on generated faces: not for people"
 
 
-def draw_result(blocks: Iterable[Rows], tally: Tally, description: HeadDescription, *, title: str) -> bytes:
+def draw_result(
+    blocks: Iterable[Rows],
+    tally: Tally,
+    description: HeadDescription,
+    *,
+    title: str,
+    name: Callable[[int], str] = "person {}".format,
+) -> bytes:
     """Draw a result as a PNG: the panels are those tasks that the head has, once for each of the people seen most.
 
-    tally: of the same rows.
+    tally: of the same rows. name: what a person is called.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -55,7 +62,7 @@ def draw_result(blocks: Iterable[Rows], tally: Tally, description: HeadDescripti
     for place, timeline in enumerate(timelines):
         top = figure.get_size_inches()[1] - MARGIN_TOP_IN - place * (set_in + SET_GAP_IN)
         if several:
-            _name(figure, top, timeline)
+            _name(figure, top, timeline, name(timeline.track_id))
             top -= NAME_IN
         panels = _panels(figure, tasks, top, shrink, axes[0] if axes else None)
         axes += _draw_set(panels, timeline, description)
@@ -74,14 +81,14 @@ def _draw_set(panels: dict[str, Axes], timeline: Timeline, description: HeadDesc
     return list(panels.values())
 
 
-def _name(figure: Figure, top_in: float, timeline: Timeline) -> None:
+def _name(figure: Figure, top_in: float, timeline: Timeline, name: str) -> None:
     """Write whose panels follow."""
     width, height = figure.get_size_inches()
-    text = f"person {timeline.track_id}"
     left, line = MARGIN_LEFT_IN / width, (top_in - NAME_IN + 0.1) / height
     colour = track_colour(timeline.track_id)
-    figure.text(left, line, text, fontsize=10, fontweight="bold", color=colour)
-    figure.text(left + 0.9 / width, line, f"seen in {timeline.frames} frames", fontsize=9, color="#555555")
+    figure.text(left, line, name, fontsize=10, fontweight="bold", color=colour)
+    seen = f"seen in {timeline.frames} frames"
+    figure.text(1 - MARGIN_RIGHT_IN / width, line, seen, fontsize=9, color="#555555", ha="right")
 
 
 def _panels(figure: Figure, tasks: list[str], top: float, shrink: float, share: Axes | None) -> dict[str, Axes]:

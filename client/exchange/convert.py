@@ -6,16 +6,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from affserve.client.exchange.exchange import EXCHANGES
+from affserve.client.exchange.exchange import EXCHANGES, beside
 from affserve.client.results.edits import read_edits
 from affserve.client.results.formats import FORMATS, RowFormat, format_of
-from affserve.client.results.metadata import ResultTable, metadata_path, metadata_text
+from affserve.client.results.metadata import DIGEST, ResultTable, metadata_path, metadata_text
 from affserve.client.results.output_file import OutputFile, write_whole
 from affserve.client.results.reading import read, stem_of
 from affserve.client.results.table import labels_in
 from affserve.train.errors import OutputError, UsageError
-
-DIGEST = "rows_sha256"  # of another file than the one that is written
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,11 +34,11 @@ def plan(results: Iterable[Path], to: str, out: Path | None) -> dict[Path, Path]
         raise UsageError(f"--to is {to!r}, expected one of {', '.join([*FORMATS, *EXCHANGES])}")
     planned: dict[Path, Path] = {}
     for result in results:
-        folder = out if out is not None else result.parent / "bids" if to == "bids" else result.parent
-        if to in EXCHANGES:
-            planned[result] = EXCHANGES[to].place(folder, stem_of(result))
+        stem = stem_of(result)
+        if to in FORMATS:
+            planned[result] = (out or result.parent) / f"{stem}{FORMATS[to].suffixes[0]}"
         else:
-            planned[result] = folder / f"{stem_of(result)}{FORMATS[to].suffixes[0]}"
+            planned[result] = EXCHANGES[to].place(out, stem) if out else beside(result, EXCHANGES[to])
     takers: dict[Path, Path] = {}
     for result, file in planned.items():
         if file.resolve() == result.resolve():
@@ -70,7 +68,7 @@ def _copy_rows(result: Path, file: Path, to: RowFormat) -> None:
     table = read(result)
     if source is None or not table.measures:
         raise OutputError(f"{result} holds no columns of a model")
-    provenance = {name: fact for name, fact in table.provenance.items() if name != DIGEST}
+    provenance = {name: fact for name, fact in table.provenance.items() if name != DIGEST}  # of another file
     labels: Mapping[str, tuple[str, ...]] = labels_in(table)
     about = ResultTable(name=file.name, source=table.source, labels=labels, provenance=provenance)
     with OutputFile(file) as output:

@@ -14,6 +14,7 @@ from affserve.client.exchange.boris import write_boris
 from affserve.client.exchange.elan import write_elan
 from affserve.client.exchange.openface import write_openface
 from affserve.client.exchange.webvtt import write_webvtt
+from affserve.client.results.reading import stem_of
 from affserve.client.results.table import Table
 
 
@@ -33,6 +34,12 @@ def _single(name: str, suffix: str, write: Callable[[Table, Path], list[str]]) -
         place=lambda folder, stem: folder / f"{stem}{suffix}",
         write=lambda table, path, _: write(table, path),
     )
+
+
+def beside(rows: Path, exchange: Exchange) -> Path:
+    """Return where a result becomes a file of another tool by default: beside it, or in a data set there."""
+    folder = rows.parent / exchange.name if exchange.name == "bids" else rows.parent
+    return exchange.place(folder, stem_of(rows))
 
 
 EXCHANGES = {

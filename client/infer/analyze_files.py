@@ -17,10 +17,12 @@ from affserve.client.faces.face import Cropper
 from affserve.client.infer.analyze import analyze_stream
 from affserve.client.infer.output_paths import OutputPaths
 from affserve.client.infer.read_ahead import StageSeconds
-from affserve.client.infer.run_record import DIGEST, ERROR, OPTIONS, SOURCE, ModelRecord, source_state
+from affserve.client.infer.run_record import ERROR, OPTIONS, SOURCE, ModelRecord, source_state
+from affserve.client.results.edits import Edits, read_edits
 from affserve.client.results.formats import RowWriter
-from affserve.client.results.metadata import ResultTable, metadata_path, metadata_text
+from affserve.client.results.metadata import DIGEST, ResultTable, metadata_path, metadata_text
 from affserve.client.results.output_file import OutputFile, write_whole
+from affserve.client.results.reading import read
 from affserve.client.results.rows import Rows, Tally
 from affserve.client.video.source import FrameSource, Progress
 from affserve.export.contract import HeadDescription
@@ -58,6 +60,7 @@ class Summary:
     metadata: str | None  # None: standard output, or a format that describes itself
     plot: str | None
     overlay: str | None
+    exchange: str | None  # in the format of another tool; where there are several files, the one written last
     overlay_s: float  # wall-clock time of the overlay, after the analysis
     notices: tuple[str, ...]  # what a user should know about the files
     stages: StageSeconds
@@ -86,9 +89,11 @@ def analyze_to_files(
         closing = {"frames": str(tally.frames), "rows": str(tally.rows), **({ERROR: error} if error else {})}
         writer.finish(closing)
     metadata = _write_metadata(outputs, table, {**closing, DIGEST: file.sha256})
-    _draw_plot(job, tally, client.describe())
+    edits = Edits() if outputs.to_stdout else read_edits(outputs.rows)
+    _draw_plot(job, edits, tally, client.describe())
+    notices = _exchange(outputs)
     seconds = time.perf_counter() - start
-    notices = _draw_overlay(job, client.describe(), progress)
+    notices += _draw_overlay(job, edits, client.describe(), progress)
     return Summary(
         file=str(job.source.path),
         error=error,
@@ -107,6 +112,7 @@ def analyze_to_files(
         metadata=_text(metadata),
         plot=_text(outputs.plot),
         overlay=_text(outputs.overlay),
+        exchange=_text(outputs.exchanged),
         overlay_s=time.perf_counter() - start - seconds,
         notices=(*_face_notices(job, tally), *notices),
         stages=stages,
@@ -165,21 +171,39 @@ def _write_metadata(outputs: OutputPaths, table: ResultTable, closing: Mapping[s
     return path
 
 
-def _draw_plot(job: Job, tally: Tally, description: HeadDescription) -> None:
+def _draw_plot(job: Job, edits: Edits, tally: Tally, description: HeadDescription) -> None:
     outputs = job.outputs
     if outputs.plot is None:
         return
     from affserve.client.drawing.plots import draw_result  # matplotlib takes a while to load and most runs draw nothing
 
-    rows = outputs.row_format.read(outputs.rows, description.labels)
-    write_whole(outputs.plot, draw_result(rows, tally, description, title=printable(job.source.path.name)))
+    if edits.people:
+        tally = Tally()
+        for rows in _edited(outputs, edits, description):
+            tally.add(rows)
+    blocks = _edited(outputs, edits, description)
+    title = printable(job.source.path.name)
+    write_whole(outputs.plot, draw_result(blocks, tally, description, title=title, name=edits.name))
 
 
-def _draw_overlay(job: Job, description: HeadDescription, progress: Progress | None) -> tuple[str, ...]:
+def _edited(outputs: OutputPaths, edits: Edits, description: HeadDescription) -> Iterator[Rows]:
+    """Read the rows back, with what people changed of them on the page, if this result was there before."""
+    return edits.applied(outputs.row_format.read(outputs.rows, description.labels))
+
+
+def _exchange(outputs: OutputPaths) -> tuple[str, ...]:
+    """Write the finished rows in the format of another tool, if wanted; return what did not fit."""
+    if outputs.exchange is None or outputs.exchanged is None:
+        return ()
+    return tuple(outputs.exchange.write(read(outputs.rows), outputs.exchanged, None))
+
+
+def _draw_overlay(job: Job, edits: Edits, description: HeadDescription, progress: Progress | None) -> tuple[str, ...]:
     outputs = job.outputs
     if outputs.overlay is None:
         return ()
     from affserve.client.drawing.overlay import draw_overlay
 
-    rows = outputs.row_format.read(outputs.rows, description.labels)
-    return draw_overlay(job.source, rows, description, outputs.overlay, progress=progress)
+    rows = _edited(outputs, edits, description)
+    names = {track: edit.name for track, edit in edits.people.items() if edit.name}
+    return draw_overlay(job.source, rows, description, outputs.overlay, names=names, progress=progress)

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from affserve.client.exchange.exchange import Exchange, beside
 from affserve.client.results.formats import CSV, RowFormat
 from affserve.client.results.output_file import check_writable
 from affserve.client.video.inputs import RESULT_MARK
@@ -30,6 +31,8 @@ class OutputPaths:
     row_format: RowFormat = CSV
     plot: Path | None = None
     overlay: Path | None = None
+    exchange: Exchange | None = None
+    exchanged: Path | None = None  # the last of the files of `exchange`
 
     @property
     def to_stdout(self) -> bool:
@@ -44,7 +47,8 @@ class OutputPaths:
     @property
     def files(self) -> list[Path]:
         """The files that are wanted."""
-        return [path for path in (None if self.to_stdout else self.rows, self.plot, self.overlay) if path is not None]
+        wanted = (None if self.to_stdout else self.rows, self.plot, self.overlay, self.exchanged)
+        return [path for path in wanted if path is not None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +59,7 @@ class OutputWishes:
     out: Path | None = None  # a file, a folder or STANDARD_OUTPUT; None: the folder where the command is called
     plot: bool = True
     overlay: Path | None = None  # a file or a folder
+    exchange: Exchange | None = None  # besides the rows, beside them
 
 
 def names_a_file(path: Path) -> bool:
@@ -111,6 +116,8 @@ def _outputs(source: Path, name: str, wishes: OutputWishes) -> OutputPaths:
         row_format=wishes.row_format,
         plot=rows.with_suffix(PLOT_SUFFIX) if wishes.plot else None,
         overlay=_overlay(source, name, wishes.overlay) if wishes.overlay is not None else None,
+        exchange=wishes.exchange,
+        exchanged=beside(rows, wishes.exchange) if wishes.exchange else None,
     )
 
 

@@ -18,6 +18,7 @@ import typer
 
 from affserve.client.client import AffectClient
 from affserve.client.connection import Connection, connected
+from affserve.client.exchange.exchange import EXCHANGES
 from affserve.client.faces.cropper import Croppers
 from affserve.client.infer.analyze_files import Job, Summary, analyze_to_files
 from affserve.client.infer.output_paths import (
@@ -62,8 +63,11 @@ class InferOptions:
     quiet: bool = False
 
     def __post_init__(self) -> None:
-        if self.to_stdout and (self.plot or self.overlay or self.json or self.resume):
-            raise typer.BadParameter("--out - takes neither --plot, --overlay, --resume nor --json")
+        exchange = self.row_format in EXCHANGES
+        if self.to_stdout and (self.plot or self.overlay or self.json or self.resume or exchange):
+            raise typer.BadParameter(
+                "--out - takes rows only: neither --plot, --overlay, --resume, --json nor formats of files"
+            )
 
     @property
     def to_stdout(self) -> bool:
@@ -79,7 +83,8 @@ class InferOptions:
     def wishes(self, row_format: RowFormat) -> OutputWishes:
         """What is wanted of every source."""
         plot = self.plot if self.plot is not None else not self.to_stdout
-        return OutputWishes(row_format=row_format, out=self.out, plot=plot, overlay=self.overlay)
+        exchange = EXCHANGES.get(self.row_format or "")
+        return OutputWishes(row_format=row_format, out=self.out, plot=plot, overlay=self.overlay, exchange=exchange)
 
 
 def infer_sources(options: InferOptions) -> bool:
@@ -113,7 +118,9 @@ def choose_outputs(options: InferOptions, sources: list[Path]) -> dict[Path, Out
         raise typer.BadParameter(f"--out - takes one source, and there are {len(sources)}")
     out = options.out
     try:
-        wishes = options.wishes(choose_format(options.row_format, out if out and names_a_file(out) else None))
+        wishes = options.wishes(
+            choose_format(options.row_format, out if out and names_a_file(out) else None, EXCHANGES)
+        )
         planned = plan_outputs(sources, wishes)
     except OutputError as error:
         raise typer.BadParameter(str(error)) from error

@@ -18,9 +18,10 @@ from affserve.client.client import AffectClient
 from affserve.client.faces.face import Cropper
 from affserve.client.faces.settings import FaceSettings
 from affserve.client.infer.output_paths import OutputPaths
+from affserve.client.results.metadata import DIGEST
 from affserve.export.contract import IMAGE_SIZE_PX
 
-SOURCE, OPTIONS, ANSWER, ERROR, DIGEST = "source_state", "options", "model_answer", "error", "rows_sha256"
+SOURCE, OPTIONS, ANSWER, ERROR = "source_state", "options", "model_answer", "error"
 ANSWER_DIGITS = 4
 ANSWER_TOLERANCE = 2e-3  # sums in another order; another model differs by more somewhere among its outputs
 

@@ -83,7 +83,7 @@ class Terminal:
 def summary_text(summary: Summary) -> str:
     """Render a summary in a few lines."""
     stages = summary.stages
-    files = (summary.out, summary.metadata, summary.plot, summary.overlay)
+    files = (summary.out, summary.metadata, summary.plot, summary.exchange, summary.overlay)
     seen = f"faces ({summary.people} people)" if summary.people > 1 else "a face"
     lines = [
         f"{summary.file}: {_count(summary.frames, 'frame')}, {summary.frames_with_face} with {seen}, "

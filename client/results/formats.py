@@ -7,7 +7,7 @@ group), so that memory does not grow with the length of the video.
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -129,14 +129,16 @@ def format_of(path: Path) -> RowFormat | None:
     return next((row_format for row_format in FORMATS.values() if suffix in row_format.suffixes), None)
 
 
-def choose_format(name: str | None, out: Path | None) -> RowFormat:
+def choose_format(name: str | None, out: Path | None, others: Collection[str] = ()) -> RowFormat:
     """Return the format asked for by name, else by the file's suffix, else CSV; OutputError where they disagree.
 
-    out: the one file of rows, where there is one; without a suffix it is a device or a pipe.
+    out: the one file of rows, where there is one; without a suffix it is a device or a pipe. others: names of formats
+    that are made of rows, whatever the format of these.
     """
     by_suffix = format_of(out) if out is not None else None
-    if name is not None and name not in FORMATS:
-        raise OutputError(f"format is {name!r}, expected one of {', '.join(FORMATS)}")
+    if name is not None and name not in (*FORMATS, *others):
+        raise OutputError(f"format is {name!r}, expected one of {', '.join([*FORMATS, *others])}")
+    name = None if name in others else name
     if name is not None and by_suffix is not None and by_suffix.name != name:
         raise OutputError(f"{out} is named like {by_suffix.name}, but --format says {name}: change one of them")
     if name is None and by_suffix is None and out is not None and out.suffix:

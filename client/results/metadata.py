@@ -14,6 +14,7 @@ from typing import Any
 from affserve.client.results.rows import Column, columns_of
 
 SUFFIX = "-metadata.json"
+DIGEST = "rows_sha256"  # in the provenance, of the file of rows
 
 
 @dataclass(frozen=True, kw_only=True)

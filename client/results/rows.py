@@ -336,7 +336,7 @@ class Cells:
 
     def numbers(self, name: str) -> NDArray[np.float64]:
         """Return a column (n,) with NaN where it is empty."""
-        return np.array([np.nan if cell is None else cell for cell in self.columns[name]], dtype=np.float64)
+        return np.array(self.columns[name], dtype=np.float64)  # None becomes NaN
 
     def whole(self, name: str, *, empty: int = 0) -> NDArray[np.int64]:
         """Return a column (n,) of whole numbers."""

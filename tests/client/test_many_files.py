@@ -143,7 +143,7 @@ def test_many_sources_are_done_and_the_bad_ones_listed_at_the_end(
     assert "no file matches" in end[3]
 
 
-@pytest.mark.parametrize("name", ["csv", "parquet"])
+@pytest.mark.parametrize("name", ["csv", "parquet", "elan"])
 def test_resume_does_what_is_missing_or_changed(
     server_url: str, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -157,7 +157,8 @@ def test_resume_does_what_is_missing_or_changed(
         return capsys.readouterr().err.partition("sources: ")[2].splitlines()[0]
 
     assert run() == "4 done, 1 failed:"
-    results = {path.name.split(".")[0]: path for path in out.glob(f"*.{name}")}
+    suffix = {"elan": "eaf"}.get(name, name)
+    results = {path.name.split(".")[0]: path for path in out.glob(f"*.{suffix}")}
     before = {clip: path.stat().st_mtime_ns for clip, path in results.items()}
     os.utime(clips[1], (1, 1))  # changed
     results["c"].unlink()  # never finished
