@@ -76,10 +76,9 @@ def _label(figure: Any, report: Report, conditions: Sequence[str], height: float
     )
     figure.tight_layout(rect=(0, 0, 1, 1 - 0.65 / height), w_pad=1.5)
     for k, condition in enumerate(conditions):
-        x = 0.98 - 0.14 * (len(conditions) - 1 - k)
-        figure.text(
-            x, 1 - 0.32 / height, f"● {condition}", color=_colour(k), fontsize=10, ha="right", fontweight="bold"
-        )
+        figure.axes[0].plot([], [], "o", color=_colour(k), label=condition)
+    if conditions:
+        figure.legend(loc="upper right", ncols=4, fontsize=10, frameon=False, handletextpad=0.1)
 
 
 def _colour(k: int) -> str:
@@ -189,7 +188,7 @@ def _draw_units(axes: Axes, rows: Sequence[Row], names: Sequence[str]) -> None:
             axes.text(
                 x,
                 y,
-                f"{share:.0f}",
+                f"{round(share)}",
                 ha="center",
                 va="center",
                 fontsize=7,

@@ -105,8 +105,7 @@ class _View:
         used_s = _lasting_s(self.person.frames)[used].sum()
         values = (window.from_s, window.to_s, part.sum(), seen.sum(), used.sum(), share, used_s)
         return {
-            name: value if isinstance(value, float) else value.item()
-            for name, value in zip(COUNTS, values, strict=True)
+            name: float(value) if COUNTS[name][1] else int(value) for name, value in zip(COUNTS, values, strict=True)
         }
 
     def numbers(self, part: NDArray[np.bool_]) -> Row:
