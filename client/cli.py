@@ -14,13 +14,12 @@ import typer
 from typer.core import TyperGroup
 
 from affserve.benchmarks.cli import bench_app  # only here: the root alone knows every stage
-from affserve.client.commands.convert import convert
 from affserve.client.commands.data import crop, import_
 from affserve.client.commands.doctor import doctor
 from affserve.client.commands.infer import CommandWithColumns, infer
 from affserve.client.commands.live import live
+from affserve.client.commands.results import convert, summary
 from affserve.client.commands.status import status
-from affserve.client.commands.summary import summary
 from affserve.client.commands.view import view
 from affserve.export.export_cli import export
 from affserve.export.serve_cli import serve
