@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:  # an import of any of these takes seconds
+    from affserve.train.corpus.affwild2 import Corpus
     from affserve.train.evaluation.scores import Scores
     from affserve.train.models.temporal_head import TemporalHeadConfig
     from affserve.train.synthetic.corpus import CorpusSummary
@@ -23,6 +24,14 @@ STOPPED_EXIT_CODE = 128 + 15  # of a process that SIGTERM ended
 # What more than one command asks for.
 CorpusFolder = Annotated[
     Path, typer.Argument(metavar="CORPUS", help="An Aff-Wild2 release, or the output of affserve data synth.")
+]
+Corpora = Annotated[
+    list[Path],
+    typer.Argument(metavar="CORPUS...", help="Aff-Wild2, or what affserve data made; several are trained on together."),
+]
+CorpusWeights = Annotated[
+    list[float] | None,
+    typer.Option("--weight", min=0.001, help="How often a corpus is drawn beside the others; one each.  [default: 1]"),
 ]
 ImageRoots = Annotated[
     list[Path] | None, typer.Option(help="Folder of crop folders, besides cropped_aligned*; may be repeated.")
@@ -262,10 +271,11 @@ def _to_stderr(text: str) -> None:
 
 @train_app.command()
 def encoder(
-    corpus: CorpusFolder,
+    corpus: Corpora,
     out: CheckpointFolder,
     image_root: ImageRoots = None,
     images: Images = None,
+    weight: CorpusWeights = None,
     architecture: Annotated[str, typer.Option(help="open_clip's name; affserve-demo is small.")] = "ViT-B-32",
     pretrained: Annotated[str, typer.Option(help="open_clip's tag, a file of weights, or none.")] = "openai",
     task: Tasks = None,
@@ -293,7 +303,6 @@ def encoder(
     Stopped or killed, the same command goes on where it was. With several GPUs: torchrun --nproc-per-node 2 -m
     affserve.train encoder CORPUS --device cuda ...
     """
-    from affserve.train.corpus.affwild2 import open_corpus
     from affserve.train.labels import EXPRESSION
     from affserve.train.stages.finetune import FinetuneConfig, finetune
     from affserve.train.trainer.losses import BalanceConfig
@@ -307,13 +316,13 @@ def encoder(
                 "balance": BalanceConfig(**picked(locals(), BalanceConfig)),
             }
         )
-    opened = open_corpus(corpus, image_root or (), images=images)
+    opened = _joined(corpus, image_root, images, weight)
     _train(out, lambda: finetune(opened, config, out, _to_stderr, fresh=fresh))
 
 
 @train_app.command()
 def features(
-    corpus: CorpusFolder,
+    corpus: Corpora,
     encoder: EncoderFolder,
     out: Annotated[Path, typer.Option(help="Folder of the features; one folder an encoder below it.")],
     image_root: ImageRoots = None,
@@ -330,14 +339,13 @@ def features(
     Crops that cannot be decoded are named at the end; the exit code is then 1. To share the work, start one process per
     rank, or all of them by torchrun.
     """
-    from affserve.train.corpus.affwild2 import open_corpus
     from affserve.train.features.extraction import ExtractConfig, describe_unreadable, extract
     from affserve.train.models.checkpoint import load_encoder
     from affserve.train.trainer.ranks import local_device
 
     config = ExtractConfig(**picked(locals(), ExtractConfig))
     model, checkpoint = load_encoder(encoder)
-    opened = open_corpus(corpus, image_root or (), images=images)
+    opened = _joined(corpus, image_root, images)
     with progress_bar("computing features") as progress:
         done = extract(
             model,
@@ -358,11 +366,12 @@ def features(
 
 @train_app.command()
 def head(
-    corpus: CorpusFolder,
+    corpus: Corpora,
     encoder: EncoderFolder,
     features: Annotated[Path, typer.Option(help="Folder of the features; one folder an encoder below it.")],
     out: CheckpointFolder,
     images: Images = None,
+    weight: CorpusWeights = None,
     task: Tasks = None,
     size: Annotated[str, typer.Option(help="paper, or demo for a CPU.")] = "paper",
     tcn: Annotated[bool, typer.Option(help="The temporal convolutions.")] = True,
@@ -407,7 +416,6 @@ def head(
 
     Stopped or killed, the same command goes on where it was.
     """
-    from affserve.train.corpus.affwild2 import open_corpus
     from affserve.train.labels import TASKS
     from affserve.train.models.checkpoint import load_encoder
     from affserve.train.stages.fit import FitConfig, fit
@@ -427,8 +435,21 @@ def head(
         )
         config = FitConfig(head=architecture, **picked(locals(), FitConfig))
     _, checkpoint = load_encoder(encoder)
-    opened = open_corpus(corpus, images=images)
+    opened = _joined(corpus, None, images, weight)
     _train(out, lambda: fit(opened, features / checkpoint.fingerprint, config, out, _to_stderr, fresh=fresh))
+
+
+def _joined(
+    roots: Sequence[Path],
+    image_roots: Sequence[Path] | None,
+    images: str | None,
+    weights: Sequence[float] | None = None,
+) -> Corpus:
+    """Open the corpora of a command, as one."""
+    from affserve.train.corpus.affwild2 import open_corpus
+    from affserve.train.corpus.joined import join_corpora
+
+    return join_corpora([open_corpus(root, image_roots or (), images=images) for root in roots], weights or ())
 
 
 @contextmanager

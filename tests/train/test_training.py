@@ -33,7 +33,7 @@ from affserve.train.stages.frames import TURN_DEGREES, Augmentation, FrameDatase
 from affserve.train.synthetic.corpus import write_corpus
 from affserve.train.synthetic.plan import SyntheticConfig
 from affserve.train.trainer.log import read_log
-from affserve.train.trainer.losses import BalanceConfig, balanced_order, class_weights, loss_weights
+from affserve.train.trainer.losses import BalanceConfig, class_weights, drawn_order, loss_weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -251,7 +251,7 @@ def test_losses_are_weighed_where_that_was_asked_for_and_there_are_labels() -> N
 def test_balanced_sampling_draws_every_expression_equally_often() -> None:
     labels = np.repeat([0, 1, 2], [900, 90, 10]).astype(np.float32)[:, None]
     truth, valid = {EXPRESSION.key: labels}, {EXPRESSION.key: np.ones(1000, bool)}
-    order = balanced_order(truth, valid, np.random.default_rng(0))
+    order = drawn_order(np.random.default_rng(0), np.ones(1000), truth, valid)
     assert len(order) == 1000
     assert np.bincount(labels[order, 0].astype(int)) == pytest.approx([333, 333, 333], abs=60)
 

@@ -49,6 +49,8 @@ class Corpus:
     images: str = OFFICIAL  # which crops these are: official, served, or those of the roots that were named
     kind: str = "recordings"  # or PHOTOGRAPHS
     people: Mapping[str, str] = field(default_factory=dict)  # video name -> who is in it, where corpus.json says so
+    weights: Mapping[str, float] = field(default_factory=dict)  # video name -> how often it is drawn, beside the others
+    sources: tuple[str, ...] = ()  # of several corpora that were joined: their image_source
 
     def videos(self, task: Task, part: str) -> list[str]:
         """Return the names of the videos labelled for a task in a set, sorted."""
@@ -75,6 +77,8 @@ class Corpus:
     def image_source(self) -> str:
         """Return what tells the images of this corpus from those of another with the same video names."""
         described = self.root / CORPUS_FILE
+        if self.sources:
+            return "; ".join(self.sources)
         crops = " served" if self.images == SERVED else ""
         if not described.exists():
             return self.name + crops
@@ -104,7 +108,8 @@ class Corpus:
         digest = hashlib.sha256()
         for key in sorted(self.annotation_files):
             for video, path in sorted(self.annotation_files[key].items()):
-                digest.update(f"{key} {video} ".encode())
+                weight = f"{self.weights[video]:g} " if video in self.weights else ""
+                digest.update(f"{key} {video} {weight}".encode())
                 digest.update(path.read_bytes())
         return digest.hexdigest()[:16]
 

@@ -32,7 +32,7 @@ from affserve.train.stages.memory import plan_memory
 from affserve.train.trainer.gradient import Batch
 from affserve.train.trainer.log import Log
 from affserve.train.trainer.loop import run_training
-from affserve.train.trainer.losses import balanced_order, loss_weights
+from affserve.train.trainer.losses import drawn_order, loss_weights
 from affserve.train.trainer.ranks import Ranks
 from affserve.train.trainer.run_folder import Fresh
 from affserve.train.trainer.stage import Stage, TrainingConfig
@@ -100,10 +100,10 @@ class _Frames(Stage):
 
     def order(self, epoch: int) -> NDArray[np.int64]:
         self.dataset.epoch = epoch
-        if self.config.balance.sampling != "balanced":
-            return super().order(epoch)
-        frames = self.dataset.frames
-        return balanced_order(frames.truth, frames.valid, np.random.default_rng([self.seed, epoch]))
+        frames, rng = self.dataset.frames, np.random.default_rng([self.seed, epoch])
+        if self.config.balance.sampling == "balanced":
+            return drawn_order(rng, frames.weights, frames.truth, frames.valid)
+        return drawn_order(rng, frames.weights)
 
     def forward(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         return frame_outputs(model, batch, self.device)

@@ -30,7 +30,7 @@ from affserve.train.provenance import Provenance
 from affserve.train.trainer.gradient import Batch
 from affserve.train.trainer.log import Log
 from affserve.train.trainer.loop import run_training
-from affserve.train.trainer.losses import loss_weights
+from affserve.train.trainer.losses import drawn_order, loss_weights
 from affserve.train.trainer.ranks import Ranks
 from affserve.train.trainer.run_folder import Fresh
 from affserve.train.trainer.stage import Stage, TrainingConfig
@@ -131,6 +131,7 @@ class _Windows(Stage):
             raise DataError(
                 f"no training video has {config.window} frames, which full windows need; allow shorter ones"
             )
+        self.drawn = np.array([corpus.weights.get(videos[index].name, 1.0) for index, _ in windows.starts])
         self.model: TemporalHead = TemporalHead(config.head)
         self.config, self.device, self.seed, self.validator = config, device, config.seed, config.validator
         self.segmenting = config.segmenting(device)
@@ -145,6 +146,9 @@ class _Windows(Stage):
             window_frames=config.window,
             stride_frames=self.segmenting.stride,
         )
+
+    def order(self, epoch: int) -> NDArray[np.int64]:
+        return drawn_order(np.random.default_rng([self.seed, epoch]), self.drawn)
 
     def forward(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         return window_outputs(model, batch, self.device)

@@ -32,6 +32,7 @@ class LabelledFrames:
     paths: list[Path]
     truth: dict[str, NDArray[np.float32]]  # (N, columns) by task
     valid: dict[str, NDArray[np.bool_]]  # (N,) by task
+    weights: NDArray[np.float64]  # (N,) how often each is drawn, beside the others
 
 
 class FrameDataset(Dataset[dict[str, Any]]):
@@ -60,6 +61,7 @@ def labelled_frames(
 ) -> LabelledFrames:
     """Collect the crops of a set that are labelled for at least one of the tasks; hold_out as in Corpus.part_videos."""
     paths: list[Path] = []
+    weights: list[NDArray[np.float64]] = []
     truth: dict[str, list[NDArray[np.float32]]] = {task.key: [] for task in tasks}
     valid: dict[str, list[NDArray[np.bool_]]] = {task.key: [] for task in tasks}
     for video in corpus.part_videos(tasks, part, hold_out):
@@ -68,6 +70,7 @@ def labelled_frames(
         labels = {task.key: aligned(corpus.annotation(task, part, video), task, numbers) for task in tasks}
         keep = np.any([ok for _, ok in labels.values()], axis=0)
         paths += [crops[number] for number in numbers[keep].tolist()]
+        weights.append(np.full(int(keep.sum()), corpus.weights.get(video, 1.0)))
         for key, (rows, ok) in labels.items():
             truth[key].append(rows[keep])
             valid[key].append(ok[keep])
@@ -77,6 +80,7 @@ def labelled_frames(
         paths=paths,
         truth={key: np.concatenate(rows) for key, rows in truth.items()},
         valid={key: np.concatenate(rows) for key, rows in valid.items()},
+        weights=np.concatenate(weights),
     )
 
 

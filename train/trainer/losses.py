@@ -150,15 +150,24 @@ def class_weights(counts: NDArray[np.int64], kind: str) -> NDArray[np.float64]:
     return raw * counts.sum() / total if total else raw
 
 
-def balanced_order(
-    truth: Mapping[str, NDArray[Any]], valid: Mapping[str, NDArray[np.bool_]], rng: np.random.Generator
+def drawn_order(
+    rng: np.random.Generator,
+    weights: NDArray[np.float64],
+    truth: Mapping[str, NDArray[Any]] | None = None,
+    valid: Mapping[str, NDArray[np.bool_]] | None = None,
 ) -> NDArray[np.int64]:
-    """Draw N of N frames with replacement, each expression equally often; frames without one as often as one with."""
-    labels, labelled = truth[EXPRESSION.key], valid[EXPRESSION.key]
-    counts = _class_counts(EXPRESSION, labels, labelled)
-    chances = np.ones(len(labels))
-    chances[labelled] = class_weights(counts, "inverse_frequency")[labels[labelled, 0].astype(np.int64)]
-    return np.asarray(rng.choice(len(labels), size=len(labels), p=chances / chances.sum()), dtype=np.int64)
+    """Draw N of N samples with replacement, each as often as its weight (N,) says; all alike: each once.
+
+    truth, valid: then every expression comes up equally often, and frames without one as often as one with.
+    """
+    chances = weights.copy()
+    if truth is not None and valid is not None:
+        labels, labelled = truth[EXPRESSION.key], valid[EXPRESSION.key]
+        counts = _class_counts(EXPRESSION, labels, labelled)
+        chances[labelled] *= class_weights(counts, "inverse_frequency")[labels[labelled, 0].astype(np.int64)]
+    elif (weights == weights[0]).all():
+        return rng.permutation(len(weights))
+    return np.asarray(rng.choice(len(chances), size=len(chances), p=chances / chances.sum()), dtype=np.int64)
 
 
 def _class_counts(task: Task, labels: NDArray[Any], valid: NDArray[np.bool_]) -> NDArray[np.int64]:
