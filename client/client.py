@@ -21,10 +21,11 @@ from tritonclient.utils import InferenceServerException
 
 from affserve.client.wire.answers import check_finite, checked_input, engines_of, head_of, output
 from affserve.client.wire.calls import Calls, RetryPolicy
-from affserve.client.wire.endpoint import parse_endpoint
+from affserve.client.wire.endpoint import Resolver, addresses_of, parse_endpoint
 from affserve.client.wire.frame_carrier import FrameCarrier
 from affserve.client.wire.frames import Frames, frames_array
 from affserve.client.wire.messages import raw_tensor
+from affserve.client.wire.servers import Servers
 from affserve.client.wire.stream import HeadStream
 from affserve.client.wire.transport import JPEG_QUALITY, Transport
 from affserve.client.wire.unreachable import way_out
@@ -53,8 +54,8 @@ MOST_SENDERS = 32  # threads that send messages, started when needed
 class AffectClient:
     """A connection to one or several servers of an affserve model repository: a context manager, for several threads.
 
-    url: HOST:PORT of the gRPC endpoint (8001 by default); several with commas between are asked in turn, and when one
-    is away the others go on.
+    url: HOST:PORT of the gRPC endpoint (8001 by default), or several with commas between. All addresses of a name are
+    servers, followed as they change. Servers take turns, slow ones less often; when one is away the others go on.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class AffectClient:
         retry_for_s: float = RetryPolicy.retry_for_s,  # how long a call is repeated that may succeed later
         chunks_in_flight: int = 2,  # messages of one `encode` that are under way at the same time
         jpeg_quality: int = JPEG_QUALITY,  # 1 to 100, for transport jpeg
+        resolve: Resolver = addresses_of,  # host name -> all its addresses
     ) -> None:
         known = [one.value for one in Transport]
         if transport not in known:
@@ -81,15 +83,11 @@ class AffectClient:
         self._endpoint = endpoint
         self.chunks_in_flight = chunks_in_flight
         self._description: HeadDescription | None = None
-        self._calls = Calls(url, triton.InferenceServerClient(**endpoint.client_options()), policy)
+        self._servers = Servers(endpoint, resolve)
+        self._calls = Calls(url, self._servers, policy)
         self._carrier = FrameCarrier(
             self._calls, wanted=Transport(transport), jpeg_quality=jpeg_quality, is_one_server=endpoint.is_one_server
         )
-        self._each_server = endpoint.each()
-        self._single: deque[triton.InferenceServerClient] = deque()  # channels to one server each, for streams
-        if endpoint.is_one_server:
-            self._single.append(self._calls.triton)
-        self._lock = threading.Lock()
         # Chunks are sent by blocking calls in threads. gRPC's own asynchronous calls break when a signal's exception
         # (Ctrl-C) arrives while the main thread is starting one: the channel can then never be closed.
         self._senders = ThreadPoolExecutor(max(chunks_in_flight, MOST_SENDERS), thread_name_prefix="affserve-encode")
@@ -137,8 +135,7 @@ class AffectClient:
         if not self._calls.closing.is_set():
             self._calls.closing.set()
             self._carrier.release()
-            for channel in {self._calls.triton, *self._single}:
-                channel.close()
+            self._servers.close()
         self._senders.shutdown(wait=True)
 
     @property
@@ -217,7 +214,7 @@ class AffectClient:
         """
         described = self.describe()
         if described.stream is not None:
-            return HeadStream(self._calls, self._stream_server, described)
+            return HeadStream(self._calls, self._servers.for_stream, described)
         return OverlapMerger(self.predict, described.window_frames, described.stride_frames)
 
     def affect(self, frames: Frames) -> Outputs:
@@ -250,14 +247,6 @@ class AffectClient:
     def _outputs(self, result: triton.InferResult, length: int, asked: str) -> Outputs:
         labels = self.describe().labels
         return {task: output(result, asked, task, (length, len(names))) for task, names in labels.items()}
-
-    def _stream_server(self) -> triton.InferenceServerClient:
-        """Return a channel to one server, another one each time: a stream stays where its state is."""
-        with self._lock:
-            if not self._single:
-                self._single.extend(triton.InferenceServerClient(**one.client_options()) for one in self._each_server)
-            self._single.rotate()
-            return self._single[0]
 
     def _config(self, model: ModelSpec) -> Any:
         asked = f"{model.name} on {self.url}, asked for its configuration"

@@ -20,6 +20,7 @@ RTX_MODULE = "tensorrt_rtx_bindings"
 RTX_VERSION = "1.7.1.116"
 RTX_CAPABILITIES = ("8.6", "8.9", "12.0")  # RTX 30, 40 and 50 cards; one more costs a plan 16 bytes
 MINIMUM_DRIVER = 580  # major version, of CUDA 13: containers refuse to start with an older one
+S3_CLIENT_IMAGE = "amazon/aws-cli:2.22.0"  # fetches a repository for a pod; what it fetched is compared by hash
 OLDEST_COMPUTE_CAPABILITY = "7.5"  # of the container's CUDA
 
 

@@ -1,4 +1,4 @@
-"""The command `affserve serve`: serves a model repository until it is interrupted, or prints how a container does."""
+"""The command `affserve serve`: serves a model repository until it is interrupted, or prints how others do."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import contextlib
 import signal
 from collections.abc import Iterator
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 Port = Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")]
+CLUSTER_OPTIONS = ("namespace", "image", "replicas", "most_replicas", "gpus", "prometheus")
+Form = Literal["compose", "kubernetes", "kserve", "grafana"]
+ForClusters = partial(typer.Option, rich_help_panel="Of --print kubernetes, kserve and grafana")
 
 
 def serve(
@@ -98,8 +102,24 @@ def serve(
         typer.Option(help="Append events as JSON lines; Triton's own log is beside it. Both start over at 8 MiB."),
     ] = None,
     form: Annotated[
-        Literal["compose"] | None,
-        typer.Option("--print", help="Start nothing, print how a container serves the repository with these options."),
+        Form | None,
+        typer.Option(
+            "--print",
+            help="Start nothing, print how a container or a cluster serves the repository with these options: a file "
+            "for Docker Compose, manifests for Kubernetes or KServe, a Grafana dashboard.",
+        ),
+    ] = None,
+    namespace: Annotated[str | None, ForClusters(help="Namespace of the cluster.  [default: affserve]")] = None,
+    image: Annotated[str | None, ForClusters(help="Container image.  [default: the pinned Triton]")] = None,
+    replicas: Annotated[int | None, ForClusters(min=1, help="The fewest pods.  [default: 1]")] = None,
+    most_replicas: Annotated[
+        int | None, ForClusters(min=1, help="The most; as many as the fewest: nothing scales.  [default: 4 times]")
+    ] = None,
+    gpus: Annotated[
+        int | None, ForClusters(min=1, help="Of each pod.  [default: 1 of --engine tensorrt, cuda]")
+    ] = None,
+    prometheus: Annotated[
+        str | None, ForClusters(help="Its address, which KEDA asks.  [default: the Prometheus operator's]")
     ] = None,
 ) -> None:
     """Serve a model repository with Triton until interrupted; restart it when it fails.
@@ -113,12 +133,30 @@ def serve(
     told["tls"], told["accept_known_holes"] = _tls(tls_cert, tls_key, tls_ca), i_know
     told["log"] = None if log is None else log.with_name(f"{log.name}.triton.log")
     config = ServerConfig(**{field.name: told[field.name] for field in fields(ServerConfig) if field.name in told})
+    asked = {name: told[name] for name in CLUSTER_OPTIONS if told[name] is not None}
+    if form in (None, "compose") and asked:
+        raise typer.BadParameter(
+            f"--{next(iter(asked)).replace('_', '-')} is for --print kubernetes, kserve or grafana"
+        )
     if form is None:
         _serve(config, log)
     else:
-        from affserve.export.server.containers import compose_file
+        typer.echo(_printed(config, form, asked), nl=False)
 
-        typer.echo(compose_file(config), nl=False)
+
+def _printed(config: ServerConfig, form: Form, asked: dict[str, Any]) -> str:
+    from affserve.export.deployment.compose import compose_file
+    from affserve.export.deployment.dashboard import grafana_dashboard
+    from affserve.export.deployment.kserve import kserve_manifests
+    from affserve.export.deployment.kubernetes import kubernetes_manifests
+    from affserve.export.deployment.pod import ClusterOptions
+
+    if form == "compose":
+        return compose_file(config)
+    options = ClusterOptions(**asked)
+    if form == "grafana":
+        return grafana_dashboard(options.namespace)
+    return (kubernetes_manifests if form == "kubernetes" else kserve_manifests)(config, options)
 
 
 def _tls(certificate: Path | None, key: Path | None, client_ca: Path | None) -> ServerTls | None:

@@ -19,7 +19,10 @@ from affserve.export.contract import default_head_description
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 README = (ROOT / "README.md").read_text()
-PAGES = {name: (ROOT / name).read_text() for name in ("README.md", "benchmarks/README.md", "train/README.md")}
+PAGES = {
+    name: (ROOT / name).read_text()
+    for name in ("README.md", "benchmarks/README.md", "export/README.md", "train/README.md")
+}
 ALL_PAGES = "\n".join(PAGES.values())
 BLOCKS = re.findall(r"```sh\n(.*?)```", ALL_PAGES, flags=re.DOTALL)
 COMMANDS = [line.partition("#")[0].strip() for block in BLOCKS for line in block.splitlines() if line.strip()]

@@ -44,7 +44,7 @@ class RetryPolicy:
 
 
 class Calls:
-    """One channel to a server, for several threads; `triton` asks once, `repeated` and `infer` as the policy says."""
+    """The calls of one client, for several threads; `triton` asks once, `repeated` and `infer` as the policy says."""
 
     def __init__(self, url: str, channel: triton.InferenceServerClient, policy: RetryPolicy) -> None:
         self.url = url

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ipaddress
 import socket
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ KEEPALIVE_MS = 310_000
 KEEPALIVE_TIMEOUT_MS = 20_000
 
 ChannelArguments = list[tuple[str, int | str]]
+Resolver = Callable[[str], Sequence[str]]  # host name -> the addresses behind it now; an OSError where there are none
 CHANNEL_ARGUMENTS: ChannelArguments = [
     # tritonclient sets the two sizes itself only when it is given no channel arguments at all.
     ("grpc.max_send_message_length", UNLIMITED_BYTES),
@@ -37,6 +40,17 @@ class Address:
 
     host: str  # name, IPv4 address, IPv6 address in brackets, or unix:PATH of a socket file
     port: int
+    found_as: str | None = None  # the name whose address this is
+
+    @property
+    def is_name(self) -> bool:
+        """Whether it may stand for several servers, and for others tomorrow."""
+        bare = self.host.strip("[]")
+        try:
+            ipaddress.ip_address(bare)
+        except ValueError:
+            return not is_loopback(bare) and not is_private(self.host)
+        return False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,11 +70,27 @@ class Endpoint:
     @property
     def is_one_server(self) -> bool:
         """Whether all calls reach the same process."""
-        return len(self.addresses) == 1
+        return len(self.addresses) == 1 and not self.has_names
 
-    def each(self) -> tuple[Endpoint, ...]:
-        """Return the servers one by one."""
-        return tuple(replace(self, addresses=(address,)) for address in self.addresses)
+    @property
+    def has_names(self) -> bool:
+        """Whether the servers may become others."""
+        return any(address.is_name for address in self.addresses)
+
+    def each(self, resolve: Resolver) -> tuple[Endpoint, ...]:
+        """Return the servers one by one, all that stand behind each name now.
+
+        A name without an address stays what it is: a proxy may know it, and gRPC tells what is wrong with it.
+        """
+        found: dict[Address, None] = {}
+        for address in self.addresses:
+            try:
+                hosts = resolve(address.host) if address.is_name else ()
+            except OSError:
+                hosts = ()
+            behind = [Address(host=host, port=address.port, found_as=address.host) for host in hosts]
+            found.update(dict.fromkeys(behind or [address]))
+        return tuple(Endpoint(addresses=(address,), tls=self.tls) for address in found)
 
     def client_options(self) -> dict[str, Any]:
         """Return the arguments of tritonclient's client; names are looked up here."""
@@ -71,8 +101,10 @@ class Endpoint:
         }
 
     def _target(self) -> str:
-        if self.is_one_server:
-            return f"{self.addresses[0].host}:{self.addresses[0].port}"
+        (first, *more) = self.addresses
+        if not more:
+            scheme = "" if first.found_as is None else "ipv6:" if first.host.startswith("[") else "ipv4:"
+            return f"{scheme}{first.host}:{first.port}"
         # gRPC takes a list of numeric addresses only.
         numeric = [f"{ip}:{address.port}" for address in self.addresses for ip in ipv4_of(address.host)]
         return f"ipv4:{','.join(dict.fromkeys(numeric))}"
@@ -82,11 +114,15 @@ class Endpoint:
         if all(is_loopback(address.host.strip("[]")) for address in self.addresses):
             # Unlike browsers, gRPC asks the environment's proxy for this machine, too.
             arguments.append(("grpc.enable_http_proxy", 0))
-        if not self.is_one_server:
+        (first, *more) = self.addresses
+        name = first.host if more else first.found_as
+        if more:
             arguments.append(("grpc.lb_policy_name", "round_robin"))
+        if first.found_as is not None:  # a gateway in front of the server goes by the name
+            arguments.append(("grpc.default_authority", f"{name}:{first.port}"))
         if self.tls is not None:
             # One channel has one name that certificates are checked for: with several servers, that of the first.
-            of_first = [] if self.is_one_server else [("grpc.ssl_target_name_override", self.addresses[0].host)]
+            of_first = [] if name is None else [("grpc.ssl_target_name_override", name)]
             arguments += self.tls.channel_arguments() or of_first
         return arguments
 
@@ -104,6 +140,13 @@ def _address(text: str, url: str) -> Address:
             "commas between, or unix:PATH:PORT, as affserve serve printed it"
         )
     return Address(host=host, port=int(port))
+
+
+def addresses_of(host: str) -> list[str]:
+    """Return all addresses of a host, IPv6 ones, in brackets, only where it has no other; OSError for none."""
+    found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    by_kind = {kind: [str(place[0]) for one, *_, place in found if one == kind] for kind, *_ in found}
+    return by_kind.get(socket.AF_INET) or [f"[{host}]" for host in by_kind.get(socket.AF_INET6, [])]
 
 
 def ipv4_of(host: str) -> list[str]:

@@ -86,7 +86,7 @@ class FrameCarrier:
     def _try_shared_memory(self) -> str | None:
         """Switch to shared memory if the server can open a region of ours; return why not otherwise."""
         if not self._is_one_server:
-            return "there are several servers, and a region belongs to one"
+            return "there are or may be several servers (a name can have many), and a region belongs to one"
         remove_stale_files()
         try:
             region = self._new_region(CHUNK_BYTES)

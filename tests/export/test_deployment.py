@@ -9,16 +9,18 @@ from typing import Any
 
 import pytest
 import trustme
+import yaml
 from tiny_server import http_of, needs_wheel
 from typer.testing import CliRunner
 
 from affserve.client.cli import app
+from affserve.export.deployment.compose import compose_file
+from affserve.export.deployment.container import health_command
 from affserve.export.machine.ports import choose_ports
 from affserve.export.pins import image
 from affserve.export.repository.check import served_models
 from affserve.export.server import installation
 from affserve.export.server.config import ServerConfig
-from affserve.export.server.containers import compose_file, health_command
 from affserve.export.server.installation import find_installation, server_environment
 from affserve.export.server.security import ServerTls
 from affserve.train.errors import RepositoryError, ServerError
@@ -40,7 +42,6 @@ def served(repository: Path, **changes: Any) -> ServerConfig:
 
 
 def service(config: ServerConfig) -> Any:
-    yaml = pytest.importorskip("yaml")
     return yaml.safe_load(compose_file(config))["services"]["triton"]
 
 
@@ -180,4 +181,4 @@ def test_command_prints_and_starts_nothing(repository: Path) -> None:
     result = CliRunner().invoke(app, ["serve", str(repository), "--print", "compose"])
     assert result.exit_code == 0, result.output
     assert result.stdout.startswith(f"# Serves {repository.resolve()} with Triton ")
-    assert CliRunner().invoke(app, ["serve", str(repository), "--print", "swarm"]).exit_code == 2
+    assert CliRunner().invoke(app, ["serve", str(repository), "--print", "nomad"]).exit_code == 2
