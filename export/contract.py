@@ -6,14 +6,16 @@ belongs to one request. All tensors are C-contiguous; frames are RGB.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
-from affserve.train.errors import RepositoryError
+from affserve.train.errors import DataError, RepositoryError
 from affserve.train.labels import TASKS
+from affserve.train.processing.record import Processing, Record, as_document, parse_processing
 from affserve.train.windows import STRIDE_FRAMES, WINDOW_FRAMES
 
 IMAGE_SIZE_PX = 224
@@ -65,7 +67,7 @@ STATE = TensorSpec(name="state", datatype="FP32", shape=(-1,))  # of a stream, k
 NEXT_STATE = TensorSpec(name="next_state", datatype="FP32", shape=(-1,))
 
 
-STREAM_PREFIX = "stream."  # of parameters
+STREAM_PREFIX, PROCESSING_PREFIX = "stream.", "processing."  # of parameters
 
 
 def _per_frame(spec: TensorSpec) -> TensorSpec:
@@ -142,6 +144,7 @@ class HeadDescription:
     trained_on: str = "unknown"  # corpus name, as train.affwild2 has it
     encoder: str = "unknown"  # fingerprint of the encoder whose features the head was trained on
     stream: StreamDescription | None = None  # None: the head answers whole segments only
+    processing: Processing = field(default_factory=dict)  # what clients make of the answers
 
     def to_parameters(self) -> dict[str, str]:
         """Return the description as string parameters of a Triton model config."""
@@ -153,6 +156,7 @@ class HeadDescription:
             "trained_on": self.trained_on,
             "encoder": self.encoder,
             **(self.stream.to_parameters() if self.stream is not None else {}),
+            **{f"{PROCESSING_PREFIX}{task}": json.dumps(one) for task, one in as_document(self.processing).items()},
         }
 
     @classmethod
@@ -193,7 +197,25 @@ class HeadDescription:
             trained_on=parameters.get("trained_on", "unknown"),
             encoder=parameters.get("encoder", "unknown"),
             stream=stream,
+            processing=_processing_of(parameters, labels, source),
         )
+
+
+def _processing_of(
+    parameters: Mapping[str, str], labels: Mapping[str, tuple[str, ...]], source: str
+) -> dict[str, Record]:
+    try:
+        document = {
+            key.removeprefix(PROCESSING_PREFIX): json.loads(value)
+            for key, value in parameters.items()
+            if key.startswith(PROCESSING_PREFIX)
+        }
+        return parse_processing(document, labels, source)
+    except (ValueError, DataError) as error:
+        raise RepositoryError(
+            f"{source} declares post-processing that this client cannot do ({error}): take it without (--raw), or "
+            "export it again"
+        ) from error
 
 
 def default_head_description() -> HeadDescription:

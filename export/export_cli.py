@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_format
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
@@ -67,6 +68,14 @@ def export(
     optimization_level: Annotated[
         int, typer.Option(min=0, max=5, help="How long TensorRT searches for fast kernels.")
     ] = 3,
+    postprocess: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|none",
+            help="JSON of what clients make of the answers: smoothing, class biases, thresholds; or none.  [default: "
+            "what the heads declare, see affserve train tune]",
+        ),
+    ] = None,
     inspect: Annotated[str | None, typer.Option(metavar="REPOSITORY", help="Only describe a repository.")] = None,
     activate: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Only have version N of the repository --out served.")
@@ -100,7 +109,7 @@ def export(
     if activate is not None:
         return _activate(repository, activate)
     checkpoints = _given("--encoder", encoder, "a checkpoint"), _given("--head", head, "a checkpoint")
-    options = _options(target, precision, version, build_engines, engines)
+    options = replace(_options(target, precision, version, build_engines, engines), postprocess=postprocess)
     summary = _export(*checkpoints, repository, options, parity_data, (parity_frames, calibration_frames))
     return _report(summary, as_json=json)
 

@@ -37,6 +37,7 @@ def people(frames: int, tracks: Mapping[int, range], *, fps: float = 30) -> Rows
         track_id=track,
         box_px=np.where(nowhere[:, None], np.nan, box),
         face_score=np.where(nowhere, np.nan, 0.9),
+        quality=np.where(nowhere[:, None], np.nan, [[5.0, -2.0, 0.3, 1.0]]),
         predictions={
             task: np.where(nowhere[:, None], np.nan, values).astype(np.float32) for task, values in predictions.items()
         },

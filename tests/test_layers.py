@@ -16,7 +16,7 @@ FLOORS = {
     "export": "doctor | machine_findings | export_cli serve_cli | deployment | server | repository | engine | artefacts"
     " | precision | graphs machine | contract pins | engine_sets",
     "train": "__main__ | cli | study | stages | trainer | evaluation | features importing synthetic | corpus models"
-    " | crops files labels provenance signals windows | errors",
+    " | processing | crops files labels provenance signals windows | errors",
 }
 # The command line's root alone knows every folder.
 EXCEPTIONS = {("client.cli", "benchmarks.cli")}

@@ -21,7 +21,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 README = (ROOT / "README.md").read_text()
 PAGES = {
     name: (ROOT / name).read_text()
-    for name in ("README.md", "benchmarks/README.md", "export/README.md", "train/README.md")
+    for name in ("README.md", "benchmarks/README.md", "export/README.md", "train/README.md", "client/README.md")
 }
 ALL_PAGES = "\n".join(PAGES.values())
 BLOCKS = re.findall(r"```sh\n(.*?)```", ALL_PAGES, flags=re.DOTALL)
@@ -48,7 +48,7 @@ def test_no_other_kind_of_command_hides_here() -> None:
 
 
 def test_every_column_is_in_the_table() -> None:
-    rows = [row for row in README.splitlines() if row.startswith("| `")]
+    rows = [row for row in ALL_PAGES.splitlines() if row.startswith("| `")]
     described = " ".join(rows)
     labels = default_head_description().labels
     names = [column.name for column in columns_of(labels)]

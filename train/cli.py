@@ -206,14 +206,12 @@ def evaluate(
     out: Annotated[Path, typer.Option(help="Where the filled template goes; with several templates a folder.")] = Path(
         "predictions.txt"
     ),
-    smooth_frames: Annotated[
-        int,
+    postprocess: Annotated[
+        str | None,
         typer.Option(
-            "--smooth-expressions",
-            min=1,
-            help="In templates: the most frequent expression within so many frames; 40 or so.",
+            metavar="FILE|none", help="JSON of what is made of the answers, or none.  [default: what the heads declare]"
         ),
-    ] = 1,
+    ] = None,
     longest_tail: Annotated[
         int, typer.Option(min=0, help="In templates: frames past a video's last crop that may be asked for.")
     ] = 300,
@@ -235,7 +233,7 @@ def evaluate(
     templates = [(read_template(path), target) for path, target in zip(paths, targets, strict=False)]
     opened = open_corpus(corpus, image_root or (), {video for one, _ in templates for video in one.videos}, images)
     with progress_bar("computing features") as progress:
-        model = TrainedModel(encoder, head, opened, features, device, progress)
+        model = TrainedModel(encoder, head, opened, features, device, progress, postprocess)
         if templates:
             for told in model.fill(templates, FillOptions(**picked(locals(), FillOptions))):
                 typer.echo(told)
@@ -437,6 +435,49 @@ def head(
     _, checkpoint = load_encoder(encoder)
     opened = _joined(corpus, None, images, weight)
     _train(out, lambda: fit(opened, features / checkpoint.fingerprint, config, out, _to_stderr, fresh=fresh))
+
+
+@train_app.command(name="tune")
+def tune_head(
+    corpus: CorpusFolder,
+    encoder: EncoderFolder,
+    head: Annotated[list[Path], typer.Option(help="Checkpoint of a head or an ensemble; repeat it, one a task.")],
+    features: Annotated[Path, typer.Option(help="Folder of the features; what is missing there is computed.")],
+    folds: Annotated[int, typer.Option(min=2, help="Shares of the people, each scored by what the others chose.")] = 5,
+    postprocess: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|none",
+            help="JSON of what else is made of the answers, such as smoothing; none: nothing.  [default: what the head "
+            "declares so far]",
+        ),
+    ] = None,
+    image_root: ImageRoots = None,
+    images: Images = None,
+    device: Device = "cpu",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the gains as JSON.")] = False,
+) -> None:
+    """Tune thresholds of action units and biases of expressions on the validation set, for rare ones above all.
+
+    What gains on people who had no part in choosing is declared in the checkpoint of the head: evaluate, export and
+    with it every client apply it.
+    """
+    from affserve.train.corpus.affwild2 import open_corpus
+    from affserve.train.evaluation.trained_model import TrainedModel
+    from affserve.train.labels import TASKS
+
+    opened = open_corpus(corpus, image_root or (), images=images)
+    with progress_bar("computing features") as progress:
+        gains = TrainedModel(encoder, head, opened, features, device, progress, postprocess).tune(folds)
+    if as_json:
+        typer.echo(json.dumps({task: gain.as_dict() for task, gain in gains.items()}))
+        return
+    for task, gain in gains.items():
+        what = "declared" if gain.kept else "left as it was"
+        typer.echo(
+            f"{TASKS[task].title}, F1 on people who had no part in tuning: {gain.before:.4f} -> {gain.after:.4f} "
+            f"({gain.after - gain.before:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}] over {gain.people} people): {what}"
+        )
 
 
 def _joined(

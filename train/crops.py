@@ -55,6 +55,15 @@ def to_encoder_input(crop: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.asarray(cv2.resize(crop, size, interpolation=cv2.INTER_LINEAR), dtype=np.uint8)
 
 
+def to_crop_size(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Resize an image (H, W, 3) that is a crop to (112, 112, 3); one of that size is returned as it is."""
+    if image.shape[:2] == (CROP_SIZE_PX, CROP_SIZE_PX):
+        return image
+    size = (CROP_SIZE_PX, CROP_SIZE_PX)
+    how = cv2.INTER_AREA if min(image.shape[:2]) > CROP_SIZE_PX else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(image, size, interpolation=how), dtype=np.uint8)
+
+
 def read_crop(path: Path) -> NDArray[np.uint8]:
     """Read a crop as (H, W, 3) RGB; DataError names a file that cannot be read."""
     try:

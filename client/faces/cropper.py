@@ -12,7 +12,7 @@ the border of the frame is black, as in the training crops, and never a stretche
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -23,10 +23,11 @@ from affserve.client.faces.detector_file import find_detector
 from affserve.client.faces.detectors import HaarDetector
 from affserve.client.faces.face import Cropper, Face, FaceDetector
 from affserve.client.faces.flow import GreyFrame, grey_frame
+from affserve.client.faces.quality import quality_of
 from affserve.client.faces.settings import FaceSettings
 from affserve.client.faces.subjects import chooser
 from affserve.client.faces.tracks import Tracker
-from affserve.train.crops import align_face, to_encoder_input
+from affserve.train.crops import align_face, to_crop_size, to_encoder_input
 
 WITH_ROOM = 0.7  # of the largest face that was left out: others, and the same one in other frames, are smaller
 
@@ -88,15 +89,18 @@ class FaceCropper(Cropper):
         self._boxes = {track_id: np.array(face.box_px) for track_id, face in found}
         return found
 
-    def cut(self, image: NDArray[np.uint8], face: Face) -> NDArray[np.uint8]:
-        return to_encoder_input(align_face(image, face.landmarks_px))
+    def cut(self, image: NDArray[np.uint8], face: Face) -> tuple[Face, NDArray[np.uint8]]:
+        crop = align_face(image, face.landmarks_px)
+        found = self._detector.name != HaarDetector.name  # Haar's landmarks are where an average face has them
+        quality = quality_of(crop, face.landmarks_px if found else None)
+        return replace(face, quality=quality), to_encoder_input(crop)
 
     def _smoothed(self, track_id: int, face: Face) -> Face:
         before, kept = self._boxes.get(track_id), self._settings.smoothing
         if before is None or not kept:
             return face
         x, y, width, height = (float(v) for v in kept * before + (1 - kept) * np.array(face.box_px))
-        return Face(box_px=(x, y, width, height), score=face.score, landmarks_px=face.landmarks_px)
+        return replace(face, box_px=(x, y, width, height))
 
 
 class WholeImageCropper(Cropper):
@@ -114,5 +118,5 @@ class WholeImageCropper(Cropper):
         landmarks = np.empty((0, 2), dtype=np.float32)
         return [(0, Face(box_px=(0.0, 0.0, float(width), float(height)), score=np.nan, landmarks_px=landmarks))]
 
-    def cut(self, image: NDArray[np.uint8], face: Face) -> NDArray[np.uint8]:
-        return to_encoder_input(image)
+    def cut(self, image: NDArray[np.uint8], face: Face) -> tuple[Face, NDArray[np.uint8]]:
+        return replace(face, quality=quality_of(to_crop_size(image))), to_encoder_input(image)

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from affserve.client.faces.quality import UNJUDGED, Quality
 from affserve.client.faces.settings import WIDTH_PX
 
 Box = tuple[float, float, float, float]
@@ -19,12 +20,13 @@ class Face:
     """A face in image coordinates; at the border of an image, box and landmarks may lie outside it.
 
     score: the detector's confidence, 0 to 1; NaN where there is none, because it gives none or nothing was detected.
-    landmarks_px: (5, 2) x, y in the order of train/alignment.py.
+    landmarks_px: (5, 2) x, y in the order of train/crops.py. quality: of its crop, once that is cut.
     """
 
     box_px: Box
     score: float
     landmarks_px: NDArray[np.float32]
+    quality: Quality = UNJUDGED
 
     @property
     def area_px(self) -> float:
@@ -92,14 +94,15 @@ class Cropper(Protocol):
         """Return track_id and face of those people in the next frame who are asked for, in the order of track_id."""
         ...
 
-    def cut(self, image: NDArray[np.uint8], face: Face) -> NDArray[np.uint8]:
-        """Return the crop (224, 224, 3) of a face in a frame."""
+    def cut(self, image: NDArray[np.uint8], face: Face) -> tuple[Face, NDArray[np.uint8]]:
+        """Return a face in a frame with the quality of its crop, and the crop (224, 224, 3)."""
         ...
 
     def crop(self, image: NDArray[np.uint8]) -> list[FaceCrop]:
         """Return the faces of the next RGB frame (H, W, 3) of a video: all steps at once."""
         found = self.find(image, self.prepare(image))
-        return [FaceCrop(track_id=track_id, face=face, pixels=self.cut(image, face)) for track_id, face in found]
+        cut = [(track_id, *self.cut(image, face)) for track_id, face in found]
+        return [FaceCrop(track_id=track_id, face=face, pixels=pixels) for track_id, face, pixels in cut]
 
 
 def shared_area(a: Box, b: Box) -> float:

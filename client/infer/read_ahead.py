@@ -9,13 +9,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from affserve.client.faces.face import Cropper
+from affserve.client.faces.face import Cropper, Face
 from affserve.client.infer.ahead import Ahead
 from affserve.client.sequences.seen_frame import SeenFrame
 from affserve.client.video.source import Frame, FrameSource
@@ -113,15 +113,18 @@ class ReadAhead:
         crops: list[NDArray[np.uint8]] = []
         try:
             for frame, one in seen:
-                for number, (_, face) in enumerate(one.faces, start=1):
+                judged: list[tuple[int, Face]] = []
+                for number, (track_id, found) in enumerate(one.faces, start=1):
                     start = time.perf_counter()
-                    crops.append(self._cropper.cut(frame.image, face))
+                    face, crop = self._cropper.cut(frame.image, found)
                     self._seconds.crop_s += time.perf_counter() - start
+                    judged.append((track_id, face))
+                    crops.append(crop)
                     # The frame goes with its last crop.
                     if len(crops) == CHUNK_FRAMES and number < len(one.faces):
                         yield _chunk(frames, crops)
                         frames, crops = [], []
-                frames.append(one)
+                frames.append(replace(one, faces=tuple(judged)))
                 if len(crops) == CHUNK_FRAMES or len(frames) == CHUNK_WAITS_FRAMES:
                     yield _chunk(frames, crops)
                     frames, crops = [], []

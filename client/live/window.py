@@ -113,9 +113,4 @@ class WindowAnswers:
         self._windows = {track: window for track, window in self._windows.items() if not window.is_over_at(newest)}
 
     def _rows(self, frame: SeenFrame, predicted: dict[int, Outputs]) -> Iterator[FaceRow]:
-        """Yield a row for each face, or one without."""
-        if not frame.faces:
-            yield FaceRow(frame.index, frame.timestamp_s)
-        for track, face in frame.faces:
-            answer = predicted[track], self._windows[track].position_of(frame.index)
-            yield FaceRow(frame.index, frame.timestamp_s, track, face.box_px, face.score, answer)
+        return frame.rows((predicted[track], self._windows[track].position_of(frame.index)) for track, _ in frame.faces)

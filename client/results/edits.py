@@ -145,7 +145,7 @@ class Edits:
         places, track_id = self._changed(rows.frame, rows.track_id)
         taken = _taken(rows, places)
         faceless = track_id == NO_TRACK
-        numbers: list[NDArray[Any]] = [taken.box_px, taken.face_score, *taken.predictions.values()]
+        numbers: list[NDArray[Any]] = [taken.box_px, taken.face_score, taken.quality, *taken.predictions.values()]
         for values in numbers:
             values[faceless] = np.nan
         return Rows(**{**vars(taken), "track_id": track_id})

@@ -110,7 +110,42 @@ FRAME_COLUMNS = (
         minimum=0,
         maximum=1,
     ),
+    Column(
+        name="yaw_deg",
+        description="where the face looks, roughly: 0 into the camera, above 0 to the right side of the picture, near "
+        "90 a profile; empty where no landmarks were found, for crops and with Haar",
+        storage="float64",
+        unit="deg",
+        minimum=-180,
+        maximum=180,
+        digits=1,
+    ),
+    Column(
+        name="roll_deg",
+        description="turn of the head in the picture, above 0 clockwise; the crop is turned upright; empty as yaw_deg",
+        storage="float64",
+        unit="deg",
+        minimum=-180,
+        maximum=180,
+        digits=1,
+    ),
+    Column(
+        name="sharpness",
+        description="detail of the face crop relative to its contrast; small, blurred and smeared faces have little",
+        storage="float64",
+        minimum=0,
+        digits=3,
+    ),
+    Column(
+        name="reliable",
+        description="1 where face_score is 0.6 or more, yaw_deg within 45 and sharpness 0.12 or more, as far as these "
+        "are there; 0 elsewhere: leave such faces out of means",
+        storage="int64",
+        minimum=0,
+        maximum=1,
+    ),
 )
+QUALITY_COLUMNS = ("yaw_deg", "roll_deg", "sharpness", "reliable")
 
 
 def columns_of(labels: Mapping[str, Sequence[str]]) -> list[Column]:
@@ -165,7 +200,8 @@ class Rows:
     """A block of n consecutive rows of the result; NaN where a frame has no face, or its face no score.
 
     frame: (n,) int64. timestamp_s: (n,) float64. track_id: (n,) int64, NO_TRACK where a frame has no face.
-    box_px: (n, 4) float64: x, y, width, height. face_score: (n,) float64. predictions: (n, K) float32 per task.
+    box_px: (n, 4) float64: x, y, width, height. face_score: (n,) float64. quality: (n, 4) float64: QUALITY_COLUMNS.
+    predictions: (n, K) float32 per task.
     Ordered by frame, then track_id. A frame has a row for each of its faces, or one row without a face.
     """
 
@@ -174,6 +210,7 @@ class Rows:
     track_id: NDArray[np.int64]
     box_px: NDArray[np.float64]
     face_score: NDArray[np.float64]
+    quality: NDArray[np.float64]
     predictions: Outputs
 
     def __len__(self) -> int:
@@ -231,12 +268,13 @@ class FaceRow(NamedTuple):
     track_id: int = NO_TRACK
     box_px: Box = (np.nan,) * 4
     face_score: float = np.nan
+    quality: tuple[float, float, float, float] = (np.nan,) * 4  # in the order of QUALITY_COLUMNS
     answer: tuple[Outputs, int] | None = None  # a block of predictions, and the row in it
 
 
 def rows_of_faces(faces: Sequence[FaceRow], labels: Mapping[str, Sequence[str]]) -> Rows:
     """Make a block of rows; a row without an answer has NaN for predictions."""
-    frame, timestamp_s, track_id, box_px, face_score, answers = zip(*faces, strict=True)
+    frame, timestamp_s, track_id, box_px, face_score, quality, answers = zip(*faces, strict=True)
     predictions = {task: np.full((len(faces), len(names)), np.nan, dtype=np.float32) for task, names in labels.items()}
     for k, answer in enumerate(answers):
         if answer is not None:
@@ -249,6 +287,7 @@ def rows_of_faces(faces: Sequence[FaceRow], labels: Mapping[str, Sequence[str]])
         track_id=np.array(track_id, dtype=np.int64),
         box_px=np.array(box_px, dtype=np.float64),
         face_score=np.array(face_score, dtype=np.float64),
+        quality=np.array(quality, dtype=np.float64),
         predictions=predictions,
     )
 
@@ -263,6 +302,7 @@ def column_values(rows: Rows, labels: Mapping[str, Sequence[str]]) -> Iterator[N
     yield rows.track_id
     yield from rows.box_px.T
     yield rows.face_score
+    yield from rows.quality.T
     for task, names in labels.items():
         values = rows.predictions[task]
         if kind_of(task) == "one_of":
@@ -351,6 +391,7 @@ def rows_of(cells: Cells, labels: Mapping[str, Sequence[str]]) -> Rows:
         track_id=cells.whole("track_id", empty=NO_TRACK),
         box_px=np.stack([cells.numbers(name) for name in BOX_COLUMNS], axis=1),
         face_score=cells.numbers("face_score"),
+        quality=np.stack([cells.numbers(name) for name in QUALITY_COLUMNS], axis=1),
         predictions={
             task: np.stack([cells.numbers(name) for name in prediction_columns(task, names)], axis=1).astype(np.float32)
             for task, names in labels.items()

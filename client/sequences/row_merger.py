@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from affserve.client.results.rows import FaceRow, Rows, rows_of_faces
+from affserve.client.results.rows import Rows, rows_of_faces
 from affserve.client.sequences.seen_frame import SeenFrame
 from affserve.train.windows import WINDOW_FRAMES, FrameAnswers, Outputs
 
@@ -29,14 +29,6 @@ class _HeldFrame:
     seen: SeenFrame
     answers: list[tuple[Outputs, int] | None] = field(default_factory=list)  # per face: a block, and the row in it
     missing: int = 0  # answers
-
-    def rows(self) -> Iterator[FaceRow]:
-        """Yield a row for each face, or one without."""
-        seen = self.seen
-        if not seen.faces:
-            yield FaceRow(seen.index, seen.timestamp_s)
-        for (track_id, face), answer in zip(seen.faces, self.answers, strict=True):
-            yield FaceRow(seen.index, seen.timestamp_s, track_id, face.box_px, face.score, answer)
 
 
 class _Sequence:
@@ -173,4 +165,4 @@ class RowMerger:
         while self._held and not self._held[0].missing:
             frames.append(self._held.popleft())
         if frames:
-            yield rows_of_faces([row for frame in frames for row in frame.rows()], self._labels)
+            yield rows_of_faces([row for frame in frames for row in frame.seen.rows(frame.answers)], self._labels)

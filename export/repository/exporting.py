@@ -45,6 +45,7 @@ from affserve.export.repository.templates import config_hashes, write_configs
 from affserve.export.repository.versions import FIRST_VERSION, check_same_contract, keep_files
 from affserve.train.errors import ExportError
 from affserve.train.files import file_sha256
+from affserve.train.processing.record import as_document
 
 FILE_OF_USE = {CPU: ONNX_FILE, GPU: GPU_ONNX_FILE}
 RtxPlans = Literal["none", "tried", "required"]  # tried: left out, with a note, where the builder's plan is no good
@@ -60,6 +61,7 @@ class ExportOptions:
     version: int | None = None  # None: replace the whole repository; N: add or replace only this version
     threads: int | None = None  # at which speeds are compared; None: as many as a server here would use
     engines: EngineOptions | None = None  # how to build TensorRT plans on this machine; None: none are built
+    postprocess: str | None = None  # file of what clients make of the answers, or none; None: as the heads declare
     rtx: RtxPlans = "none"  # plans for RTX cards, which any machine with the extra `rtx` builds
 
     def __post_init__(self) -> None:
@@ -124,7 +126,7 @@ def export_repository(
     # What is replaced as a whole need not be read: it may be of an older affserve.
     kept = read_target_manifest(place) if options.version is not None else None
     place.check_free(kept, options.version)
-    sources = load_sources(encoder_path, head_paths)
+    sources = load_sources(encoder_path, head_paths, options.postprocess)
     if kept is not None:
         check_same_contract(kept, sources.description, place.name)
     version = options.version or FIRST_VERSION
@@ -191,6 +193,7 @@ def _fill(
         artefacts=tuple(_record(staging, one, version, description) for one in chosen),
         golden={file: file_sha256(staging / file) for file in write_golden(staging, version, truth)},
         stream=description.stream,
+        processing=as_document(description.processing),
         notes=tuple(note for one in chosen for note in one.notes),
     )
 

@@ -17,6 +17,7 @@ from affserve.export.machine.gpus import Gpu, find_gpus, installed_tensorrt
 from affserve.export.pins import RTX_MODULE, TENSORRT_VERSION, image
 from affserve.export.repository.manifest import ArtefactRecord, Manifest, VersionRecord
 from affserve.export.repository.placement import Target, require_manifest
+from affserve.train.processing.record import words
 
 DIGITS = 4
 SERVED_BY = {
@@ -114,6 +115,7 @@ def _version_lines(record: VersionRecord) -> list[str]:
         f"  trained on   {record.trained_on}",
         f"  encoder      {_checkpoint(record.encoder)}",
         *(f"  head         {_checkpoint(head)}" for head in record.heads),
+        *(f"  made of it   {line}" for line in words(record.description().processing)),
         f"  made with    {built}",
         *(line for artefact in record.artefacts for line in _artefact_lines(artefact)),
         *(f"  note         {note}" for note in record.notes),

@@ -14,6 +14,7 @@ from typing import Any
 
 from affserve.export.contract import CPU, MANIFEST_FILE, HeadDescription, StreamDescription
 from affserve.train.errors import RepositoryError
+from affserve.train.processing.record import parse_processing
 
 MANIFEST_SCHEMA = 3
 EXPORT_COMMAND = "affserve export"
@@ -51,6 +52,7 @@ class VersionRecord:
     artefacts: tuple[ArtefactRecord, ...]
     golden: Mapping[str, str] = field(default_factory=dict)  # path -> SHA-256 of golden inputs and PyTorch's answers
     stream: StreamDescription | None = None  # of heads that stream
+    processing: Mapping[str, Any] = field(default_factory=dict)  # of the answers, by clients; as JSON has it
     notes: tuple[str, ...] = ()  # what was decided at export, such as a precision that was not reached
 
     def description(self) -> HeadDescription:
@@ -62,6 +64,7 @@ class VersionRecord:
             trained_on=self.trained_on,
             encoder=str(self.encoder["fingerprint"]),
             stream=self.stream,
+            processing=parse_processing(self.processing, self.labels, MANIFEST_FILE),
         )
 
     def hashes(self) -> dict[str, str]:

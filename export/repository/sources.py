@@ -15,6 +15,7 @@ from affserve.train.errors import ExportError
 from affserve.train.labels import TASKS
 from affserve.train.models.checkpoint import CONFIG_FILE, Checkpoint, check_fits, load_encoder, load_head
 from affserve.train.models.encoder import ClipEncoder
+from affserve.train.processing.record import chosen_processing
 from affserve.train.provenance import source_commit
 from affserve.train.windows import STRIDE_FRAMES, WINDOW_FRAMES
 
@@ -32,18 +33,24 @@ class Sources:
     head_records: tuple[Mapping[str, Any], ...]
 
 
-def load_sources(encoder_path: Path, head_paths: Sequence[Path]) -> Sources:
-    """Read an encoder and one to three heads, or ensembles of heads; an error when they do not belong together."""
+def load_sources(encoder_path: Path, head_paths: Sequence[Path], postprocess: str | None = None) -> Sources:
+    """Read an encoder and one to three heads, or ensembles of heads; an error when they do not belong together.
+
+    postprocess: see `chosen_processing`.
+    """
     encoder, encoder_checkpoint = load_encoder(encoder_path)
     loaded = [load_head(path) for path in head_paths]
     checkpoints = [checkpoint for _, checkpoint in loaded]
     _check_heads_fit(encoder_checkpoint, checkpoints)
     graph = HeadGraph([head for head, _ in loaded])
+    description = _describe(encoder_checkpoint, graph.tasks, checkpoints)
     return Sources(
         encoder=encoder,
         graph=graph,
         description=replace(
-            _describe(encoder_checkpoint, graph.tasks, checkpoints), stream=_stream_of(graph) if graph.streams else None
+            description,
+            stream=_stream_of(graph) if graph.streams else None,
+            processing=chosen_processing(postprocess, description.labels, [one.processing for one in checkpoints]),
         ),
         encoder_record=_record(encoder_checkpoint),
         head_records=tuple(map(_record, checkpoints)),

@@ -66,6 +66,7 @@ def joined(blocks: Iterator[Rows]) -> Rows:
         face_score=np.concatenate([block.face_score for block in rows]),
         track_id=np.concatenate([block.track_id for block in rows]),
         box_px=np.concatenate([block.box_px for block in rows]),
+        quality=np.concatenate([block.quality for block in rows]),
         predictions={task: np.concatenate([block.predictions[task] for block in rows]) for task in TASKS},
     )
 
@@ -127,7 +128,7 @@ class ThreeFaces(WholeImageCropper):
         (whole,) = super().find(image, prepared)
         return [(k, replace(whole[1], score=k)) for k in range(3)]
 
-    def cut(self, image: NDArray[np.uint8], face: Face) -> NDArray[np.uint8]:
+    def cut(self, image: NDArray[np.uint8], face: Face) -> tuple[Face, NDArray[np.uint8]]:
         width, k = image.shape[1] // 3, int(face.score)
         return super().cut(np.ascontiguousarray(image[:, k * width : (k + 1) * width]), face)
 

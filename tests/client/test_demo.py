@@ -109,6 +109,7 @@ def judged(folder: Path, rows: int, faces: list[bool]) -> Judged:
         track_id=np.where(face, 0, -1),
         face_score=np.where(face, 1.0, np.nan),
         box_px=np.zeros((len(face), 4)),
+        quality=np.ones((len(face), 4)),
         predictions={key: values[: len(face)] for key, values in served.items()},
     )
     (folder / "rows.csv").write_text(formatter.header + formatter.text(block))

@@ -184,6 +184,7 @@ def slice_of(rows: Rows, part: slice) -> Rows:
         track_id=rows.track_id[part],
         box_px=rows.box_px[part],
         face_score=rows.face_score[part],
+        quality=rows.quality[part],
         predictions={task: values[part] for task, values in rows.predictions.items()},
     )
 

@@ -22,7 +22,7 @@ from affserve.client.results.formats import CSV, FORMATS
 from affserve.client.results.metadata import ResultTable, metadata_text
 from affserve.client.results.output_file import OutputFile, check_writable, write_whole
 from affserve.client.results.reading import read
-from affserve.client.results.rows import NO_TRACK, RowFormatter, Rows, columns_of, described_columns
+from affserve.client.results.rows import NO_TRACK, QUALITY_COLUMNS, RowFormatter, Rows, columns_of, described_columns
 from affserve.client.results.table import table_of
 from affserve.export.contract import HeadDescription, default_head_description
 from affserve.train.errors import OutputError
@@ -45,6 +45,7 @@ def rows(count: int, *, faceless: tuple[int, ...] = (), labels: dict[str, tuple[
         track_id=np.where(np.isnan(score), NO_TRACK, 0),
         face_score=score,
         box_px=np.tile(np.array([1.0, 2.0, 3.0, 4.04]), (count, 1)),
+        quality=np.tile(np.array([np.nan, np.nan, 0.3, 1.0]), (count, 1)),
         predictions=predictions,
     )
 
@@ -67,9 +68,10 @@ def drawn(path: Path, description: HeadDescription) -> bytes:
 def test_row_is_printed_with_fixed_digits() -> None:
     (row,) = parsed(RowFormatter(LABELS), rows(1))
     assert list(row)[:4] == ["frame", "timestamp_s", "track_id", "box_x_px"]
-    assert list(row)[7:11] == ["face_score", "valence", "arousal", "expression"]
+    assert list(row)[7:15] == ["face_score", *QUALITY_COLUMNS, "valence", "arousal", "expression"]
     assert list(row)[-1] == "AU26"
     assert (row["frame"], row["timestamp_s"], row["face_score"], row["box_h_px"]) == ("0", "0.000000", "0.9000", "4.0")
+    assert [row[name] for name in QUALITY_COLUMNS] == ["", "", "0.300", "1"]
     assert (row["valence"], row["p_Fear"], row["AU12"]) == ("0.0000", "0.1250", "0.0833")
 
 
@@ -80,7 +82,9 @@ def test_expression_is_the_most_probable_one() -> None:
 
 
 def test_row_without_a_face_has_time_and_nothing_else() -> None:
-    first, second = parsed(RowFormatter(LABELS), rows(2, faceless=(1,)))
+    block = rows(2, faceless=(1,))
+    block.quality[0, :2] = 5.0
+    first, second = parsed(RowFormatter(LABELS), block)
     assert all(first.values())
     assert {name for name, cell in second.items() if cell} == {"frame", "timestamp_s"}
 
@@ -88,8 +92,10 @@ def test_row_without_a_face_has_time_and_nothing_else() -> None:
 @pytest.mark.parametrize("tasks", [["valence_arousal"], ["expression"], ["action_units"]])
 def test_head_with_one_task_gives_only_its_columns(tasks: list[str]) -> None:
     labels = {task: TASKS[task].names for task in tasks}
-    (row,) = parsed(RowFormatter(labels), rows(1, labels=labels))
-    assert len(row) == 8 + len(labels[tasks[0]]) + (tasks == ["expression"])
+    block = rows(1, labels=labels)
+    block.quality[:] = 1.0
+    (row,) = parsed(RowFormatter(labels), block)
+    assert len(row) == 12 + len(labels[tasks[0]]) + (tasks == ["expression"])
     assert all(row.values())
 
 

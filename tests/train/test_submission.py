@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +16,14 @@ from affserve.train.corpus.affwild2 import VALIDATION, Corpus, open_corpus
 from affserve.train.corpus.annotations import aligned
 from affserve.train.errors import AffserveError, DataError, OutputError
 from affserve.train.evaluation.prediction import Segmenting, predict_video
-from affserve.train.evaluation.submission import FillOptions, fill_template, read_template, smoothed
+from affserve.train.evaluation.submission import fill_template, read_template
 from affserve.train.evaluation.trained_model import TrainedModel
 from affserve.train.features.gaps import fill_gaps
 from affserve.train.features.store import FeatureStore
 from affserve.train.labels import ACTION_UNITS, EXPRESSION, TASKS, VALENCE_AROUSAL, Task
 from affserve.train.models.checkpoint import load_encoder, load_head, save_head
 from affserve.train.models.temporal_head import TemporalHead, demo_head_config
+from affserve.train.processing.filters import most_frequent
 from affserve.train.provenance import Provenance
 from affserve.train.synthetic.corpus import TEMPLATES, write_corpus
 from affserve.train.synthetic.plan import SyntheticConfig
@@ -246,29 +246,15 @@ def test_a_failure_leaves_the_file_that_was_there(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"sample.txt", "filled.txt"}
 
 
-def most_frequent(classes: list[int], middle: int, frames: int) -> int:
-    around = classes[max(0, middle - frames // 2) : middle - frames // 2 + frames]
-    counts = Counter(around)
-    ties = [k for k in range(8) if counts[k] == max(counts.values())]
-    return classes[middle] if classes[middle] in ties else ties[0]
-
-
-@pytest.mark.parametrize("frames", [1, 2, 5, 40, 1000])
-def test_smoothing_takes_the_most_frequent_expression_around_a_frame(frames: int) -> None:
-    classes = np.random.default_rng(2).choice(8, 200, p=[0.4, 0.3, 0.1, 0.1, 0.04, 0.03, 0.02, 0.01])
-    expected = [most_frequent(classes.tolist(), k, frames) for k in range(200)]
-    assert smoothed(classes, frames).tolist() == expected
-    assert FillOptions().smooth_frames == 1
-
-
-def test_smoothing_is_an_option_of_the_command(
+def test_what_is_declared_is_filled_in(
     corpus: Corpus, checkpoints: tuple[Path, Path], store: Path, tmp_path: Path
 ) -> None:
     last = int(corpus.crop_numbers(UNLABELLED)[-1])
     path = template(tmp_path / "sample.txt", EXPRESSION, [f"{UNLABELLED}/{k:05d}.jpg" for k in range(1, last + 1)])
-    out = tmp_path / "filled.txt"
-    result = evaluate(corpus, checkpoints, store, "--template", path, "--out", out, "--smooth-expressions", 40)
+    out, declared = tmp_path / "filled.txt", tmp_path / "declared.json"
+    declared.write_text('{"expression": {"frames": 40}}')
+    result = evaluate(corpus, checkpoints, store, "--template", path, "--out", out, "--postprocess", declared)
     assert result.exit_code == 0
-    answers = expected_outputs(corpus, checkpoints, store, UNLABELLED, last)[EXPRESSION.key].argmax(axis=1)
-    filled = [int(line.split(",")[1]) for line in out.read_text().splitlines()[1:]]
-    assert filled == smoothed(answers, 40).tolist()
+    answers = expected_outputs(corpus, checkpoints, store, UNLABELLED, last)[EXPRESSION.key]
+    smooth = most_frequent(np.eye(8, dtype=np.float32)[answers.argmax(axis=1)], 20, 19).argmax(axis=1)
+    assert [int(line.split(",")[1]) for line in out.read_text().splitlines()[1:]] == smooth.tolist()

@@ -1,4 +1,4 @@
 """Predictions and labels in, the challenge's scores, reports and submissions out.
 
-Read metrics, scores, prediction, report, submission, trained_model.
+Read metrics, scores, prediction, report, submission, tuning, trained_model.
 """

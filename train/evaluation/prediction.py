@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
 
 import numpy as np
 import torch  # noqa: TID253 - this file is about it
@@ -18,7 +19,10 @@ from numpy.typing import NDArray
 from affserve.train.evaluation.scores import OFFICIAL, PAPER, Arrays, Scores, score
 from affserve.train.features.gaps import HOLD
 from affserve.train.features.videos import LabelledVideo
+from affserve.train.labels import task_by_key
 from affserve.train.models.temporal_head import HeadEnsemble, TemporalHead
+from affserve.train.processing.processor import processed
+from affserve.train.processing.record import Processing
 from affserve.train.windows import STRIDE_FRAMES, WINDOW_FRAMES, Outputs, OverlapMerger, segments
 
 
@@ -60,13 +64,21 @@ def predict_all(
 
 
 def judge(
-    videos: Sequence[LabelledVideo], predicted: Sequence[list[Outputs]], segmenting: Segmenting, keys: Sequence[str]
+    videos: Sequence[LabelledVideo],
+    predicted: Sequence[list[Outputs]],
+    segmenting: Segmenting,
+    keys: Sequence[str],
+    processing: Processing = MappingProxyType({}),
 ) -> Validation:
-    """Lay what a head said of some videos, segment by segment, beside their labels, as each validator does."""
+    """Lay what a head said of some videos, segment by segment, beside their labels, as each validator does.
+
+    processing: what is made of the answers: of a whole video's, or of a window's where windows are what is scored.
+    """
+    labels = {key: task_by_key(key).names for key in keys}
     arrays: dict[str, tuple[Arrays, Arrays, Arrays]] = {}
     for name, protocol in {OFFICIAL: _merged, PAPER: _full_windows}.items():
         pieces = [
-            (outputs, video, span)
+            (processed(outputs, processing, labels), video, span)
             for video, one in zip(videos, predicted, strict=True)
             for outputs, span in protocol(video, one, segmenting)
         ]

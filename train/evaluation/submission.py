@@ -49,12 +49,9 @@ class Template:
 class FillOptions:
     """How answers become rows."""
 
-    smooth_frames: int = 1  # expressions: the most frequent answer within as many frames; 1: each frame's own
     longest_tail: int = WINDOW_FRAMES  # frames past a video's last crop for which its features are held
 
     def __post_init__(self) -> None:
-        if self.smooth_frames < 1:
-            raise ValueError(f"smooth_frames is {self.smooth_frames}; expected at least 1")
         if self.longest_tail < 0:
             raise ValueError(f"longest_tail is {self.longest_tail}; expected 0 or more")
 
@@ -142,9 +139,7 @@ def check_fillable(
     _refuse(template.path, lines, problems, advice)
 
 
-def fill_template(
-    template: Template, predict: Callable[[str, int], Outputs], out: Path, options: FillOptions = FillOptions()
-) -> int:
+def fill_template(template: Template, predict: Callable[[str, int], Outputs], out: Path) -> int:
     """Fill a template and write it to `out`, whole or not at all; return how many rows were filled.
 
     predict: returns the outputs (N, K) by task of a video's frames 1..N; called once a video with N.
@@ -155,7 +150,7 @@ def fill_template(
         answer = predict(video, int(frames.max()))[template.task.key]
         if not np.isfinite(answer).all():
             raise DataError(f"{video}: the model's answer is not a number; its training has diverged")
-        cells = CELLS[template.task.kind](answer, options)
+        cells = CELLS[template.task.kind](answer)
         for row, frame in zip(rows.tolist(), frames.tolist(), strict=True):
             values[row] = cells[frame - 1]
     lines = [template.header, *(f"{place},{cell}" for place, cell in zip(template.locations, values, strict=True))]
@@ -167,40 +162,22 @@ def fill_template(
     return len(values)
 
 
-def _numbers(answer: NDArray[np.float32], options: FillOptions) -> list[str]:
+def _numbers(answer: NDArray[np.float32]) -> list[str]:
     rounded = np.clip(answer, -1, 1).round(6) + 0.0  # adding 0 turns -0 into 0
     return [",".join(f"{value:.6f}" for value in row) for row in rounded.tolist()]
 
 
-def _classes(answer: NDArray[np.float32], options: FillOptions) -> list[str]:
-    return list(map(str, smoothed(chosen_class(answer), options.smooth_frames).tolist()))
+def _classes(answer: NDArray[np.float32]) -> list[str]:
+    return list(map(str, chosen_class(answer).tolist()))
 
 
-def _units(answer: NDArray[np.float32], options: FillOptions) -> list[str]:
+def _units(answer: NDArray[np.float32]) -> list[str]:
     return [",".join(map(str, row)) for row in is_active(answer).astype(int).tolist()]
 
 
 # How outputs (N, K) become what the challenge wants in a row of each frame.
-CELLS: dict[Kind, Callable[[NDArray[np.float32], FillOptions], list[str]]] = {
+CELLS: dict[Kind, Callable[[NDArray[np.float32]], list[str]]] = {
     "regression": _numbers,
     "one_of": _classes,
     "any_of": _units,
 }
-
-
-def smoothed(classes: NDArray[np.int64], frames: int) -> NDArray[np.int64]:
-    """Return the most frequent class of the `frames` frames around each frame, (N,); a tie keeps the frame's own class.
-
-    The window holds frames//2 frames before the frame, itself, and what is left of it after; at the ends it is shorter.
-    """
-    if frames == 1 or not len(classes):
-        return classes
-    there = int(classes.max()) + 1
-    counts = np.zeros((len(classes) + 1, there), np.int64)
-    np.cumsum(np.eye(there, dtype=np.int64)[classes], axis=0, out=counts[1:])
-    middle = np.arange(len(classes))
-    first = np.maximum(middle - frames // 2, 0)
-    end = np.minimum(middle - frames // 2 + frames, len(classes))
-    votes = (counts[end] - counts[first]).astype(np.float64)  # (N, classes)
-    votes[middle, classes] += 0.5
-    return np.asarray(votes.argmax(axis=1))

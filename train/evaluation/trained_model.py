@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,15 +21,18 @@ from affserve.train.evaluation.prediction import Segmenting, judge, predict_all,
 from affserve.train.evaluation.report import write_report
 from affserve.train.evaluation.scores import OFFICIAL, PROTOCOLS, Scores, score
 from affserve.train.evaluation.submission import FillOptions, Template, check_fillable, fill_template
+from affserve.train.evaluation.tuning import AnsweredVideo, Gain, tune
 from affserve.train.features.extraction import Progress, extract
 from affserve.train.features.gaps import HOLD, CropFeatures, fill_gaps
 from affserve.train.features.store import FeatureStore
 from affserve.train.features.videos import load_videos
 from affserve.train.files import write_file
 from affserve.train.labels import task_by_key
-from affserve.train.models.checkpoint import check_fits, load_encoder, load_head
+from affserve.train.models.checkpoint import check_fits, load_encoder, load_head, save_processing
 from affserve.train.models.device import check_device
 from affserve.train.models.temporal_head import HeadEnsemble, TemporalHead
+from affserve.train.processing.processor import processed
+from affserve.train.processing.record import Processing, chosen_processing
 from affserve.train.windows import STRIDE_FRAMES, WINDOW_FRAMES, Outputs
 
 SCORES_FILE = "scores.json"
@@ -42,22 +45,31 @@ class ServedHead:
     model: TemporalHead | HeadEnsemble
     segmenting: Segmenting  # as in its training
     trained_on: str  # corpus name
+    processing: Processing  # what is made of the answers
 
     @property
     def tasks(self) -> tuple[str, ...]:
         """Keys of what it answers."""
         return self.model.config.tasks
 
+    @property
+    def labels(self) -> dict[str, tuple[str, ...]]:
+        """Names of its outputs, by task."""
+        return {key: task_by_key(key).names for key in self.tasks}
+
     def predict(self, crops: CropFeatures, frames: int) -> Outputs:
-        """Answer the frames 1..N of a video, crop or not, as they are served: (N, K) by task."""
+        """Answer the frames 1..N of a video, crop or not, as `affserve infer` does: (N, K) by task."""
         features = fill_gaps(crops, np.arange(1, frames + 1), self.segmenting.gaps)
-        return predict_video(self.model, features, self.segmenting)
+        return processed(predict_video(self.model, features, self.segmenting), self.processing, self.labels)
 
 
-def load_served_heads(paths: Sequence[Path], encoder: str, device: str = "cpu") -> list[ServedHead]:
+def load_served_heads(
+    paths: Sequence[Path], encoder: str, device: str = "cpu", postprocess: str | None = None
+) -> list[ServedHead]:
     """Load heads; CheckpointError unless all fit the encoder and no two answer one task.
 
-    encoder: fingerprint of the encoder that computed the features.
+    encoder: fingerprint of the encoder that computed the features. postprocess: file of what is made of the answers, or
+    "none"; None: what the heads declare.
     """
     heads: list[ServedHead] = []
     for path in paths:
@@ -72,8 +84,16 @@ def load_served_heads(paths: Sequence[Path], encoder: str, device: str = "cpu") 
         stride = provenance.stride_frames or min(STRIDE_FRAMES, window)
         gaps = provenance.training.get("gaps") or HOLD
         segmenting = Segmenting(window=window, stride=stride, gaps=gaps, device=device)
-        heads.append(ServedHead(model=model.to(device), segmenting=segmenting, trained_on=provenance.trained_on))
-    return heads
+        head = ServedHead(
+            model=model.to(device),
+            segmenting=segmenting,
+            trained_on=provenance.trained_on,
+            processing=checkpoint.processing,
+        )
+        heads.append(head)
+    labels = {key: names for head in heads for key, names in head.labels.items()}
+    chosen = chosen_processing(postprocess, labels, [head.processing for head in heads])
+    return [replace(one, processing={key: chosen[key] for key in one.tasks if key in chosen}) for one in heads]
 
 
 def evaluate_heads(
@@ -88,7 +108,8 @@ def evaluate_heads(
     for head in heads:
         tasks = [task_by_key(key) for key in head.tasks]
         videos = load_videos(corpus, features, tasks, VALIDATION, gaps=head.segmenting.gaps)
-        found = judge(videos, predict_all(head.model, videos, head.segmenting), head.segmenting, head.tasks)
+        predicted = predict_all(head.model, videos, head.segmenting)
+        found = judge(videos, predicted, head.segmenting, head.tasks, head.processing)
         for protocol, three in found.arrays.items():
             for joined, part in zip(arrays[protocol], three, strict=True):
                 joined.update(part)
@@ -111,13 +132,24 @@ class TrainedModel:
     """An encoder, its heads, and a corpus whose features are computed as far as they are asked for."""
 
     def __init__(
-        self, encoder: Path, heads: Sequence[Path], corpus: Corpus, store: Path, device: str, progress: Progress
+        self,
+        encoder: Path,
+        heads: Sequence[Path],
+        corpus: Corpus,
+        store: Path,
+        device: str,
+        progress: Progress,
+        postprocess: str | None = None,
     ) -> None:
-        """Load checkpoints that belong together; progress: called with frames done and to do as features come."""
+        """Load checkpoints that belong together; progress: called with frames done and to do as features come.
+
+        postprocess: see load_served_heads.
+        """
         check_device(device)
         self._encoder, checkpoint = load_encoder(encoder)
         self._fingerprint = checkpoint.fingerprint
-        self._heads = load_served_heads(heads, checkpoint.fingerprint, device)
+        self._heads = load_served_heads(heads, checkpoint.fingerprint, device, postprocess)
+        self._paths = heads
         self._corpus, self._store, self._device, self._progress = corpus, store, device, progress
         self.tasks = tuple(key for head in self._heads for key in head.tasks)  # keys of all that is answered
         self.trained_on = tuple(sorted({head.trained_on for head in self._heads}))  # names of corpora
@@ -141,6 +173,31 @@ class TrainedModel:
         features = self.features(self._corpus.part_videos(tasks, VALIDATION))
         return evaluate_heads(self._heads, self._corpus, features, report)
 
+    def tune(self, folds: int) -> dict[str, Gain]:
+        """Tune thresholds and biases on the validation set, declare in the checkpoints what gains; return the gains."""
+        gains: dict[str, Gain] = {}
+        tasks = [task_by_key(key) for key in self.tasks]
+        features = self.features(self._corpus.part_videos(tasks, VALIDATION))
+        for path, head in zip(self._paths, self._heads, strict=True):
+            declared, found = tune(self._answered(head, features), head.processing, folds)
+            save_processing(path, declared)
+            gains |= found
+        return gains
+
+    def _answered(self, head: ServedHead, features: Path) -> list[AnsweredVideo]:
+        videos = load_videos(
+            self._corpus, features, [task_by_key(key) for key in head.tasks], VALIDATION, gaps=head.segmenting.gaps
+        )
+        return [
+            AnsweredVideo(
+                person=self._corpus.person(video.name),
+                outputs=predict_video(head.model, video.features(), head.segmenting),
+                truth=video.truth,
+                valid=video.valid,
+            )
+            for video in videos
+        ]
+
     def fill(self, templates: Sequence[tuple[Template, Path]], options: FillOptions) -> Iterator[str]:
         """Fill templates, each to its target; yield a line about each that is done.
 
@@ -154,7 +211,7 @@ class TrainedModel:
         store = FeatureStore(self.features([video for template, _ in templates for video in template.rows_of()]))
         for template, target in templates:
             head = next(head for head in self._heads if template.task.key in head.tasks)
-            rows = fill_template(template, partial(_predict, head, store), target, options)
+            rows = fill_template(template, partial(_predict, head, store), target)
             yield f"{target}: {template.task.title}, {rows} rows of {len(template.rows_of())} videos"
 
     def _last_crop(self, video: str) -> int | None:

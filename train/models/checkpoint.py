@@ -13,11 +13,12 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import nn  # noqa: TID253 - this file is about it
 
-from affserve.train.errors import CheckpointError
-from affserve.train.files import file_sha256, staged_folder
+from affserve.train.errors import CheckpointError, DataError
+from affserve.train.files import file_sha256, staged_folder, write_file
 from affserve.train.labels import TASKS
 from affserve.train.models.encoder import ClipEncoder, EncoderConfig
 from affserve.train.models.temporal_head import HeadEnsemble, TemporalHead, TemporalHeadConfig
+from affserve.train.processing.record import Processing, as_document, parse_processing
 from affserve.train.provenance import Provenance, source_commit
 
 SCHEMA = 1
@@ -26,6 +27,7 @@ CONFIG_FILE = "config.json"
 ENCODER_KIND = "clip_encoder"
 HEAD_KIND = "temporal_head"
 ENSEMBLE_KIND = "head_ensemble"
+PROCESSING = "processing"  # what a head's description calls the record of post-processing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +38,7 @@ class Checkpoint:
     provenance: Provenance
     fingerprint: str  # first 16 hex digits of the SHA-256 of the weights file
     path: Path
+    processing: Processing  # what is declared to be made of a head's answers
 
 
 def save_encoder(path: Path, encoder: ClipEncoder, provenance: Provenance) -> str:
@@ -69,6 +72,14 @@ def load_head(path: Path) -> tuple[TemporalHead | HeadEnsemble, Checkpoint]:
     else:
         head = TemporalHead(_rebuild(TemporalHeadConfig, architecture, path))
     return head, _load_weights(path, config, head)
+
+
+def save_processing(path: Path, processing: Processing) -> None:
+    """Declare in a head's checkpoint what is made of its answers; the file is replaced whole."""
+    config = _read_config(path, (HEAD_KIND, ENSEMBLE_KIND))
+    parse_processing(as_document(processing), config["labels"], str(path))
+    config[PROCESSING] = as_document(processing)
+    write_file(path / CONFIG_FILE, (json.dumps(config, indent=2) + "\n").encode())
 
 
 def _save(path: Path, kind: str, model: nn.Module, architecture: dict[str, Any], provenance: Provenance) -> str:
@@ -141,4 +152,10 @@ def _load_weights(path: Path, config: dict[str, Any], model: nn.Module) -> Check
         raise CheckpointError(f"{weights} does not fit the architecture in {CONFIG_FILE}: {error}") from error
     model.eval()
     provenance = Provenance(**config["provenance"])
-    return Checkpoint(model=model, provenance=provenance, fingerprint=config["fingerprint"], path=path)
+    try:
+        processing = parse_processing(config.get(PROCESSING, {}), config["labels"], f"{path}/{CONFIG_FILE}")
+    except DataError as error:
+        raise CheckpointError(str(error)) from error
+    return Checkpoint(
+        model=model, provenance=provenance, fingerprint=config["fingerprint"], path=path, processing=processing
+    )

@@ -1,0 +1,196 @@
+"""Thresholds of units and biases of classes, tuned for F1 on labelled videos, and what they gain on other people.
+
+Rare classes are called too seldom by a model that was trained on few of them: a lower threshold, or a bias on their
+log-probability, calls them as often as F1 wants. The gain that is told is that of folds over people: those whose
+frames are scored had no part in choosing. What gains nothing there is not declared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from affserve.train.errors import DataError
+from affserve.train.evaluation.metrics import chosen_class, is_active
+from affserve.train.labels import TASKS, Kind
+from affserve.train.processing.processor import processed
+from affserve.train.processing.record import Choice, Episodes, Processing, Record
+from affserve.train.windows import Outputs
+
+THRESHOLDS: NDArray[np.float64] = np.arange(1, 100) / 100
+BIASES: NDArray[np.float64] = np.arange(-15, 16) / 5
+ROUNDS = 5  # over all classes, at most
+LEAST_GAIN = 1e-4  # of F1, for a bias to be changed
+RESAMPLINGS = 1000  # of people, for the interval
+
+Counts = NDArray[np.float64]
+"""(3, K): frames that were rightly called, that have the label, that were called."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class AnsweredVideo:
+    """What a head said of a labelled video, before anything is made of it."""
+
+    person: str
+    outputs: Outputs  # (N, K) by task
+    truth: Mapping[str, NDArray[Any]]  # (N, columns) by task
+    valid: Mapping[str, NDArray[np.bool_]]  # (N,) by task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gain:
+    """F1 of one task, before and after, on people who had no part in tuning; the interval is one over people."""
+
+    before: float
+    after: float
+    low: float  # 95 % of after - before
+    high: float
+    people: int
+
+    @property
+    def kept(self) -> bool:
+        """Whether what was tuned is declared."""
+        return self.after > self.before
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything for JSON."""
+        return {**asdict(self), "kept": self.kept}
+
+
+def tune(videos: Sequence[AnsweredVideo], base: Processing, folds: int) -> tuple[dict[str, Record], dict[str, Gain]]:
+    """Return `base` with tuned thresholds and biases where these gain, and the gains by task.
+
+    folds: shares of the people, each scored by what the others chose. DataError where there are fewer than two people.
+    """
+    declared, gains = dict(base), {}
+    for task in videos[0].outputs:
+        if TASKS[task].kind not in _TUNED:
+            continue
+        labelled = [video for video in videos if video.valid[task].any()]
+        gains[task] = _gain(task, labelled, base, folds)
+        if gains[task].kept:
+            declared[task] = _tuned(task, labelled, base)
+    return declared, gains
+
+
+def _gain(task: str, videos: Sequence[AnsweredVideo], base: Processing, folds: int) -> Gain:
+    people = sorted({video.person for video in videos})
+    if len(people) < 2:
+        raise DataError(f"{len(people)} people have labels of {task}; expected at least 2, to check one by the others")
+    order = np.random.default_rng(0).permutation(len(people))
+    fold_of = {people[k]: place % folds for place, k in enumerate(order.tolist())}
+    before, after = (np.zeros((len(people), 3, TASKS[task].outputs)) for _ in range(2))
+    for fold in sorted(set(fold_of.values())):
+        tuned = _tuned(task, [video for video in videos if fold_of[video.person] != fold], base)
+        for video in (video for video in videos if fold_of[video.person] == fold):
+            place = people.index(video.person)
+            before[place] += _counts(task, video, base)
+            after[place] += _counts(task, video, {task: tuned})
+    draws = np.random.default_rng(0).multinomial(len(people), np.full(len(people), 1 / len(people)), RESAMPLINGS)
+    drawn = (_f1(np.einsum("rp,pck->rck", draws, counts)) for counts in (after, before))
+    low, high = np.percentile(np.subtract(*drawn), [2.5, 97.5]).tolist()
+    return Gain(
+        before=float(_f1(before.sum(axis=0))),
+        after=float(_f1(after.sum(axis=0))),
+        low=low,
+        high=high,
+        people=len(people),
+    )
+
+
+def _counts(task: str, video: AnsweredVideo, processing: Processing) -> Counts:
+    own = {key: one for key, one in processing.items() if key == task}
+    made = processed({task: video.outputs[task]}, own, {task: TASKS[task].names})[task]
+    truth, called = _one_hot(task, video.truth[task], made, video.valid[task])
+    counts: Counts = np.stack([(truth & called).sum(axis=0), truth.sum(axis=0), called.sum(axis=0)]).astype(np.float64)
+    return counts
+
+
+def _one_hot(
+    task: str, truth: NDArray[Any], made: NDArray[np.float32], valid: NDArray[np.bool_]
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Return what is true and what is called of each valid frame, (M, K) each."""
+    if TASKS[task].kind == "any_of":
+        return truth[valid] > 0.5, is_active(made[valid])
+    classes = np.eye(TASKS[task].outputs + 1, dtype=bool)[:, :-1]  # -1, what is no answer, calls none
+    return classes[truth[valid][:, 0].astype(np.int64)], classes[chosen_class(made[valid])]
+
+
+def _f1(counts: Counts) -> NDArray[np.float64]:
+    """Return the mean F1 of counts (..., 3, K); 0 where a label neither is nor is called."""
+    hits, actual, called = np.moveaxis(counts, -2, 0)
+    mean: NDArray[np.float64] = np.asarray((2 * hits / np.maximum(actual + called, 1)).mean(axis=-1))
+    return mean
+
+
+def _tuned(task: str, videos: Sequence[AnsweredVideo], base: Processing) -> Record:
+    outputs = np.concatenate([video.outputs[task][video.valid[task]] for video in videos])
+    truth = np.concatenate([video.truth[task][video.valid[task]] for video in videos])
+    return _TUNED[TASKS[task].kind](TASKS[task].names, outputs, truth, base.get(task))
+
+
+def _with_thresholds(
+    names: Sequence[str], outputs: NDArray[np.float32], truth: NDArray[Any], base: Record | None
+) -> Record:
+    episodes = base if isinstance(base, Episodes) else Episodes()
+    on = {name: best_threshold(outputs[:, k], truth[:, k] > 0.5) for k, name in enumerate(names)}
+    off = {name: min(limit, on[name]) for name, limit in episodes.off.items()}
+    return replace(episodes, on=on, off=off)
+
+
+def best_threshold(probabilities: NDArray[np.float32], truth: NDArray[np.bool_]) -> float:
+    """Return the threshold, in hundredths, with the highest F1 over itself and its neighbours; 0.5 without a label."""
+    if not truth.any():
+        return 0.5
+    places = np.searchsorted(THRESHOLDS, probabilities, side="right")  # how many thresholds a frame reaches
+    reached = np.bincount(places, minlength=len(THRESHOLDS) + 1)[::-1].cumsum()[::-1][1:]
+    hits = np.bincount(places[truth], minlength=len(THRESHOLDS) + 1)[::-1].cumsum()[::-1][1:]
+    f1 = 2 * hits / (reached + truth.sum())
+    steady = np.convolve(np.pad(f1, 1, mode="edge"), np.full(3, 1 / 3), mode="valid")
+    best = np.flatnonzero(steady >= steady.max() - 1e-12)
+    return float(THRESHOLDS[best[np.abs(THRESHOLDS[best] - 0.5).argmin()]])
+
+
+def _with_biases(
+    names: Sequence[str], outputs: NDArray[np.float32], truth: NDArray[Any], base: Record | None
+) -> Record:
+    choice = base if isinstance(base, Choice) else Choice()
+    biases = best_biases(outputs, truth[:, 0].astype(np.int64))
+    told = zip(names, biases.round(2).tolist(), strict=True)
+    return replace(choice, biases={name: bias for name, bias in told if bias})
+
+
+def best_biases(probabilities: NDArray[np.float32], truth: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return biases (K,) on log-probabilities (M, K) for a high macro F1: class by class until none gains."""
+    classes = probabilities.shape[1]
+    logs = np.log(np.maximum(probabilities.astype(np.float64), 1e-12))
+    biases = np.zeros(classes)
+    best = _macro_f1(truth, logs.argmax(axis=1), classes)
+    for _ in range(ROUNDS):
+        before = best
+        for k in range(classes):
+            others = logs + biases
+            others[:, k] = -np.inf
+            runner_up = others.argmax(axis=1)
+            needed = others.max(axis=1) - logs[:, k]  # the bias from which class k is chosen
+            scores = [_macro_f1(truth, np.where(bias >= needed, k, runner_up), classes) for bias in BIASES]
+            if max(scores) > best + LEAST_GAIN:
+                best, biases[k] = max(scores), BIASES[int(np.argmax(scores))]
+        if best - before <= LEAST_GAIN:
+            break
+    return biases
+
+
+def _macro_f1(truth: NDArray[np.int64], called: NDArray[np.int64], classes: int) -> float:
+    confusion = np.bincount(truth * classes + called, minlength=classes * classes).reshape(classes, classes)
+    return float(_f1(np.stack([np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0)]).astype(np.float64)))
+
+
+_TUNED: dict[Kind, Callable[[Sequence[str], NDArray[np.float32], NDArray[Any], Record | None], Record]] = {
+    "one_of": _with_biases,
+    "any_of": _with_thresholds,
+}
