@@ -119,6 +119,9 @@ def test_conditions_are_compared_as_scipy_does(tmp_path: Path, paired: bool, mon
     assert (found.test, found.people) == (("paired t", 4) if paired else ("Welch's t", 8))
     assert (found.p, found.low, found.high) == pytest.approx((reference.pvalue, interval.low, interval.high), abs=1e-4)
     assert found.difference == pytest.approx((b - a).mean(), abs=1e-6)
+    pooled = np.sqrt((a.var(ddof=1) + b.var(ddof=1)) / 2)
+    effect = (b - a).mean() / ((b - a).std(ddof=1) if paired else pooled / (1 - 3 / (4 * 6 - 1)))
+    assert found.effect == pytest.approx(effect, abs=1e-4)
     assert found.p_fdr is not None
     assert found.p is not None
     assert found.p_fdr >= found.p
