@@ -80,6 +80,14 @@ def test_shares_episodes_events_and_baseline(smile: Path) -> None:
     assert (meanings["AU12_episodes"].unit, meanings["AU12_episode_mean_s"].unit) == ("", "s")
 
 
+def test_out_of_sight_ends_an_episode(tmp_path: Path) -> None:
+    rows = people(30, {0: [*range(5, 10), *range(20, 28)], 1: range(30)}, fps=10)  # type: ignore[dict-item]
+    rows.predictions["action_units"][:] = 1
+    (row, _) = summarise_file(written(tmp_path / "a.csv", rows), Choice())
+    assert (row["AU4_episodes"], row["AU4_percent"]) == (2, 100)
+    assert row["AU4_episode_longest_s"] == pytest.approx(0.8)
+
+
 def test_frames_that_are_not_reliable_are_left_out_and_end_episodes(smile: Path) -> None:
     frame = pd.read_csv(smile)
     frame["reliable"] = (~frame["frame"].between(30, 39)).astype(int)
