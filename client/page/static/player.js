@@ -66,6 +66,8 @@ export class Player {
     const follow = () => video.requestVideoFrameCallback((now, { mediaTime }) => { this.shown(mediaTime); follow(); });
     follow();
     video.addEventListener("seeked", () => this.seekNext());
+    // A container may announce an end before its last frame, which a browser learns when it has come there.
+    video.addEventListener("durationchange", () => this.paused && this.sought !== undefined && this.seek(this.sought));
     for (const event of ["play", "pause", "ended"]) video.addEventListener(event, () => this.playingChanged());
     video.addEventListener("loadedmetadata", () => { video.playbackRate = this.speed; this.seek(this.state.k); }, { once: true });
     video.src = source.media(this.state.entry.id, copied);
@@ -87,6 +89,7 @@ export class Player {
     if (!this.paused) return this.video ? this.video.pause() : this.halt();
     const { state } = this;
     if (state.k >= state.data.times.length - 1) state.seek(0);
+    this.sought = undefined;
     if (this.video) return this.video.play().catch((error) => this.tell(error.message));
     this.clock = { from: state.time, since: performance.now() };
     requestAnimationFrame(() => this.tick());
@@ -130,7 +133,8 @@ export class Player {
   }
 
   stepTime(seconds) {
-    this.state.seekTime(this.state.data.times[this.wanted ?? this.state.k] + seconds);
+    const { times } = this.state.data;
+    this.state.seek(nearest(times, times[this.wanted ?? this.state.k] + seconds));
   }
 
   seek(k) {
@@ -148,6 +152,7 @@ export class Player {
     if (this.wanted === null || !this.video || this.video.readyState === 0) return;
     const { times } = this.state.data, k = this.wanted;
     this.wanted = null;
+    this.sought = k;
     this.video.currentTime = (times[k] + endOf(times, k)) / 2 + this.playing.offset_s;
   }
 
