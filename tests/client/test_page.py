@@ -152,7 +152,7 @@ def test_the_frame_shown_at_a_seek_is_the_rows(tab: Any, clip: str) -> None:
 @in_chromium
 def test_the_numbers_at_the_cursor_are_those_of_the_file(tab: Any, folder: Path) -> None:
     opened(tab, "steady.mp4")
-    plot = tab.get_by_role("img", name="Valence").first
+    plot = tab.get_by_role("img", name="Valence from").first
     width = plot.bounding_box()["width"]
     plot.click(position={"x": width * 40.5 / FRAMES, "y": 30})
     shown(tab, 40)
