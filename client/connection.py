@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,6 +65,11 @@ class Connection:
         return CallerTls(root=self.tls_ca, certificate=self.tls_cert, key=self.tls_key, server_name=self.tls_name)
 
 
+def is_named(repository: Path | None, url: str | None) -> bool:
+    """Say whether a model was named at all, for commands that do with and without one."""
+    return repository is not None or url is not None or URL_ENVIRONMENT in os.environ
+
+
 @contextmanager
 def connected(connection: Connection) -> Iterator[AffectClient]:
     """Yield a connected client; a server that was started here is stopped at the end."""
@@ -78,6 +84,27 @@ def connected(connection: Connection) -> Iterator[AffectClient]:
         ) as client,
     ):
         yield client
+
+
+class SharedClient:
+    """A client for several threads, connected when one of them asks for it first."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._client: AffectClient | None = None
+        self._lock = threading.Lock()
+        self._stack = ExitStack()
+
+    def get(self) -> AffectClient:
+        """Return it connected; AffserveError where that fails, and the next one who asks tries again."""
+        with self._lock:
+            if self._client is None:
+                self._client = self._stack.enter_context(connected(self._connection))
+            return self._client
+
+    def close(self) -> None:
+        """Disconnect, and stop a server that was started."""
+        self._stack.close()
 
 
 @contextmanager

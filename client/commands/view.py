@@ -7,8 +7,13 @@ from typing import Annotated
 
 import typer
 
+from affserve.client.commands.options import CropperOptions, ServerOptions, TlsOptions, TransportOption, spread
+from affserve.client.wire.transport import Transport
 
+
+@spread
 def view(
+    *,
     paths: Annotated[
         list[Path] | None,
         typer.Argument(
@@ -17,13 +22,28 @@ def view(
             show_default=False,
         ),
     ] = None,
+    server: ServerOptions,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port on this machine; 0: a free one.")] = 0,
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page in a browser.")] = True,
+    croppers: CropperOptions,
+    transport: TransportOption = Transport.AUTO,
+    tls: TlsOptions,
 ) -> None:
     """Look at results: video, faces and curves together, on a page in a browser.
 
-    The page is served to this machine only, at the address printed, until Ctrl-C.
+    The page is served to this machine only, at the address printed, until Ctrl-C. With a model, as --repository or
+    --url, it analyses videos, too: their results go to the first folder that is named, else to this one.
     """
+    from affserve.client.connection import Connection, is_named
+    from affserve.client.faces.cropper import Croppers
     from affserve.client.page.serving import ViewOptions, run_view
 
-    run_view(ViewOptions(paths=tuple(paths or [Path()]), port=port, browser=browser))
+    model = {**vars(server), **vars(tls), "transport": transport}
+    options = ViewOptions(
+        paths=tuple(paths or [Path()]),
+        port=port,
+        browser=browser,
+        connection=Connection(**model) if is_named(server.repository, server.url) else None,
+        croppers=Croppers(**vars(croppers)),
+    )
+    run_view(options)

@@ -9,6 +9,9 @@ from pathlib import Path
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
+from affserve.client.connection import SharedClient
+from affserve.client.faces.cropper import Croppers
+from affserve.client.infer.task_queue import Queue
 from affserve.client.page.library import Entry, Library
 from affserve.client.page.media import Media
 from affserve.client.page.security import new_token
@@ -25,6 +28,10 @@ class Page:
     temporary: Path  # a folder for files of this page only, removed when it ends
     token: str = field(default_factory=new_token)
     features: dict[str, bool] = field(default_factory=dict)  # what the browser offers beyond looking, by name
+    model: SharedClient | None = None  # to analyse with
+    croppers: Croppers = field(default_factory=Croppers)  # by what faces are found then
+    out: Path = Path()  # the folder for new results
+    queue: Queue = field(default_factory=Queue)
     before: dict[str, list[Edits]] = field(default_factory=dict)  # of each entry the edits that undo goes back to
 
     def __post_init__(self) -> None:

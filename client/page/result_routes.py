@@ -27,7 +27,7 @@ def routes(page: Page) -> list[BaseRoute]:
     """Return the routes; every one answers JSON but `rows` and `media`."""
 
     def entries(_: Request) -> Response:
-        listed = [entry.as_json() for entry in page.library.entries.values()]
+        listed = [entry.as_json() for entry in list(page.library.entries.values())]
         return JSONResponse({"features": page.features, "entries": listed})
 
     def one(request: Request) -> Response:

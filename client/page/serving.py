@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import signal
 import socket
+import sys
 import tempfile
 import threading
 import webbrowser
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import typer
 import uvicorn
 
+from affserve.client.connection import Connection, SharedClient
+from affserve.client.faces.cropper import Croppers
 from affserve.client.page.app import create_app
 from affserve.client.page.library import Library
 from affserve.client.page.page import Page
 from affserve.train.errors import UsageError
+from affserve.train.signals import handled
 
 HOST = "127.0.0.1"
 LAST_WORDS_S = 1  # that open requests, a video being sent, get when the page ends
@@ -28,13 +34,19 @@ class ViewOptions:
     paths: tuple[Path, ...]
     port: int = 0  # 0: a free one
     browser: bool = True
+    connection: Connection | None = None  # of the model that videos are analysed with from the page; None: not at all
+    croppers: Croppers = field(default_factory=Croppers)
 
 
 def run_view(options: ViewOptions) -> None:
-    """Serve until Ctrl-C; the address goes to stdout."""
+    """Serve until Ctrl-C or SIGTERM; the address goes to stdout."""
     library = Library(options.paths)
-    with tempfile.TemporaryDirectory(prefix="affserve-view-") as temporary, _bound(options.port) as listening:
-        page = Page(library=library, temporary=Path(temporary))
+    with ExitStack() as stack:
+        # The server of the page hands a signal on when it has ended: the rest ends then, too.
+        stack.enter_context(handled(signal.SIGTERM, by=lambda *_: sys.exit(128 + signal.SIGTERM)))
+        temporary = stack.enter_context(tempfile.TemporaryDirectory(prefix="affserve-view-"))
+        listening = stack.enter_context(_bound(options.port))
+        page = _page(options, library, Path(temporary), stack)
         threading.Thread(target=library.read_summaries, daemon=True).start()
         address = f"http://{HOST}:{listening.getsockname()[1]}/?token={page.token}"
         typer.echo(address)
@@ -44,6 +56,19 @@ def run_view(options: ViewOptions) -> None:
             create_app(page), log_level="warning", lifespan="off", timeout_graceful_shutdown=LAST_WORDS_S
         )
         uvicorn.Server(config).run(sockets=[listening])
+
+
+def _page(options: ViewOptions, library: Library, temporary: Path, stack: ExitStack) -> Page:
+    """Return the page with what it may do; the stack ends what it has begun."""
+    out = next((path for path in options.paths if path.is_dir()), Path())
+    page = Page(library=library, temporary=temporary, croppers=options.croppers, out=out)
+    page.features["export"] = True
+    if options.connection is not None:
+        page.model = SharedClient(options.connection)
+        stack.callback(page.model.close)
+        page.features["analyse"] = True
+    stack.callback(page.queue.close)
+    return page
 
 
 def _bound(port: int) -> socket.socket:

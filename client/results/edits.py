@@ -107,8 +107,8 @@ class Edits:
             rows = block if waiting is None else _joined(waiting, block)
             end = int(np.searchsorted(rows.frame, rows.frame[-1]))
             if end:
-                yield self._edited(_taken(rows, slice(0, end)))
-            waiting = _taken(rows, slice(end, None))
+                yield self._edited(rows.taken(slice(0, end)))
+            waiting = rows.taken(slice(end, None))
         if waiting is not None:
             yield self._edited(waiting)
 
@@ -143,7 +143,7 @@ class Edits:
 
     def _edited(self, rows: Rows) -> Rows:
         places, track_id = self._changed(rows.frame, rows.track_id)
-        taken = _taken(rows, places)
+        taken = rows.taken(places)
         faceless = track_id == NO_TRACK
         numbers: list[NDArray[Any]] = [taken.box_px, taken.face_score, taken.quality, *taken.predictions.values()]
         for values in numbers:
@@ -244,11 +244,6 @@ def _followed(people: Mapping[int, PersonEdit], track: int, attribute: str) -> i
 
 def _told(edit: PersonEdit) -> dict[str, Any]:
     return {one.name: value for one in fields(edit) if (value := getattr(edit, one.name)) != one.default}
-
-
-def _taken(rows: Rows, places: slice | Whole) -> Rows:
-    picked = {name: values[places] for name, values in vars(rows).items() if name != "predictions"}
-    return Rows(**picked, predictions={task: values[places] for task, values in rows.predictions.items()})
 
 
 def _joined(first: Rows, second: Rows) -> Rows:

@@ -23,13 +23,13 @@ async function list() {
   place.replaceChildren();
   document.title = "affserve";
   main.className = "listing";
-  main.replaceChildren(...[analysing(features), watching(features)].filter(Boolean), h("h1", {}, "Results"), rows);
   const refresh = async (mine) => {
     const waiting = (await source.entries()).entries;
     if (mine !== asked) return;
     rows.replaceChildren(...waiting.map(line));
     if (waiting.some(unread)) setTimeout(() => refresh(mine), 700);
   };
+  main.replaceChildren(...[analysing(features, () => refresh(asked)), watching(features)].filter(Boolean), h("h1", {}, "Results"), rows);
   if (entries.some(unread)) setTimeout(() => refresh(asked), 400);
 }
 

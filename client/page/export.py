@@ -1,0 +1,104 @@
+"""Exports from the page: the part that is selected as CSV or as a plot, and the overlay video; all of it as edited."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Iterator
+from functools import partial
+from itertools import chain
+from pathlib import Path
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from starlette.routing import BaseRoute, Route
+
+from affserve.client.drawing.overlay import draw_overlay
+from affserve.client.drawing.plots import draw_result
+from affserve.client.infer.task_queue import Task
+from affserve.client.page.page import Page
+from affserve.client.results.edits import read_edits
+from affserve.client.results.formats import format_of
+from affserve.client.results.rows import RowFormatter, Rows, Tally
+from affserve.client.results.table import Table, labels_in
+from affserve.client.video.source import IMAGE_SUFFIXES, Progress, open_source
+from affserve.export.contract import HeadDescription
+
+DRAWING = threading.Lock()  # Matplotlib's fonts are for one thread at a time
+
+
+def routes(page: Page) -> list[BaseRoute]:
+    """Return the routes."""
+
+    def csv(request: Request) -> Response:
+        formatter = RowFormatter(labels_in(page.library.table(page.entry(request))))
+        text = chain([formatter.header], map(formatter.text, _part(page, request)))
+        return StreamingResponse(text, media_type="text/csv")
+
+    def png(request: Request) -> Response:
+        entry, tally, blocks = page.entry(request), Tally(), list(_part(page, request))
+        for rows in blocks:
+            tally.add(rows)
+        if not blocks:
+            raise HTTPException(404, "no frame lies in this part")
+        with DRAWING:
+            image = draw_result(blocks, tally, _description(page.library.table(entry)), title=entry.name)
+        return Response(image, media_type="image/png")
+
+    def draw(request: Request) -> Response:
+        entry, result = page.entry(request), page.result(request)
+        if entry.video is None:
+            raise HTTPException(404, "no video")
+        description = _description(page.library.table(entry))
+        work = partial(_drawn, entry.video, result, description, target(request), request.url.path)
+        return JSONResponse(page.queue.add(Task(name=f"overlay of {entry.name}", work=work)).as_json())
+
+    def target(request: Request) -> Path:
+        entry = page.entry(request)
+        still = entry.video is not None and entry.video.suffix.lower() in IMAGE_SUFFIXES
+        return page.temporary / f"overlay-{entry.id}{'.png' if still else '.mp4'}"
+
+    def overlay(request: Request) -> Response:
+        path = target(request)
+        if not path.is_file():
+            raise HTTPException(404, "the overlay is not drawn yet")
+        return FileResponse(path, filename=f"{Path(page.entry(request).name).stem}.affect{path.suffix}")
+
+    return [
+        Route("/api/entries/{id}/part.csv", csv),
+        Route("/api/entries/{id}/part.png", png),
+        Route("/api/entries/{id}/overlay", draw, methods=["POST"]),
+        Route("/api/entries/{id}/overlay", overlay),
+    ]
+
+
+def _part(page: Page, request: Request) -> Iterator[Rows]:
+    """Yield the rows between two times of a result, as edited."""
+    result, labels = page.result(request), labels_in(page.library.table(page.entry(request)))
+    from_s, to_s = _seconds(request, "from", -math.inf), _seconds(request, "to", math.inf)
+    row_format = format_of(result)
+    blocks = row_format.read(result, labels) if row_format is not None else iter(())
+    for rows in read_edits(result).applied(blocks):
+        inside = (rows.timestamp_s >= from_s) & (rows.timestamp_s <= to_s)
+        if inside.any():
+            yield rows.taken(inside)
+
+
+def _seconds(request: Request, name: str, otherwise: float) -> float:
+    try:
+        return float(request.query_params.get(name, otherwise))
+    except ValueError as error:
+        raise HTTPException(400, f"{name} is no number of seconds") from error
+
+
+def _description(table: Table) -> HeadDescription:
+    return HeadDescription(labels=labels_in(table), trained_on=table.provenance.get("trained_on", "unknown"))
+
+
+def _drawn(video: Path, result: Path, description: HeadDescription, target: Path, address: str, go: Progress) -> str:
+    """Draw an overlay; return the address that gives it."""
+    row_format = format_of(result)
+    blocks = row_format.read(result, description.labels) if row_format is not None else iter(())
+    draw_overlay(open_source(video), read_edits(result).applied(blocks), description, target, progress=go)
+    return address
