@@ -105,14 +105,18 @@ def server_split(before: Counters, after: Counters) -> dict[str, dict[str, float
 
 def server_processes(url: str) -> list[int]:
     """Return the processes that listen at `url` and all below them; none where the server is on another machine."""
-    psutil = find_psutil()
-    ports = {int(port) for host, _, port in (a.rpartition(":") for a in url.split(",")) if host in LOCAL_HOSTS}
-    listening = {
-        connection.pid
-        for connection in psutil.net_connections(kind="tcp")
-        if connection.status == psutil.CONN_LISTEN and connection.laddr.port in ports and connection.pid
-    }
+    addresses = url.split(",")
+    files = {address.removeprefix("unix:") for address in addresses if address.startswith("unix:")}
+    ports = {int(port) for host, _, port in (a.rpartition(":") for a in addresses) if host in LOCAL_HOSTS}
+    open_now = find_psutil().net_connections(kind="all")
+    listening = {one.pid for one in open_now if one.pid and (one.laddr in files or _port(one) in ports)}
     return [one for pid in sorted(listening) for one in family(pid)]
+
+
+def _port(connection: Any) -> int | None:
+    """Return where a socket listens; None where it does not, or is a file."""
+    listens = connection.status == find_psutil().CONN_LISTEN
+    return getattr(connection.laddr, "port", None) if listens else None
 
 
 @dataclass

@@ -73,4 +73,8 @@ def line(told: dict[str, Any], limit_ms: float) -> str:
     delay = told["delay"]
     times = f"p50 {delay['p50_ms']:.0f} p95 {delay['p95_ms']:.0f} ms" if delay["frames"] else "no answer"
     verdict = "carried" if told["within_limit"] else f"too many (limit: p95 {limit_ms:g} ms, 1 % dropped)"
-    return f"{counted(told['streams'], 'camera')}: {times}, {100 * told['dropped_share']:.2f} % dropped: {verdict}"
+    dropped = f"{100 * told['dropped_share']:.2f} % dropped"
+    busy = f"{told['machine_cores']:.1f} cores busy"
+    if "server_cores" in told:
+        busy += f", {told['server_cores']:.1f} of them by the server"
+    return f"{counted(told['streams'], 'camera')}: {times}, {dropped}; {busy}: {verdict}"

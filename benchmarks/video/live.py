@@ -7,9 +7,10 @@ it is due, so that nothing which is late goes unseen: not the decoding, and not 
 from __future__ import annotations
 
 import multiprocessing
+import os
 import time
 from collections.abc import Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from affserve.benchmarks.measuring.processes import family, memory_mib
+from affserve.benchmarks.measuring.server_side import CpuClock, read_statistics, server_processes, server_split
 from affserve.client.client import AffectClient
 from affserve.client.faces.cropper import FaceCropper, WholeImageCropper
 from affserve.client.faces.detector_file import find_detector
@@ -27,6 +30,7 @@ from affserve.client.live.frames import LiveCounters, now_s
 from affserve.client.live.source import SourceSettings, open_live
 
 WARM_UP_S = 11.0  # at the beginning, not counted: until windows of 300 frames are full
+LAST_S = 0.5  # before the end: what client and server hold then is what they hold at the end
 CAMERA_FPS = 30
 BIN_S = 10.0  # one point of the line that is laid through the delays
 SHORTEST_S = 120.0  # of a run that tells growth from a passing load of the machine
@@ -76,6 +80,7 @@ def measure_live(
 ) -> dict[str, Any]:
     """Play a file in real time as `streams` live streams at once; return counts and delays, in milliseconds.
 
+    Beside them, `memory_mib` has what client and server held once warm and at the end.
     url: of a running server. processes: a process for each stream instead of threads of this one. `carried` says
     whether all streams were answered without dropping more than one frame in a hundred and without growing delay.
     It takes 11 s more: until windows are full, predictions cost less than they will.
@@ -97,7 +102,9 @@ def measure_live(
         for number in range(streams)
     ]
     with _executor(streams, processes) as executor:
-        runs = list(executor.map(run_stream, jobs))
+        running = [executor.submit(run_stream, job) for job in jobs]
+        costs = _costs(url, running, jobs[-1].start_s + WARM_UP_S, seconds)
+        runs = [one.result() for one in running]
     with AffectClient(url) as client:
         engine = client.engine()
         hop = LiveSettings(hop=hop).hop_of(client.describe())
@@ -108,8 +115,26 @@ def measure_live(
         "seconds": seconds,
         "streams": streams,
         "processes": processes,
+        **costs,
         **summarised(runs, seconds),
     }
+
+
+def _costs(url: str, running: Sequence[Future[LiveRun]], warm_s: float, seconds: float) -> dict[str, Any]:
+    """Return what client and server hold once warm and at the end, cores that are busy, and Triton's own clocks."""
+    server = server_processes(url)
+    wait(running, max(0.0, warm_s - now_s()), FIRST_EXCEPTION)
+    clock, before, held = CpuClock(server), read_statistics(url), _memory_mib(server)
+    clock.start()
+    wait(running, max(0.0, warm_s + seconds - LAST_S - now_s()), FIRST_EXCEPTION)
+    memory = {name: [mib, _memory_mib(server)[name]] for name, mib in held.items()}
+    return {"memory_mib": memory, **clock.cores(), "server": server_split(before, read_statistics(url))}
+
+
+def _memory_mib(server: Sequence[int]) -> dict[str, float]:
+    clients = [pid for pid in family(os.getpid()) if pid not in server]
+    sides = {"client": clients, "server": server}
+    return {name: round(sum(memory_mib("VmRSS", pid) for pid in pids), 1) for name, pids in sides.items()}
 
 
 def _executor(streams: int, processes: bool) -> Executor:

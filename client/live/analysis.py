@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
@@ -19,6 +20,7 @@ from tritonclient.utils import InferenceServerException
 
 from affserve.client.client import AffectClient
 from affserve.client.faces.face import Cropper
+from affserve.client.live.ahead import POLL_S, LookedAhead, LookedAt, Looker
 from affserve.client.live.frames import LiveCounters, LiveFrame, LiveSource, NewestFrames, Pace, now_s
 from affserve.client.live.window import WindowAnswers
 from affserve.client.results.rows import Rows
@@ -31,9 +33,8 @@ from affserve.train.windows import WINDOW_FRAMES
 
 DEFAULT_HOP_FRAMES = 10
 BATCH_SHARE = 0.5  # of the time of a hop that the analysis of one batch may take before frames are dropped
-STREAM_BATCH_S = 0.05  # the same of a head that streams: with as long a wait before it, a tenth of a second
+STREAM_BATCH_S = 0.2  # the same of a head that streams: only a machine that is too slow for every frame comes near it
 PATIENCE = 1.5  # hops of time after which frames are answered although a stalled source sends no more
-POLL_S = 0.1  # how often a quiet source is left to see whether anyone wants to stop
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,82 +88,58 @@ class LiveAnalysis:
         self, client: AffectClient, make_cropper: Callable[[], Cropper], settings: LiveSettings, counters: LiveCounters
     ) -> None:
         self._client = client
-        self._make_cropper = make_cropper
-        self._cropper = make_cropper()
         head = client.describe()
         self.hop = settings.hop_of(head)  # frames from one answer to the next; None: every frame is answered
-        self._room = min(head.window_frames, WINDOW_FRAMES)
+        room = min(head.window_frames, WINDOW_FRAMES)
+        self._looker = Looker(make_cropper, room)
         self._rows: FrameRows = (
-            RowMerger(client.sequence, head.labels, self._cropper.patience_frames)
+            RowMerger(client.sequence, head.labels, self._looker.cropper.patience_frames)
             if self.hop is None
-            else WindowAnswers(client.predict, head.labels, hop=self.hop, room=self._room)
+            else WindowAnswers(client.predict, head.labels, hop=self.hop, room=room)
         )
         self._counters = counters
         self._arrived_s: dict[int, float] = {}  # of the frames that wait, by their number
-        self._newest = -1  # frame number
-        self._shape: tuple[int, ...] | None = None  # of the last image
-        self._tracks = 0  # that earlier croppers have numbered
-        self._highest = -1  # track_id so far
 
     @property
     def detector(self) -> str:
         """How faces are found."""
-        return self._cropper.name
+        return self._looker.cropper.name
 
     def run(self, source: LiveSource, stopped: Callable[[], bool] = lambda: False) -> Iterator[LiveAnswer]:
         """Yield answers until the source ends or `stopped` says so; VideoError when the source breaks off for good."""
         hop_s = None if self.hop is None else self.hop / source.fps
         pace = Pace(STREAM_BATCH_S if hop_s is None else BATCH_SHARE * hop_s)
-        with NewestFrames(source, self._counters) as newest:
-            while not stopped() and (frames := newest.take(pace.most, POLL_S)) is not None:
+        with NewestFrames(source, self._counters) as newest, LookedAhead(newest, self._looker.look, pace) as ahead:
+            while not stopped() and (frames := ahead.take(POLL_S)) is not None:
                 began_s = now_s()
-                yield from self.push(frames)
-                if frames:
-                    pace.saw(len(frames), now_s() - began_s)
-                elif hop_s is not None and began_s - min(self._arrived_s.values(), default=began_s) > PATIENCE * hop_s:
+                yield from self._answered(frames)
+                longest_s = began_s - min(self._arrived_s.values(), default=began_s)
+                if hop_s is not None and not frames and longest_s > PATIENCE * hop_s:
                     yield from self.answer()
         yield from self.answer()
 
     def push(self, frames: Sequence[LiveFrame]) -> Iterator[LiveAnswer]:
         """Take the next frames; yield the answers that are ready."""
-        seen: list[SeenFrame] = []
-        crops: list[NDArray[np.uint8]] = []
-        for frame in frames:
-            image = frame.rgb()
-            if self._breaks_off(frame.index, image.shape):
-                # After so long a break, or in a picture of another size, whoever is seen is a new person.
-                yield from self._answered(seen, crops)
-                yield from self.answer()
-                self._cropper, self._tracks = self._make_cropper(), self._highest + 1
-                seen, crops = [], []
-            self._newest, self._shape = frame.index, image.shape
-            seen.append(self._look_at(frame, image, crops))
-        yield from self._answered(seen, crops)
+        yield from self._answered([self._looker.look(frame) for frame in frames])
 
     def answer(self) -> Iterator[LiveAnswer]:
         """Yield the answers of all frames that wait for one."""
         yield from self._told(self._rows.finish())
 
-    def _breaks_off(self, index: int, shape: tuple[int, ...]) -> bool:
-        is_late = self._newest >= 0 and index - self._newest >= self._room
-        return is_late or shape != (self._shape or shape)
+    def _answered(self, frames: Sequence[LookedAt]) -> Iterator[LiveAnswer]:
+        scenes = [0, *(k for k, frame in enumerate(frames) if frame.new_scene), len(frames)]
+        for start, end in pairwise(scenes):
+            if end > start:
+                yield from self._told(self._rows_of(frames[start:end]))
+            if end < len(frames):
+                yield from self.answer()
 
-    def _look_at(self, frame: LiveFrame, image: NDArray[np.uint8], crops: list[NDArray[np.uint8]]) -> SeenFrame:
-        """Find the faces of a frame; append their crops."""
-        found = self._cropper.crop(image)
-        crops.extend(one.pixels for one in found)
-        faces = tuple((self._tracks + one.track_id, one.face) for one in found)
-        self._highest = max([self._highest, *(track for track, _ in faces)])
-        self._arrived_s[frame.index] = frame.arrived_s
-        return SeenFrame(index=frame.index, timestamp_s=frame.timestamp_s, faces=faces)
-
-    def _answered(self, seen: Sequence[SeenFrame], crops: Sequence[NDArray[np.uint8]]) -> Iterator[LiveAnswer]:
-        if seen:
-            yield from self._told(self._rows_of(seen, crops))
-
-    def _rows_of(self, seen: Sequence[SeenFrame], crops: Sequence[NDArray[np.uint8]]) -> Iterator[Rows]:
+    def _rows_of(self, frames: Sequence[LookedAt]) -> Iterator[Rows]:
+        self._arrived_s.update({frame.seen.index: frame.arrived_s for frame in frames})
+        crops = [crop for frame in frames for crop in frame.crops]
         none = np.empty((0, IMAGE_SIZE_PX, IMAGE_SIZE_PX, 3), dtype=np.uint8)
-        yield from self._rows.push(seen, self._client.encode(np.stack(crops) if crops else none))
+        features = self._client.encode(np.stack(crops) if crops else none)
+        yield from self._rows.push([frame.seen for frame in frames], features)
 
     def _told(self, blocks: Iterator[Rows]) -> Iterator[LiveAnswer]:
         """Yield blocks of rows with their delays; a server that is away costs frames and nothing else."""

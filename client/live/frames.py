@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from affserve.train.errors import AffserveError
 
 BATCH_FRAMES = 10  # at most, however fast the machine is
+RECENT_BATCHES = 15  # by which the speed of machine and server is judged
 WAITING_FRAMES = 2 * BATCH_FRAMES  # a bound on memory: 120 MB of 1080p
 JOIN_S = 1.0  # how long a stopped source may take to notice; a read from a silent network ends with its own timeout
 
@@ -140,16 +141,33 @@ def evenly(arrived_s: list[float], before_s: float, most: int) -> list[int]:
 
 
 class Pace:
-    """How many frames to take at once, so that a batch takes no longer than `limit_s` where that is possible."""
+    """How many frames to take at once, so that those after the first take no longer than `limit_s`.
+
+    What a batch takes however small it is, such as the way to a distant server, is no reason to drop frames: it is the
+    same for more of them.
+    """
 
     def __init__(self, limit_s: float) -> None:
         self._limit_s = limit_s
-        self.most = BATCH_FRAMES
+        self._seen: deque[tuple[int, float]] = deque(maxlen=RECENT_BATCHES)  # frames and seconds
+
+    @property
+    def most(self) -> int:
+        """How many: at least two, or it would never show what a second one costs."""
+        if not self._seen:
+            return BATCH_FRAMES
+        frames, seconds = np.array(self._seen).T
+        more = np.subtract.outer(frames, frames)
+        slopes_s = np.subtract.outer(seconds, seconds)[more > 0] / more[more > 0]
+        # Medians: a single delay, of the machine or the network, says nothing about the next batch.
+        another_s = np.median(seconds / frames)
+        if len(slopes_s):
+            another_s = min(another_s, np.median(slopes_s))
+        return int(np.clip(self._limit_s / max(another_s, SHORTEST_DELAY_S), 2, BATCH_FRAMES))
 
     def saw(self, frames: int, seconds: float) -> None:
-        """Learn from a batch of frames and the time it took: fewer after a slow one, one more after a fast one."""
-        slow = seconds > self._limit_s
-        self.most = max(1, int(frames * self._limit_s / seconds)) if slow else min(BATCH_FRAMES, self.most + 1)
+        """Learn from a batch of frames and the time it took."""
+        self._seen.append((frames, seconds))
 
 
 def now_s() -> float:

@@ -59,9 +59,9 @@ class _Sequence:
         self._places.append(place)
         self._asked = self._asked or place is not None
 
-    def flush(self) -> None:
-        """Predict what can be predicted now; nothing while nobody asks, as long as memory holds it."""
-        if self._asked or len(self._batch) >= WINDOW_FRAMES:
+    def flush(self, *, more_follow: bool = False) -> None:
+        """Predict what can be predicted now; while nobody asks, or more frames follow, only what fills memory."""
+        if len(self._batch) >= WINDOW_FRAMES or (self._asked and not more_follow):
             self._flush()
 
     def end(self) -> None:
@@ -129,7 +129,7 @@ class RowMerger:
         yield from self._finished()
 
     def _ask(self) -> None:
-        """Have the head answer; nothing else in here talks to a server."""
+        """Have the head answer."""
         while self._leaving:
             self._leaving[0].end()
             del self._leaving[0]
@@ -141,7 +141,8 @@ class RowMerger:
         while self._sequences and self._last_index is not None and self._last_index < until - 1:
             self._last_index += 1
             self._hold(set())
-            self._ask()  # a gap may be longer than memory should hold
+            for sequence in self._sequences.values():
+                sequence.flush(more_follow=True)  # a gap may be longer than memory should hold
 
     def _take(self, frame: SeenFrame, features: Iterator[NDArray[np.float32]]) -> None:
         held = _HeldFrame(seen=frame, answers=[None] * len(frame.faces), missing=len(frame.faces))

@@ -29,6 +29,7 @@ from affserve.benchmarks.video.live import grows, slope
 from affserve.client.client import AffectClient
 from affserve.client.faces.cropper import WholeImageCropper
 from affserve.client.faces.face import FaceCrop
+from affserve.client.live.ahead import LookedAhead, LookedAt, Looker
 from affserve.client.live.analysis import LiveAnalysis, LiveAnswer, LiveSettings
 from affserve.client.live.frames import Delays, LiveCounters, LiveFrame, NewestFrames, Pace, evenly, now_s
 from affserve.client.live.panel import Snapshot, panel
@@ -137,6 +138,51 @@ def test_a_slow_reader_gets_evenly_spread_frames_and_always_the_newest() -> None
     assert np.diff(numbers).max() <= 14, "4 of 28 in a row would leave holes of 25"
 
 
+def test_frames_are_looked_at_while_the_server_computes_and_none_is_dropped() -> None:
+    counters, source, looker = LiveCounters(), Bursts(21), Looker(WholeImageCropper, room=300)
+    looked: list[int] = []
+
+    def look(frame: LiveFrame) -> LookedAt:
+        looked.append(frame.index)
+        return looker.look(frame)
+
+    with NewestFrames(source, counters) as newest, LookedAhead(newest, look, Pace(LIMIT_S)) as ahead:
+        taken: list[int] = []
+
+        def arrive(frames: int) -> None:
+            source.allowed.release(frames - counters.decoded)
+            wait_for(lambda: counters.decoded == frames)
+
+        def take(until: int) -> None:
+            while len(taken) < until:
+                taken.extend(frame.seen.index for frame in ahead.take(LIMIT_S) or [])
+
+        arrive(1)
+        wait_for(lambda: looked == [0])
+        arrive(11)  # while the server computes, say
+        take(1)
+        wait_for(lambda: len(looked) == 11)
+        arrive(21)
+        take(21)
+        assert ahead.take(LIMIT_S) is None
+    assert taken == list(range(21))
+    assert counters.dropped == 0
+
+
+def test_what_ends_the_looking_reaches_who_takes() -> None:
+    def look(frame: LiveFrame) -> LookedAt:
+        raise VideoError("no such picture")
+
+    source = Bursts(3)
+    source.allowed.release(3)
+    with (
+        pytest.raises(VideoError, match="no such picture"),
+        NewestFrames(source, LiveCounters()) as newest,
+        LookedAhead(newest, look, Pace(LIMIT_S)) as ahead,
+    ):
+        ahead.take(LIMIT_S)
+
+
 @pytest.mark.parametrize(
     ("arrived_s", "most", "positions"),
     [
@@ -151,13 +197,23 @@ def test_frames_are_chosen_evenly_in_time(arrived_s: list[float], most: int, pos
     assert evenly(arrived_s, 0.0, most) == positions
 
 
-def test_a_batch_follows_the_speed_of_the_machine() -> None:
+@pytest.mark.parametrize(
+    ("seconds_of", "most"),
+    [
+        (lambda k, frames: 0.01 * frames + 0.3 * (k == 19), 10),
+        (lambda k, frames: 0.05 * frames, 4),
+        (lambda k, frames: 0.4 * frames, 2),
+        (lambda k, frames: 0.3 + 0.01 * frames, 10),
+    ],
+    ids=["fast, and once delayed", "slow", "far too slow", "far away"],
+)
+def test_a_batch_follows_the_speed_of_machine_and_server(seconds_of: Callable[[int, int], float], most: int) -> None:
     pace = Pace(0.2)
-    seen = []
-    for frames, seconds in [(10, 0.1), (10, 0.5), (4, 8.0), *[(1, 0.01)] * 12]:
-        pace.saw(frames, seconds)
-        seen.append(pace.most)
-    assert seen == [10, 4, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 10, 10, 10]
+    assert pace.most == 10
+    for k in range(20):
+        frames = min(pace.most, 1 + k % 3)
+        pace.saw(frames, seconds_of(k, frames))
+    assert pace.most == most
 
 
 def test_an_error_of_the_source_comes_after_its_last_frames(tmp_path: Path) -> None:

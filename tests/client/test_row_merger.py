@@ -15,7 +15,7 @@ from affserve.client.results.rows import NO_TRACK, Rows
 from affserve.client.sequences.row_merger import RowMerger
 from affserve.client.sequences.seen_frame import SeenFrame
 from affserve.export.contract import default_head_description
-from affserve.train.windows import Outputs, OverlapMerger, segments
+from affserve.train.windows import WINDOW_FRAMES, Outputs, OverlapMerger, segments
 
 WINDOW, STRIDE, WIDTH = 30, 20, 4
 DESCRIPTION = replace(default_head_description(), window_frames=WINDOW, stride_frames=STRIDE)
@@ -137,6 +137,23 @@ def test_missing_frame_numbers_are_held_too() -> None:
     assert [int(k) for block in rows for k in block.frame] == numbers
     found = [float(v) for block in rows for v in block.predictions["valence_arousal"][:, 0]]
     assert found == pytest.approx(list(alone(0, range(5, 152), numbers).values()), rel=1e-4)
+
+
+def test_frames_that_come_together_are_answered_together_across_gaps() -> None:
+    asked: list[int] = []
+
+    class Counting(OverlapMerger):
+        def push(self, features: NDArray[np.float32]) -> Iterator[Outputs]:
+            asked.append(len(features))
+            return super().push(features)
+
+    merger = RowMerger(lambda: Counting(predict, WINDOW, STRIDE), DESCRIPTION.labels, None)
+    list(pushed(merger, [seen(k, [0]) for k in (0, 1, 5, 6, 9)]))
+    list(pushed(merger, [seen(10 + 2 * WINDOW_FRAMES, [0])]))
+
+    assert asked[0] == 10
+    assert sum(asked) == 11 + 2 * WINDOW_FRAMES
+    assert max(asked) == WINDOW_FRAMES, "a long gap is not held in memory"
 
 
 def crowd(frame: int) -> list[int]:

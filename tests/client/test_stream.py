@@ -114,8 +114,11 @@ def rows(film: Path, client: AffectClient) -> str:
     return formatter.header + "".join(formatter.text(rows) for rows in analyze_stream(film, client))
 
 
-def test_live_prints_what_infer_prints(film: Path, rows: str, client: AffectClient, tmp_path: Path) -> None:
-    write_live_rows(film, client, tmp_path / "live.csv")
+@pytest.mark.parametrize("together", [(1,), (7,), (2, 1, 10, 4, 1, 1)], ids=["alone", "seven", "as they come"])
+def test_live_prints_what_infer_prints(
+    film: Path, rows: str, client: AffectClient, tmp_path: Path, together: tuple[int, ...]
+) -> None:
+    write_live_rows(film, client, tmp_path / "live.csv", together)
     assert rows.count("\n") == 81
     assert (tmp_path / "live.csv").read_text() == rows
 
