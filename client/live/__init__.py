@@ -1,4 +1,4 @@
 """A camera or stream in, rows while they happen out: what `affserve live` does.
 
-Read run, source, stream, frames, ahead, analysis, window.
+Read run, source, stream, frames, looking, analysis, window.
 """

@@ -20,8 +20,8 @@ from tritonclient.utils import InferenceServerException
 
 from affserve.client.client import AffectClient
 from affserve.client.faces.face import Cropper
-from affserve.client.live.ahead import POLL_S, LookedAhead, LookedAt, Looker
 from affserve.client.live.frames import LiveCounters, LiveFrame, LiveSource, NewestFrames, Pace, now_s
+from affserve.client.live.looking import POLL_S, LookedAhead, LookedAt, Looker
 from affserve.client.live.window import WindowAnswers
 from affserve.client.results.rows import Rows
 from affserve.client.sequences.row_merger import RowMerger

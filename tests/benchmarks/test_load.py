@@ -6,10 +6,12 @@ import json
 import os
 import re
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +25,7 @@ from affserve.benchmarks.load.request import Target
 from affserve.benchmarks.load.slo import Promise, highest_rate
 from affserve.benchmarks.load.workers import Generators
 from affserve.benchmarks.measuring.server_side import server_processes, server_split
-from affserve.benchmarks.video.cameras import within
+from affserve.benchmarks.video.cameras import line, within
 from affserve.train.errors import DataError, ServerError
 
 
@@ -57,6 +59,14 @@ def server_pid(server_url: str) -> Iterator[int]:
     pid = server_processes(server_url)[0]
     yield pid
     os.kill(pid, signal.SIGCONT)
+
+
+def test_a_server_on_a_socket_file_is_found(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "grpc"))
+        listener.listen()
+        assert os.getpid() in server_processes(f"unix:{tmp_path}/grpc")
+        assert server_processes(f"unix:{tmp_path}/other") == []
 
 
 def test_an_open_loop_shows_a_stall_that_a_closed_loop_hides(
@@ -253,3 +263,13 @@ def test_a_slow_service_is_not_counted_in_whole_answers(done: list[float], per_s
 def test_cameras_are_carried_in_time_and_in_full(change: dict[str, object], carried: bool) -> None:
     good = {"delay": {"frames": 9, "p95_ms": 499.0}, "dropped_share": 0.009, "delay_grows": False, "slipped_s": 0}
     assert within({**good, **change}, 500) is carried
+    told: dict[str, Any] = {
+        **good,
+        **change,
+        "streams": 2,
+        "machine_cores": 1.5,
+        "server_cores": 1.2,
+        "within_limit": carried,
+    }
+    told["delay"] = {"p50_ms": 99.0, **told["delay"]}
+    assert "1.5 cores busy, 1.2 of them by the server" in line(told, 500)

@@ -29,9 +29,9 @@ from affserve.benchmarks.video.live import grows, slope
 from affserve.client.client import AffectClient
 from affserve.client.faces.cropper import WholeImageCropper
 from affserve.client.faces.face import FaceCrop
-from affserve.client.live.ahead import LookedAhead, LookedAt, Looker
 from affserve.client.live.analysis import LiveAnalysis, LiveAnswer, LiveSettings
 from affserve.client.live.frames import Delays, LiveCounters, LiveFrame, NewestFrames, Pace, evenly, now_s
+from affserve.client.live.looking import LookedAhead, LookedAt, Looker
 from affserve.client.live.panel import Snapshot, panel
 from affserve.client.live.source import SourceSettings, open_file, open_live
 from affserve.client.live.stream import StreamClock

@@ -16,6 +16,7 @@ from clips import write_crops
 from numpy.typing import NDArray
 
 from affserve.benchmarks.serving.live_rows import write_live_rows
+from affserve.benchmarks.video import live
 from affserve.client.client import AffectClient
 from affserve.client.infer.analyze import analyze_stream
 from affserve.client.live.analysis import LiveSettings
@@ -121,6 +122,17 @@ def test_live_prints_what_infer_prints(
     write_live_rows(film, client, tmp_path / "live.csv", together)
     assert rows.count("\n") == 81
     assert (tmp_path / "live.csv").read_text() == rows
+
+
+def test_bench_live_tells_delay_memory_and_what_the_server_did(
+    film: Path, server: SupervisedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live, "WARM_UP_S", 0.5)
+    told = live.measure_live(server.grpc_url, film, seconds=1.5, crops=True)
+    assert told["hop_frames"] is None
+    assert told["analysed"] > 0 < told["server"]["temporal_stream"]["requests"]
+    assert {side: len(mib) for side, mib in told["memory_mib"].items()} == {"client": 2, "server": 2}
+    assert min(min(mib) for mib in told["memory_mib"].values()) > 0 < told["server_cores"]
 
 
 @pytest.mark.parametrize("victim", ["server", "processes"])
