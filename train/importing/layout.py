@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from affserve.train.corpus.affwild2 import CORPUS_FILE, TRAIN, VALIDATION
-from affserve.train.corpus.annotations import format_annotation
+from affserve.train.corpus.annotations import format_annotation, validity
 from affserve.train.corpus.folds import deal
 from affserve.train.errors import DataError
 from affserve.train.importing.photographs import Photograph
@@ -52,7 +52,11 @@ def lay_out(photographs: Sequence[Photograph], validation: float, seed: int) -> 
             f"{adrift[0]}), and people must not be in both sets: name the column (--columns subject=NAME or "
             "split=NAME), or the part of the file name that tells the person (--subject-pattern)"
         )
-    dealt = _deal([one for one in photographs if one.part is None], validation, seed)
+    sizes: defaultdict[str, NDArray[np.float64]] = defaultdict(lambda: label_counts({}))
+    for one in photographs:
+        if one.part is None:
+            sizes[str(one.person)] += label_counts({key: values[None] for key, values in one.labels.items()})
+    dealt = deal_people(sizes, validation, seed)
     folders: defaultdict[tuple[str | None, str, int], list[Photograph]] = defaultdict(list)
     nobody: dict[str, int] = dict.fromkeys((TRAIN, VALIDATION), 0)
     for one in photographs:
@@ -67,28 +71,30 @@ def lay_out(photographs: Sequence[Photograph], validation: float, seed: int) -> 
     ]
 
 
-def _deal(photographs: Sequence[Photograph], validation: float, seed: int) -> dict[str, str]:
-    """Return the set of each person: people with rare labels first, each to where such labels lack most."""
-    columns = sum(task.outputs for task in TASKS.values())
-    sizes: dict[str, NDArray[np.float64]] = defaultdict(lambda: np.zeros(columns))
-    for one in photographs:
-        sizes[str(one.person)] += np.concatenate([_counted(task, one.labels.get(task.key)) for task in TASKS.values()])
-    if not sizes:
-        return {}
-    if len(sizes) < 2:
-        raise DataError(f"all photographs are of {next(iter(sizes))!r}: a split by person needs two people or more")
-    places = deal(sizes, (1 - validation, validation), seed)
+def deal_people(sizes: Mapping[str, NDArray[np.float64]], validation: float, seed: int) -> dict[str, str]:
+    """Return the set of each person: those with rare labels first, each to where such labels lack most.
+
+    sizes: by person, what `label_counts` says. DataError for one person alone.
+    """
+    if len(sizes) == 1:
+        raise DataError(
+            f"all is of {next(iter(sizes))!r}: a split by person needs two people or more (--subject-pattern)"
+        )
+    places = deal(sizes, (1 - validation, validation), seed) if sizes else {}
     return {person: (TRAIN, VALIDATION)[place] for person, place in places.items()}
 
 
-def _counted(task: Task, values: NDArray[np.float32] | None) -> NDArray[np.float64]:
-    """Return which labels a photograph has, (K,): its class, its active units, or that it is rated."""
-    counts = np.zeros(task.outputs)
-    if values is not None and task.kind == "one_of":
-        counts[int(values[0])] = 1
-    elif values is not None:
-        counts[:] = 1 if task.kind == "regression" else values > 0
-    return counts
+def label_counts(labels: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float64]:
+    """Count the labels of some frames, (N, columns) by task: of each class and active unit, and how many are rated."""
+    counts = []
+    for key, task in TASKS.items():
+        values = labels.get(key, np.zeros((0, task.columns), np.float32))
+        values = values[validity(task, values)]
+        if task.kind == "one_of":
+            counts.append(np.bincount(values[:, 0].astype(np.int64), minlength=task.outputs))
+        else:
+            counts.append(np.full(task.outputs, len(values)) if task.kind == "regression" else values.sum(axis=0))
+    return np.concatenate(counts).astype(np.float64)
 
 
 def _name(person: str | None, part: str, group: int, taken: set[str]) -> str:

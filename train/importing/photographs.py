@@ -79,7 +79,9 @@ def collect(records: Iterable[Record | DataError], names: ClassNames, pattern: s
             if not labels:
                 found.left_out["without a label"] += 1
                 continue
-            person = _person(record, pattern)
+            person = record.cells.get("subject") or None
+            if pattern and isinstance(record.image, Path):
+                person = person_of(record.image, pattern)
         except DataError as error:
             found.problems.append(str(error))
             continue
@@ -100,12 +102,11 @@ def collect(records: Iterable[Record | DataError], names: ClassNames, pattern: s
     return found
 
 
-def _person(record: Record, pattern: str | None) -> str | None:
-    if pattern is None or not isinstance(record.image, Path):
-        return record.cells.get("subject") or None
-    match = re.search(pattern, record.image.as_posix())
+def person_of(path: Path, pattern: str) -> str:
+    """Return the first group of a pattern, found in a path: the person; DataError where there is none."""
+    match = re.search(pattern, path.as_posix())
     if not match or not match.groups() or not match[1]:
-        raise DataError(f"{record.where}: {record.image} does not show who is on it by --subject-pattern {pattern!r}")
+        raise DataError(f"{path} does not show who is in it by --subject-pattern {pattern!r}")
     return match[1]
 
 

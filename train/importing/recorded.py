@@ -6,7 +6,7 @@ cannot be understood is told, and the others go on.
 
 from __future__ import annotations
 
-import re
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from affserve.train.corpus.affwild2 import CORPUS_FILE, TRAIN, VALIDATION, subject
+from affserve.train.corpus.affwild2 import CORPUS_FILE, TRAIN, subject
 from affserve.train.corpus.annotations import validity
-from affserve.train.corpus.folds import deal
 from affserve.train.errors import DataError
 from affserve.train.files import staged_folder
-from affserve.train.importing.layout import write_annotation, write_description
+from affserve.train.importing.layout import deal_people, label_counts, write_annotation, write_description
+from affserve.train.importing.photographs import person_of
 from affserve.train.importing.recordings import Reading, described, frame_times, read_recording
 from affserve.train.labels import TASKS
 
@@ -71,7 +71,7 @@ def import_recordings(
                     f"{path} is of {video!r}, and no crops are called so; found {', '.join(sorted(times)[:5])}"
                 )
             found, odd = read_recording(path, times[video], reading)
-            people[video] = _person(path, video, pattern)
+            people[video] = person_of(path, pattern) if pattern else subject(video)
             if both := set(found) & set(labels.get(video, {})):
                 raise DataError(f"{path} labels {', '.join(both)} of {video}, and so does another file; give one")
         except DataError as error:
@@ -82,7 +82,11 @@ def import_recordings(
     report.problems += [problem] if (problem := reading.names.problem()) else []
     if not labels:
         raise DataError("; ".join(report.problems) or "no file of labels was named")
-    parts = _deal({video: labels[video] for video in sorted(labels)}, people, validation, seed)
+    sizes: defaultdict[str, NDArray[np.float64]] = defaultdict(lambda: label_counts({}))
+    for video in sorted(labels):
+        sizes[people[video]] += label_counts(labels[video])
+    dealt = deal_people(sizes, validation, seed)
+    parts = {video: dealt[people[video]] for video in labels}
     with staged_folder(root / "annotations") as staging:
         for video, held in labels.items():
             for key, values in held.items():
@@ -95,35 +99,3 @@ def import_recordings(
     report.train = sum(part == TRAIN for part in parts.values())
     report.validation = len(parts) - report.train
     return report
-
-
-def _person(path: Path, video: str, pattern: str | None) -> str:
-    if pattern is None:
-        return subject(video)
-    match = re.search(pattern, path.as_posix())
-    if not match or not match.groups() or not match[1]:
-        raise DataError(f"{path} does not show who is in it by --subject-pattern {pattern!r}")
-    return match[1]
-
-
-def _deal(labels: dict[str, Labels], people: dict[str, str], validation: float, seed: int) -> dict[str, str]:
-    """Return the set of each recording; people are dealt, and of each class and unit both sets get their share."""
-    columns = sum(task.outputs for task in TASKS.values())
-    sizes: dict[str, NDArray[np.float64]] = {}
-    for video, held in labels.items():
-        counts = []
-        for key, task in TASKS.items():
-            values = held.get(key, np.zeros((0, task.columns), np.float32))
-            values = values[validity(task, values)]
-            if task.kind == "one_of":
-                counts.append(np.bincount(values[:, 0].astype(int), minlength=task.outputs).astype(np.float64))
-            else:
-                counts.append(np.full(task.outputs, len(values)) if task.kind == "regression" else values.sum(axis=0))
-        sizes[people[video]] = sizes.get(people[video], np.zeros(columns)) + np.concatenate(counts)
-    if len(sizes) < 2:
-        raise DataError(
-            f"all recordings are of {next(iter(sizes))!r}: a split by person needs two people or more "
-            "(--subject-pattern tells who is who)"
-        )
-    places = deal(sizes, (1 - validation, validation), seed)
-    return {video: (TRAIN, VALIDATION)[places[people[video]]] for video in labels}
