@@ -42,15 +42,15 @@ def convert(
     failed = False
     for result, file in plan(result_files(results), to, out).items():
         try:
-            done = convert_one(result, file, to, rate)
+            notes = convert_one(result, file, to, rate)
         except OutputError as error:
             print(f"error: {error}", file=sys.stderr)
             failed = True
             continue
         if json:
-            typer.echo(dumps({"result": str(result), "file": str(done.file), "notes": list(done.notes)}))
+            typer.echo(dumps({"result": str(result), "file": str(file), "notes": notes}))
         else:
-            typer.echo("\n".join([f"{result}: wrote {done.file}", *(f"  note: {note}" for note in done.notes)]))
+            typer.echo("\n".join([f"{result}: wrote {file}", *(f"  note: {note}" for note in notes)]))
     if failed:
         raise typer.Exit(1)
 

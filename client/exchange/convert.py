@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Iterable
 from pathlib import Path
 
+from affserve.client.exchange.columns import json_cells, printed, write_columns, write_meanings
 from affserve.client.exchange.exchange import EXCHANGES, beside
-from affserve.client.results.edits import read_edits
-from affserve.client.results.formats import FORMATS, RowFormat, format_of
-from affserve.client.results.metadata import DIGEST, ResultTable, metadata_path, metadata_text
-from affserve.client.results.output_file import OutputFile, write_whole
+from affserve.client.results.formats import FORMATS, RowFormat
+from affserve.client.results.metadata import DIGEST
+from affserve.client.results.output_file import staged, write_whole
+from affserve.client.results.parquet import COMPRESSION, load_arrow
 from affserve.client.results.reading import read, stem_of
-from affserve.client.results.table import labels_in
+from affserve.client.results.table import Table
 from affserve.train.errors import OutputError, UsageError
-
-
-@dataclass(frozen=True, kw_only=True)
-class Converted:
-    """What became of one result. file: the one that was written last. notes: what did not fit, and what was done."""
-
-    result: Path
-    file: Path
-    notes: Sequence[str]
 
 
 def plan(results: Iterable[Path], to: str, out: Path | None) -> dict[Path, Path]:
@@ -50,31 +42,30 @@ def plan(results: Iterable[Path], to: str, out: Path | None) -> dict[Path, Path]
     return planned
 
 
-def convert(result: Path, file: Path, to: str, rate_hz: float | None = None) -> Converted:
-    """Convert one result; OutputError where it cannot be read or the file cannot be written."""
+def convert(result: Path, file: Path, to: str, rate_hz: float | None = None) -> list[str]:
+    """Convert one result, return what did not fit and what was done; OutputError where it cannot be read or written."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"{file.parent} cannot be made a folder: {error.strerror}") from error
     if to in EXCHANGES:
-        return Converted(result=result, file=file, notes=EXCHANGES[to].write(read(result), file, rate_hz))
-    _copy_rows(result, file, FORMATS[to])
-    return Converted(result=result, file=file, notes=())
+        return EXCHANGES[to].write(read(result), file, rate_hz)
+    _copy(read(result), file, FORMATS[to])
+    return []
 
 
-def _copy_rows(result: Path, file: Path, to: RowFormat) -> None:
-    """Write the rows in another of our own formats."""
-    source = format_of(result)
-    table = read(result)
-    if source is None or not table.measures:
-        raise OutputError(f"{result} holds no columns of a model")
-    provenance = {name: fact for name, fact in table.provenance.items() if name != DIGEST}  # of another file
-    labels: Mapping[str, tuple[str, ...]] = labels_in(table)
-    about = ResultTable(name=file.name, source=table.source, labels=labels, provenance=provenance)
-    with OutputFile(file) as output:
-        writer = to.open(output, about)
-        for rows in read_edits(result).applied(source.read(result, labels)):
-            writer.write(rows)
-        writer.finish({})
-    if not to.describes_itself:
-        write_whole(metadata_path(file), metadata_text(about).encode())
+def _copy(table: Table, file: Path, to: RowFormat) -> None:
+    """Write a table in one of our own formats, whatever its columns."""
+    table.provenance.pop(DIGEST, None)  # of another file
+    if to.describes_itself:
+        _, parquet = load_arrow()
+        with staged(file) as part:
+            parquet.write_table(table.to_arrow(), part, compression=COMPRESSION, write_page_checksum=True)
+        return
+    if to.name == "csv":
+        columns = {name: printed(table, name) for name in table}
+        write_columns(file, columns, table.columns.values(), table, key=("frame", "track_id"))
+        return
+    cells = [[f"{json.dumps(name)}: {cell}" for cell in json_cells(table, name)] for name in table]
+    write_whole(file, "".join("{" + ", ".join(row) + "}\n" for row in zip(*cells, strict=True)).encode())
+    write_meanings(file, table.columns.values(), table, key=("frame", "track_id"))

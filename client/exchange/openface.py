@@ -19,17 +19,14 @@ from affserve.client.results.table import Table, labels_in
 
 def write_openface(table: Table, path: Path) -> list[str]:
     """Write the file; return what it does not hold."""
-    every = np.arange(len(table["frame"]))
     face = table["track_id"] != NO_TRACK
     active = states_of(table)
     units = {f"AU{int(name[2:]):02}_c": name for name in labels_in(table).get("action_units", ())}
     columns = {
         "frame": [str(number + 1) for number in table["frame"].tolist()],
         "face_id": [str(track) for track in np.where(face, table["track_id"], 0).tolist()],
-        "timestamp": printed(table, "timestamp_s", every),
-        "confidence": [
-            score if seen else "0" for score, seen in zip(printed(table, "face_score", every), face, strict=True)
-        ],
+        "timestamp": printed(table, "timestamp_s"),
+        "confidence": [score if seen else "0" for score, seen in zip(printed(table, "face_score"), face, strict=True)],
         "success": _flags(face),
         **{column: _flags(active[name]) for column, name in units.items()},
     }

@@ -5,13 +5,12 @@ A cue lasts as long as its frame; WebVTT counts time in milliseconds, the JSON h
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from affserve.client.exchange.columns import printed
+from affserve.client.exchange.columns import json_cells
 from affserve.client.results.output_file import write_whole
 from affserve.client.results.people import Frames, Person, Span, frames_of, people_of, states_of
 from affserve.client.results.rows import ACTION_UNIT_MEANINGS, NO_TRACK
@@ -55,13 +54,7 @@ def _clock(time_s: float) -> str:
 
 
 def _metadata(table: Table, frames: Frames) -> list[tuple[Span, str]]:
-    every = np.arange(len(table["frame"]))
-    cells: dict[str, list[str]] = {}
-    for name, values in table.items():
-        if values.dtype == object:
-            cells[name] = [json.dumps(value).replace(">", "\\u003e") for value in values]
-        else:
-            cells[name] = printed(table, name, every, empty="null")
+    cells = {name: json_cells(table, name) for name in table}
     keys = [name for name in table if name not in ("frame", "timestamp_s")]
     people = [
         "{" + ", ".join(f'"{key}": {cell}' for key, cell in zip(keys, row, strict=True)) + "}"
@@ -70,7 +63,7 @@ def _metadata(table: Table, frames: Frames) -> list[tuple[Span, str]]:
     seen = (table["track_id"] != NO_TRACK).tolist()
     firsts = np.searchsorted(table["frame"], frames.number).tolist()
     cues = []
-    for k, (first, end) in enumerate(zip(firsts, [*firsts[1:], len(every)], strict=True)):
+    for k, (first, end) in enumerate(zip(firsts, [*firsts[1:], len(seen)], strict=True)):
         faces = ", ".join(person for person, face in zip(people[first:end], seen[first:end], strict=True) if face)
         text = (
             f'{{"frame": {cells["frame"][first]}, "timestamp_s": {cells["timestamp_s"][first]}, "people": [{faces}]}}'

@@ -6,6 +6,7 @@ Rows are gathered into row groups of `GROUP_ROWS`, about a megabyte, so that mem
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -132,7 +133,7 @@ def _texts(metadata: Mapping[bytes, bytes] | None) -> dict[str, str]:
 
 def _column(arrow: Any, field: pyarrow.Field) -> Column:
     notes = _texts(field.metadata)
-    minimum, maximum = (float(notes[name]) if name in notes else None for name in ("minimum", "maximum"))
+    minimum, maximum = (json.loads(notes.get(name, "null")) for name in ("minimum", "maximum"))
     storage = (
         "string"
         if arrow.types.is_dictionary(field.type)

@@ -76,7 +76,9 @@ class Table(dict[str, NDArray[Any]]):
 
         arrow, _ = load_arrow()
         fields = [field_of(arrow, column) for column in self.columns.values()]
-        schema = arrow.schema(fields, metadata={"source": self.source, **self.provenance})
+        schema = arrow.schema(
+            fields, metadata={"title": f"Affect per frame of {self.source}", "source": self.source, **self.provenance}
+        )
         faceless = self["track_id"] == NO_TRACK
         arrays = [
             arrow.array(values, mask=faceless if name == "track_id" else None, from_pandas=True).cast(field.type)

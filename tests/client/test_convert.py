@@ -42,7 +42,7 @@ def result(tmp_path: Path) -> Path:
 
 def converted(result: Path, to: str) -> tuple[Path, list[str]]:
     (file,) = plan([result], to, None).values()
-    return file, list(convert(result, file, to).notes)
+    return file, convert(result, file, to)
 
 
 def measures(table: Table, rows: np.ndarray) -> np.ndarray:
