@@ -25,6 +25,10 @@ def view(
     server: ServerOptions,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port on this machine; 0: a free one.")] = 0,
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page in a browser.")] = True,
+    html: Annotated[
+        Path | None,
+        typer.Option(help="Write one result as a page of one file, with its video, made small, inside; serve nothing."),
+    ] = None,
     croppers: CropperOptions,
     transport: TransportOption = Transport.AUTO,
     tls: TlsOptions,
@@ -37,6 +41,10 @@ def view(
     from affserve.client.connection import Connection, is_named
     from affserve.client.faces.cropper import Croppers
     from affserve.client.page.serving import ViewOptions, run_view
+    from affserve.client.page.static_page import write_html
+
+    if html is not None:
+        return write_html(paths or [Path()], html)
 
     model = {**vars(server), **vars(tls), "transport": transport}
     options = ViewOptions(
@@ -46,4 +54,4 @@ def view(
         connection=Connection(**model) if is_named(server.repository, server.url) else None,
         croppers=Croppers(**vars(croppers)),
     )
-    run_view(options)
+    return run_view(options)

@@ -52,6 +52,7 @@ class Media:
 
     library: Library
     temporary: Path
+    longest_side_px: int = LONGEST_SIDE_PX  # of copies
     _made: dict[tuple[str, bool], Playable] = field(default_factory=dict)
     _one_at_a_time: threading.Lock = field(default_factory=threading.Lock)
 
@@ -86,7 +87,7 @@ class Media:
             with self._one_at_a_time:
                 times = self._times(entry) if not isinstance(source, VideoSource) else {}
                 with staged(target) as part:
-                    _write_copy(source, times, part, made)
+                    _write_copy(source, times, part, made, self.longest_side_px)
             _ready(made, target)
         except (AffserveError, OSError) as error:
             made.state, made.error = "failed", str(error)
@@ -120,8 +121,10 @@ def _ready(made: Playable, path: Path) -> None:
     made.path, made.state = path, "ready"
 
 
-def _write_copy(source: FrameSource, times: Mapping[int, float], part: Path, made: Playable) -> None:
-    scale = min(1.0, LONGEST_SIDE_PX / max(made.width, made.height))
+def _write_copy(
+    source: FrameSource, times: Mapping[int, float], part: Path, made: Playable, longest_side_px: int
+) -> None:
+    scale = min(1.0, longest_side_px / max(made.width, made.height))
     size = (max(2, round(made.width * scale)), max(2, round(made.height * scale)))
     with VideoWriter(part, ".mp4", source, keyframe_every=KEYFRAME_EVERY) as writer:
         for frame in _readable(source):

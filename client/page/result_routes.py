@@ -12,6 +12,8 @@ from starlette.routing import BaseRoute, Route
 
 from affserve.client.drawing.palette import HEAT, PALETTE, TRACK_COLOURS
 from affserve.client.drawing.plots import LINE_COLOURS, SYNTHETIC_NOTICE
+from affserve.client.page.library import Entry
+from affserve.client.page.media import Playable
 from affserve.client.page.page import Page, json_body
 from affserve.client.page.result_data import described, payload, summary_of
 from affserve.client.results.edits import Edits, parse_edits, read_edits, write_edits
@@ -32,21 +34,7 @@ def routes(page: Page) -> list[BaseRoute]:
 
     def one(request: Request) -> Response:
         entry = page.entry(request)
-        playable = page.media.playable(entry)
-        facts: dict[str, Any] = {**entry.as_json(), "colours": COLOURS, "features": page.features}
-        facts["playing"] = playable.as_json() if playable is not None else None
-        if entry.result is not None:
-            table = page.library.table(entry)
-            facts |= {
-                "summary": summary_of(table),
-                "labels": labels_in(table),
-                "meanings": ACTION_UNIT_MEANINGS,
-                "columns": described(table),
-                "provenance": table.provenance,
-                "notice": SYNTHETIC_NOTICE if table.provenance.get("trained_on") == SYNTHETIC else "",
-                **_told(page, entry.id, read_edits(entry.result)),
-            }
-        return JSONResponse(facts)
+        return JSONResponse(facts_of(page, entry, page.media.playable(entry)))
 
     def playing(request: Request) -> Response:
         """Say how far the file to play is; `copied` asks for a copy in place of a file that the browser refused."""
@@ -88,6 +76,24 @@ def routes(page: Page) -> list[BaseRoute]:
         Route("/api/entries/{id}/undo", undo, methods=["POST"]),
         Route("/media/{id}", media),
     ]
+
+
+def facts_of(page: Page, entry: Entry, playable: Playable | None) -> dict[str, Any]:
+    """Return what the page must know of an entry beside its rows; playable: the file that it plays."""
+    facts: dict[str, Any] = {**entry.as_json(), "colours": COLOURS, "features": page.features}
+    facts["playing"] = playable.as_json() if playable is not None else None
+    if entry.result is not None:
+        table = page.library.table(entry)
+        facts |= {
+            "summary": summary_of(table),
+            "labels": labels_in(table),
+            "meanings": ACTION_UNIT_MEANINGS,
+            "columns": described(table),
+            "provenance": table.provenance,
+            "notice": SYNTHETIC_NOTICE if table.provenance.get("trained_on") == SYNTHETIC else "",
+            **_told(page, entry.id, read_edits(entry.result)),
+        }
+    return facts
 
 
 def _put(page: Page, request: Request, edits: Edits) -> Response:

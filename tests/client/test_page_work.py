@@ -18,8 +18,12 @@ from affserve.client.connection import Connection
 from affserve.client.faces.cropper import Croppers
 from affserve.client.faces.settings import FaceSettings
 from affserve.client.infer.run import InferOptions, infer_sources
+from affserve.client.page.static_page import write_html
+from affserve.client.results.reading import read
+from affserve.client.video.source import open_source
 from affserve.export.server.config import ServerConfig
 from affserve.export.server.server import TritonServer
+from affserve.train.errors import UsageError
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 CAMERA = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
@@ -139,3 +143,46 @@ def test_an_upload_is_bounded_and_its_name_is_a_name(tab: Any) -> None:
     assert status(".hidden.mp4") == 400
     assert status("a.mp4?faces=nobody") == 400
     assert status("a.mp4", "http://elsewhere.example") == 403
+
+
+def test_a_part_leaves_as_csv_and_png_and_the_overlay_as_a_video(tab: Any, folder: Path, tmp_path: Path) -> None:
+    tab.get_by_role("link", name="square.mp4").first.click()
+    tab.wait_for_function("() => globalThis.affserve")
+    tab.evaluate("() => affserve.state.select({from: 0.5, to: 1})")
+
+    def saved(role: str, name: str) -> Path:
+        with tab.expect_download() as download:
+            tab.get_by_role(role, name=name, exact=True).click()
+        download.value.save_as(tmp_path / download.value.suggested_filename)
+        return tmp_path / str(download.value.suggested_filename)
+
+    header, *lines = (folder / "results" / "square.affect.csv").read_text().splitlines()
+    inside = [line for line in lines if 0.5 <= float(line.split(",")[1]) <= 1]
+    assert saved("link", "CSV").read_text().splitlines() == [header, *inside]
+    assert len(inside) == 16
+    assert open_source(saved("link", "PNG")).frames_hint == 1
+    assert len(list(open_source(saved("button", "Overlay video")))) == FRAMES
+
+
+def test_a_page_in_a_file_shows_the_values_of_the_result_without_a_server(
+    browser: Any, folder: Path, tmp_path: Path
+) -> None:
+    result = folder / "results" / "square.affect.csv"
+    write_html([result, folder / "square.mp4"], tmp_path / "page.html")
+    asked: list[str] = []
+    with browser.new_context(offline=True) as context:
+        tab = context.new_page()
+        tab.on("request", lambda request: asked.append(request.url.partition(":")[0]))
+        tab.goto((tmp_path / "page.html").as_uri())
+        tab.wait_for_function("() => globalThis.affserve?.player.video?.readyState >= 2")
+        tab.evaluate("() => affserve.state.seek(41)")
+        tab.wait_for_function("() => affserve.state.k === 41")
+        told = tab.locator(".values.valence_arousal output").first.inner_text().replace("−", "-")
+    assert float(told) == pytest.approx(read(result)["valence"][41], abs=0.005)
+    assert set(asked) <= {"file", "data", "blob"}
+
+
+def test_a_page_is_of_one_result(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--html takes one result, and 0 were found"):
+        write_html([folder / "square.mp4"], tmp_path / "page.html")
+    assert not (tmp_path / "page.html").exists()
