@@ -65,6 +65,7 @@ def summary(
         Path | None,
         typer.Option(help="CSV with name, from, to (seconds) and, if it is of one video, file: summarise these parts."),
     ] = None,
+    parts: Annotated[bool, typer.Option("--parts", help="Summarise the parts that were named on the page.")] = False,
     baseline: Annotated[
         str | None, typer.Option(help="FROM:TO in seconds, as 0:10, or an event's name: subtracted from each person.")
     ] = None,
@@ -103,7 +104,9 @@ def summary(
     known = read_events(events) if events is not None else []
     subtracted = parse_baseline(baseline, known) if baseline is not None else []
     members = read_groups(groups) if groups is not None else []
-    report = summarise(result_files(results), Choice(events=known, baseline=subtracted, unreliable=unreliable), members)
+    report = summarise(
+        result_files(results), Choice(events=known, baseline=subtracted, unreliable=unreliable, parts=parts), members
+    )
     if out is not None:
         files = write_files(report, out)
         if report.rows:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from affserve.client.results.edits import read_edits
 from affserve.client.results.people import ACTIVE_FROM, Frames, Person, frames_of, people_of, states_of
 from affserve.client.results.reading import read
 from affserve.client.results.rows import ACTION_UNIT_MEANINGS, Column
@@ -48,6 +49,7 @@ class Choice:
     events: Sequence[Window] = ()
     baseline: Sequence[Window] = ()
     unreliable: bool = False  # use frames that are not reliable, too
+    parts: bool = False  # those that were named on the page, besides the events
 
 
 def summarise_file(path: Path, choice: Choice) -> list[Row]:
@@ -55,17 +57,17 @@ def summarise_file(path: Path, choice: Choice) -> list[Row]:
     table = read(path)
     frames = frames_of(table)
     states = states_of(table)
+    parts = read_edits(path).parts if choice.parts else ()
+    events = [*choice.events, *(Window(name=one.name, from_s=one.from_s, to_s=one.to_s) for one in parts)]
     baseline = [one for one in choice.baseline if not one.file or is_of(one.file, path, table.source)]
-    kept = [
-        one for one in choice.events if one not in baseline and (not one.file or is_of(one.file, path, table.source))
-    ]
+    kept = [one for one in events if one not in baseline and (not one.file or is_of(one.file, path, table.source))]
     whole = Window(name=WHOLE, from_s=float(frames.from_s[0]), to_s=float(frames.to_s[-1]))
     trained_on = table.provenance.get("trained_on", "unknown")
     rows = []
     for person in people_of(table, frames):
         view = _View(table, states, frames, person, choice.unreliable)
         calm = view.numbers(_in_any(person.frames, baseline)) if baseline else {}
-        for window in kept if choice.events else [whole]:
+        for window in kept if choice.events or choice.parts else [whole]:
             facts = (str(path), table.source, person.name, person.track_id, window.name, trained_on)
             who = dict(zip(WHO, facts, strict=True))
             outside = baseline if window is whole else ()

@@ -72,6 +72,10 @@ def test_shares_episodes_events_and_baseline(smile: Path) -> None:
     assert numbers(late) == [50, 2, 1.0, 1.0, 0.25]
     (late,) = summarise_file(smile, Choice(events=events, baseline=events[:1]))
     assert (late["event"], late["AU12_percent_change"]) == ("late", pytest.approx(0))
+    parts = [{"name": "laugh", "from_s": 2, "to_s": 5}]
+    Path(f"{smile}.edits.json").write_text(json.dumps({"parts": parts}))
+    (laugh,) = summarise_file(smile, Choice(parts=True))
+    assert [laugh["event"], laugh["AU12_percent"], laugh["AU12_episodes"]] == ["laugh", 100, 1]
     (rest,) = summarise_file(smile, Choice(baseline=parse_baseline("0:2", ())))
     assert rest["frames"] == 100
     assert rest["AU12_percent_change"] == pytest.approx(40)
