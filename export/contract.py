@@ -213,8 +213,8 @@ def _processing_of(
         return parse_processing(document, labels, source)
     except (ValueError, DataError) as error:
         raise RepositoryError(
-            f"{source} declares post-processing that this client cannot do ({error}): take it without (--raw), or "
-            "export it again"
+            f"{source} declares post-processing that this client cannot do ({error}): use a newer one, "
+            "or export it again"
         ) from error
 
 

@@ -11,6 +11,7 @@ from typer.core import TyperCommand
 from affserve.client.commands.options import (
     CropperOptions,
     FaceOptions,
+    RawOption,
     ServerOptions,
     TlsOptions,
     TransportOption,
@@ -77,6 +78,14 @@ def infer(
         float, typer.Option(min=0, max=0.99, help="Share of the box before that stays in the reported box.")
     ] = FaceSettings.smoothing,
     croppers: CropperOptions,
+    every: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Encode every n-th frame of a person and interpolate features in between; `interpolated` marks them.",
+        ),
+    ] = 1,
+    raw: RawOption = False,
     fps: Annotated[float, typer.Option(min=0.001, help="Clock of a folder of images, in frames per second.")] = 30.0,
     max_megapixels: Annotated[
         float, typer.Option(min=0.001, help="Million pixels of a picture; one with more is refused, not decoded.")
@@ -114,6 +123,8 @@ def infer(
         overlay=overlay,
         resume=resume,
         croppers=Croppers(faces=FaceSettings(**vars(faces), smoothing=smooth), **vars(croppers)),
+        raw=raw,
+        every=every,
         fps=fps,
         most_pixels=int(max_megapixels * 1e6),
         threads=threads,

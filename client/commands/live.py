@@ -10,6 +10,7 @@ import typer
 from affserve.client.commands.options import (
     CropperOptions,
     FaceOptions,
+    RawOption,
     ServerOptions,
     TlsOptions,
     TransportOption,
@@ -42,6 +43,7 @@ def live(
     jsonl: Annotated[
         Path | None, typer.Option(help="File for the rows as JSON lines, each written at once; '-' for stdout.")
     ] = None,
+    raw: RawOption = False,
     faces: FaceOptions,
     croppers: CropperOptions,
     camera_size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT to ask of a camera.")] = None,
@@ -81,7 +83,7 @@ def live(
             threads=threads or 0,
         ),
         connection=Connection(**vars(server), **vars(tls), threads=threads, quiet=quiet, transport=transport),
-        live=LiveSettings(hop=hop),
+        live=LiveSettings(hop=hop, raw=raw),
         croppers=Croppers(faces=FaceSettings(**vars(faces)), **vars(croppers)),
         jsonl=jsonl,
         json=json,

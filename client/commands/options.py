@@ -71,6 +71,14 @@ TransportOption = Annotated[
 ]
 
 
+RawOption = Annotated[
+    bool,
+    typer.Option(
+        "--raw", help="Leave answers as they are, whatever post-processing the head declares (export --inspect)."
+    ),
+]
+
+
 @dataclass(frozen=True, kw_only=True)
 class FaceOptions:
     """Of `FaceSettings`: whose face, and how faces are followed."""

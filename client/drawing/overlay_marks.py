@@ -109,9 +109,10 @@ class Marks:
 
     def _card(self, person: SeenPerson, unit: float) -> _Card:
         names = self._labels.get(ACTION_UNITS.key, ())
-        values = person.predictions.get(ACTION_UNITS.key, np.empty(0, dtype=np.float32))
+        values = person.predictions[ACTION_UNITS.key] if names else np.empty(0, dtype=np.float32)
+        decided = person.decided(ACTION_UNITS.key) if names else values
         active = sorted(
-            ((name, float(value)) for name, value in zip(names, values, strict=True) if value >= ACTIVE),
+            ((name, float(p)) for name, p, one in zip(names, values, decided, strict=True) if one >= ACTIVE),
             key=lambda pair: -pair[1],
         )
         size = _text_px(10.5, unit)

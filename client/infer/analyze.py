@@ -23,6 +23,7 @@ from affserve.client.faces.settings import LARGEST, FaceSettings
 from affserve.client.infer.read_ahead import Chunk, ReadAhead, StageSeconds
 from affserve.client.results.rows import Rows
 from affserve.client.results.table import Table, table_of
+from affserve.client.sequences.declared import as_done, processed_sequence
 from affserve.client.sequences.row_merger import RowMerger
 from affserve.client.sequences.seen_frame import SeenFrame
 from affserve.client.video.source import FrameSource, open_source
@@ -33,15 +34,19 @@ if TYPE_CHECKING:
     from affserve.client.video.source import Progress
 
 
-def analyze(source: str | Path | FrameSource, client: AffectClient, *, faces: str = LARGEST) -> Table:
+def analyze(
+    source: str | Path | FrameSource, client: AffectClient, *, faces: str = LARGEST, raw: bool = False, every: int = 1
+) -> Table:
     """Return what `affserve infer` writes of a source as columns by name: for `pandas.DataFrame(...)` or a plot.
 
     source: a video, an image, a folder of images, or one that is open. faces: largest, all, left or right.
+    raw, every: see analyze_stream.
     VideoError: it cannot be read, or breaks off; `analyze_stream` yields the rows before that.
     """
     source = open_source(source) if isinstance(source, (str, Path)) else source
     cropper = Croppers(faces=FaceSettings(faces=faces)).cropper(source.already_cropped)
-    return table_of(analyze_stream(source, client, cropper), client.describe().labels)
+    head = as_done(client.describe(), raw=raw, every=every)
+    return table_of(analyze_stream(source, client, cropper, raw=raw, every=every), head.labels)
 
 
 def analyze_stream(
@@ -51,19 +56,25 @@ def analyze_stream(
     *,
     seconds: StageSeconds | None = None,
     progress: Progress | None = None,
+    raw: bool = False,
+    every: int = 1,
 ) -> Generator[Rows, None, None]:
     """Yield the rows of every frame of a source, in order, in blocks, as soon as no later frame can change them.
 
     source: a video, an image, a folder of images, or one that is open. cropper: unless given, the largest face of each
-    frame, found by the default detector, or the frames themselves where they are crops already. A VideoError at the
-    start says that the source cannot be read, at the end that it broke off, after the rows of what could be read.
+    frame, found by the default detector, or the frames themselves where they are crops already. raw: make nothing of
+    the answers, whatever is declared. every: encode every n-th frame of a person. A VideoError at the start says that
+    the source cannot be read, at the end that it broke off, after the rows of what could be read.
     """
     if isinstance(source, (str, Path)):
         source = open_source(source)
     cropper = cropper or Croppers().cropper(source.already_cropped)
     seconds = seconds if seconds is not None else StageSeconds()
-    rows = RowMerger(lambda: _Timed(client.sequence(), seconds), client.describe().labels, cropper.patience_frames)
-    with ReadAhead(source, cropper, seconds) as chunks:
+    head = as_done(client.describe(), raw=raw, every=every)
+    rows = RowMerger(
+        lambda: processed_sequence(_Timed(client.sequence(), seconds), head), head.labels, cropper.patience_frames
+    )
+    with ReadAhead(source, cropper, seconds, every) as chunks:
         waiting: deque[list[SeenFrame]] = deque()
         encoded = 0
         early = np.empty((0, FEATURE_WIDTH), dtype=np.float32)  # of faces whose frame ends in the next chunk
@@ -74,7 +85,7 @@ def analyze_stream(
             if progress is not None:
                 progress(encoded, source.frames_hint)
             features = np.concatenate([early, features])
-            faces = sum(len(frame.faces) for frame in frames)
+            faces = sum(frame.encoded for frame in frames)
             yield from rows.push(frames, features[:faces])
             early = features[faces:]
         yield from rows.finish()

@@ -24,6 +24,7 @@ from affserve.client.results.metadata import DIGEST, ResultTable, metadata_path,
 from affserve.client.results.output_file import OutputFile, write_whole
 from affserve.client.results.reading import read
 from affserve.client.results.rows import Rows, Tally
+from affserve.client.sequences.declared import as_done
 from affserve.client.video.source import FrameSource, Progress
 from affserve.export.contract import HeadDescription
 from affserve.train.errors import VideoError, printable
@@ -37,6 +38,8 @@ class Job:
     cropper: Cropper
     outputs: OutputPaths
     options: str = ""  # all that changes the rows, for the record of the run
+    raw: bool = False  # make nothing of the answers, whatever is declared
+    every: int = 1  # encode every n-th frame of a person
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,22 +81,25 @@ def analyze_to_files(
     outputs = job.outputs
     start = time.perf_counter()
     tally, stages = Tally(), StageSeconds()
-    table = _table(job, client, model or ModelRecord.of(client))
+    head = as_done(client.describe(), raw=job.raw, every=job.every)
+    table = _table(job, head, model or ModelRecord.of(client))
     with OutputFile(None if outputs.to_stdout else outputs.rows) as file:
         writer = outputs.row_format.open(file, table)
         # Closed here, or the thread that reads ahead waits for ever where the writing failed.
         with contextlib.closing(
-            analyze_stream(job.source, client, job.cropper, seconds=stages, progress=progress)
+            analyze_stream(
+                job.source, client, job.cropper, seconds=stages, progress=progress, raw=job.raw, every=job.every
+            )
         ) as blocks:
             error = _write_rows(writer, blocks, tally, stages)
         closing = {"frames": str(tally.frames), "rows": str(tally.rows), **({ERROR: error} if error else {})}
         writer.finish(closing)
     metadata = _write_metadata(outputs, table, {**closing, DIGEST: file.sha256})
     edits = Edits() if outputs.to_stdout else read_edits(outputs.rows)
-    _draw_plot(job, edits, tally, client.describe())
+    _draw_plot(job, edits, tally, head)
     notices = _exchange(outputs)
     seconds = time.perf_counter() - start
-    notices += _draw_overlay(job, edits, client.describe(), progress)
+    notices += _draw_overlay(job, edits, head, progress)
     return Summary(
         file=str(job.source.path),
         error=error,
@@ -131,7 +137,7 @@ def _text(path: Path | None) -> str | None:
     return None if path is None else str(path)
 
 
-def _table(job: Job, client: AffectClient, model: ModelRecord) -> ResultTable:
+def _table(job: Job, head: HeadDescription, model: ModelRecord) -> ResultTable:
     """Tell what the rows are of and what makes them."""
     path = job.source.path
     provenance = {
@@ -140,9 +146,8 @@ def _table(job: Job, client: AffectClient, model: ModelRecord) -> ResultTable:
         SOURCE: source_state(path),
         OPTIONS: job.options,
     }
-    labels = client.describe().labels
     return ResultTable(
-        name=printable(job.outputs.rows.name), source=printable(path.name), labels=labels, provenance=provenance
+        name=printable(job.outputs.rows.name), source=printable(path.name), labels=head.labels, provenance=provenance
     )
 
 

@@ -7,7 +7,7 @@ server's work. Only the second one has to see the frames in order; what it need 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
@@ -53,10 +53,11 @@ class Chunk:
 class ReadAhead:
     """Decodes, detects and crops in threads of their own, a bounded number of frames and chunks ahead."""
 
-    def __init__(self, source: FrameSource, cropper: Cropper, seconds: StageSeconds) -> None:
+    def __init__(self, source: FrameSource, cropper: Cropper, seconds: StageSeconds, every: int = 1) -> None:
         self._source = source
         self._cropper = cropper
         self._seconds = seconds
+        self._skipping = Skipping(every)
         self._stack = ExitStack()
         self._error: Exception | None = None  # that ended the reading early
 
@@ -114,23 +115,39 @@ class ReadAhead:
         try:
             for frame, one in seen:
                 judged: list[tuple[int, Face]] = []
+                skipped = self._skipping.of([track_id for track_id, _ in one.faces])
                 for number, (track_id, found) in enumerate(one.faces, start=1):
                     start = time.perf_counter()
                     face, crop = self._cropper.cut(frame.image, found)
                     self._seconds.crop_s += time.perf_counter() - start
                     judged.append((track_id, face))
-                    crops.append(crop)
+                    if track_id not in skipped:
+                        crops.append(crop)
                     # The frame goes with its last crop.
                     if len(crops) == CHUNK_FRAMES and number < len(one.faces):
                         yield _chunk(frames, crops)
                         frames, crops = [], []
-                frames.append(replace(one, faces=tuple(judged)))
+                frames.append(replace(one, faces=tuple(judged), skipped=skipped))
                 if len(crops) == CHUNK_FRAMES or len(frames) == CHUNK_WAITS_FRAMES:
                     yield _chunk(frames, crops)
                     frames, crops = [], []
         except Exception as error:  # noqa: BLE001 raised again by raise_error
             self._error = error
         yield _chunk(frames, crops)
+
+
+class Skipping:
+    """Says who is not encoded in a frame: whoever was, in one of the `every - 1` frames before, and seen since."""
+
+    def __init__(self, every: int) -> None:
+        self._every = every
+        self._left: dict[int, int] = {}  # frames until they are encoded again, by track_id
+
+    def of(self, tracks: Sequence[int]) -> frozenset[int]:
+        """Take the people in the next frame; return those who are not encoded in it."""
+        left = {track: self._left.get(track, 0) for track in tracks}
+        self._left = {track: (frames or self._every) - 1 for track, frames in left.items()}
+        return frozenset(track for track, frames in left.items() if frames)
 
 
 def _chunk(frames: list[SeenFrame], crops: list[NDArray[np.uint8]]) -> Chunk:

@@ -58,6 +58,8 @@ class InferOptions:
     croppers: Croppers = field(default_factory=Croppers)
     fps: float = FOLDER_FPS  # of folders of images, frames per second
     most_pixels: int = MOST_PIXELS  # of a picture
+    raw: bool = False  # make nothing of the answers, whatever is declared
+    every: int = 1  # encode every n-th frame of a person
     threads: int | None = None  # None: each part decides
     json: bool = False
     quiet: bool = False
@@ -77,8 +79,8 @@ class InferOptions:
     def job(self, source: FrameSource, outputs: OutputPaths) -> Job:
         """Say what is to be done with a source."""
         cropper = self.croppers.cropper(source.already_cropped)
-        options = options_of(cropper, self.croppers.faces, self.fps)
-        return Job(source=source, cropper=cropper, outputs=outputs, options=options)
+        options = options_of(cropper, self.croppers.faces, self.fps, raw=self.raw, every=self.every)
+        return Job(source=source, cropper=cropper, outputs=outputs, options=options, raw=self.raw, every=self.every)
 
     def wishes(self, row_format: RowFormat) -> OutputWishes:
         """What is wanted of every source."""

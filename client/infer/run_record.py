@@ -20,6 +20,7 @@ from affserve.client.faces.settings import FaceSettings
 from affserve.client.infer.output_paths import OutputPaths
 from affserve.client.results.metadata import DIGEST
 from affserve.export.contract import IMAGE_SIZE_PX
+from affserve.train.processing.record import as_document
 
 SOURCE, OPTIONS, ANSWER, ERROR = "source_state", "options", "model_answer", "error"
 ANSWER_DIGITS = 4
@@ -44,6 +45,7 @@ class ModelRecord:
             "window_frames": str(description.window_frames),
             "stride_frames": str(description.stride_frames),
             "frames_sent": client.fidelity(),
+            "post_processing": json.dumps(as_document(description.processing)),
         }
         return cls(facts=facts, answer=_answer(client))
 
@@ -85,9 +87,10 @@ def source_state(path: Path) -> str:
     return f"{len(files)} files, {sum(state.st_size for state in states)} bytes, changed {moment}.{fraction_ns:09}Z"
 
 
-def options_of(cropper: Cropper, faces: FaceSettings, fps: float) -> str:
+def options_of(cropper: Cropper, faces: FaceSettings, fps: float, *, raw: bool = False, every: int = 1) -> str:
     """Return all that changes the rows of a source as text, the same for the same options."""
-    return json.dumps({"fps": fps, "face_detector": cropper.name, **asdict(faces)}, sort_keys=True)
+    more = {**({"raw": True} if raw else {}), **({"every": every} if every > 1 else {})}
+    return json.dumps({"fps": fps, "face_detector": cropper.name, **asdict(faces), **more}, sort_keys=True)
 
 
 def is_done(path: Path, options: str, outputs: OutputPaths, model: ModelRecord) -> bool:

@@ -24,6 +24,7 @@ from affserve.client.live.frames import LiveCounters, LiveFrame, LiveSource, New
 from affserve.client.live.looking import POLL_S, LookedAhead, LookedAt, Looker
 from affserve.client.live.window import WindowAnswers
 from affserve.client.results.rows import Rows
+from affserve.client.sequences.declared import as_done, processed_sequence
 from affserve.client.sequences.row_merger import RowMerger
 from affserve.client.sequences.seen_frame import SeenFrame
 from affserve.client.wire.calls import is_transient
@@ -42,6 +43,7 @@ class LiveSettings:
     """How often there are answers."""
 
     hop: int | None = None  # frames from one prediction to the next, for heads that see whole segments; None: 10
+    raw: bool = False  # make nothing of the answers, whatever is declared
 
     def __post_init__(self) -> None:
         if self.hop is not None and not 1 <= self.hop <= WINDOW_FRAMES:
@@ -88,14 +90,18 @@ class LiveAnalysis:
         self, client: AffectClient, make_cropper: Callable[[], Cropper], settings: LiveSettings, counters: LiveCounters
     ) -> None:
         self._client = client
-        head = client.describe()
+        head = as_done(client.describe(), raw=settings.raw)
         self.hop = settings.hop_of(head)  # frames from one answer to the next; None: every frame is answered
         room = min(head.window_frames, WINDOW_FRAMES)
         self._looker = Looker(make_cropper, room)
         self._rows: FrameRows = (
-            RowMerger(client.sequence, head.labels, self._looker.cropper.patience_frames)
+            RowMerger(
+                lambda: processed_sequence(client.sequence(), head, causal=True),
+                head.labels,
+                self._looker.cropper.patience_frames,
+            )
             if self.hop is None
-            else WindowAnswers(client.predict, head.labels, hop=self.hop, room=room)
+            else WindowAnswers(client.predict, head, hop=self.hop, room=room)
         )
         self._counters = counters
         self._arrived_s: dict[int, float] = {}  # of the frames that wait, by their number

@@ -221,7 +221,8 @@ def _action_units(snapshot: Snapshot, person: SeenPerson, meanings: bool) -> Tab
     if names is None:
         return None
     values = person.predictions[ACTION_UNITS.key]
-    active = [k for k in np.argsort(-values) if values[k] >= ACTIVE]
+    decided = person.decided(ACTION_UNITS.key)
+    active = [k for k in np.argsort(-values) if decided[k] >= ACTIVE]
     grid = Table.grid(padding=(0, 1))
     for k in active[:SHOWN_ACTION_UNITS]:
         meaning = ACTION_UNIT_MEANINGS.get(names[k], "") if meanings else ""
@@ -258,4 +259,4 @@ def words(labels: Mapping[str, tuple[str, ...]], person: SeenPerson) -> Iterator
         valence, arousal = person.predictions[VALENCE_AROUSAL.key]
         yield f"valence {valence:+.2f} arousal {arousal:+.2f}"
     if EXPRESSION.key in labels:
-        yield labels[EXPRESSION.key][int(person.predictions[EXPRESSION.key].argmax())]
+        yield labels[EXPRESSION.key][int(person.decided(EXPRESSION.key).argmax())]

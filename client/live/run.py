@@ -28,8 +28,10 @@ from affserve.client.live.frames import LiveCounters, now_s
 from affserve.client.live.lines import STANDARD_OUTPUT, LiveLines
 from affserve.client.live.source import SourceSettings, open_file, open_live
 from affserve.client.live.view import LiveSummary, LiveView, summary_text
+from affserve.client.sequences.declared import as_done
 from affserve.client.wire.calls import RetryPolicy
 from affserve.export.contract import HeadDescription
+from affserve.train.processing.record import words
 from affserve.train.provenance import SYNTHETIC
 from affserve.train.signals import handled
 
@@ -72,7 +74,8 @@ def run_live(options: LiveOptions) -> None:
     with ExitStack() as stack:
         signals = stack.enter_context(_Signals().listening())
         client = stack.enter_context(connected(replace(options.connection, policy=LIVE_POLICY)))
-        lines = stack.enter_context(LiveLines(options.jsonl, client.describe(), counters))
+        head = as_done(client.describe(), raw=options.live.raw)
+        lines = stack.enter_context(LiveLines(options.jsonl, head, counters))
         source = open_live(options.source, file)
         analysis = LiveAnalysis(client, make, options.live, counters)
         known = {
@@ -86,7 +89,7 @@ def run_live(options: LiveOptions) -> None:
             source.name,
             client.describe().labels,
             counters,
-            notes=(known["engine"], f"faces: {known['detector']}", _how_often(analysis.hop, client.describe())),
+            notes=(known["engine"], f"faces: {known['detector']}", _how_often(analysis.hop, head), *_left_out(head)),
             warnings=_warnings(known["trained_on"], options),
         )
         stack.callback(lambda: _tell(_summary(counters, began_s, **known), options))
@@ -157,6 +160,11 @@ def _how_often(hop: int | None, head: HeadDescription) -> str:
         return f"an answer every {hop} frames"
     late = head.stream.lookahead_frames if head.stream is not None else 0
     return f"every frame is answered{f' {late} frames later' if late else ''}"
+
+
+def _left_out(head: HeadDescription) -> list[str]:
+    """Say what of the declared post-processing cannot be done while it happens."""
+    return [f"not done live: {line}" for line in words(head.processing, causal=True)]
 
 
 def _moves(options: LiveOptions) -> bool:

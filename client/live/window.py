@@ -7,14 +7,16 @@ computing. It sees only what lies before it and in its own hop, `affserve infer`
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from affserve.client.results.rows import FaceRow, Rows, rows_of_faces
 from affserve.client.sequences.seen_frame import SeenFrame
-from affserve.export.contract import FEATURE_WIDTH
+from affserve.export.contract import FEATURE_WIDTH, HeadDescription
+from affserve.train.processing.processor import Processor
 from affserve.train.windows import WINDOW_FRAMES, Outputs, PredictWindow
 
 
@@ -75,10 +77,12 @@ class WindowAnswers:
     A frame that is answered while the server is away has no rows, and is not answered later.
     """
 
-    def __init__(self, predict: PredictWindow, labels: Mapping[str, tuple[str, ...]], *, hop: int, room: int) -> None:
+    def __init__(self, predict: PredictWindow, head: HeadDescription, *, hop: int, room: int) -> None:
         """room: frames of a window."""
         self._predict = predict
-        self._labels = labels
+        self._labels = head.labels
+        self._processing = partial(Processor, head.processing, head.labels, causal=True) if head.processing else None
+        self._processors: dict[int, tuple[Processor, int]] = {}  # by track_id, with the newest frame each has had
         self._hop = hop
         self._room = room
         self._windows: dict[int, LiveWindow] = {}  # by track_id
@@ -107,10 +111,25 @@ class WindowAnswers:
         if not frames:
             return
         tracks = sorted({track for frame in frames for track, _ in frame.faces})
-        predicted = {track: self._predict(self._windows[track].features()) for track in tracks}
+        predicted = {track: self._processed(track, self._predict(self._windows[track].features())) for track in tracks}
         yield rows_of_faces([row for frame in frames for row in self._rows(frame, predicted)], self._labels)
         newest = frames[-1].index  # windows that would start anew anyway are dropped
         self._windows = {track: window for track, window in self._windows.items() if not window.is_over_at(newest)}
+        self._processors = {track: one for track, one in self._processors.items() if track in self._windows}
+
+    def _processed(self, track: int, outputs: Outputs) -> Outputs:
+        """Add what is made of the answers since the last time; what was answered before is not looked at again."""
+        if self._processing is None:
+            return outputs
+        window = self._windows[track]
+        processor, until = self._processors.get(track, (None, -1))
+        new = min(window.newest - until, len(window))
+        if processor is None or new < window.newest - until:  # the window began anew
+            processor = self._processing()
+        self._processors[track] = processor, window.newest
+        made = processor.push({task: values[-new:] for task, values in outputs.items()})
+        before = len(window) - new
+        return {key: np.pad(values, ((before, 0), (0, 0)), constant_values=np.nan) for key, values in made.items()}
 
     def _rows(self, frame: SeenFrame, predicted: dict[int, Outputs]) -> Iterator[FaceRow]:
         return frame.rows((predicted[track], self._windows[track].position_of(frame.index)) for track, _ in frame.faces)

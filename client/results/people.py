@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from affserve.client.results.rows import NO_TRACK
+from affserve.client.results.rows import NO_TRACK, ON_SUFFIX
 from affserve.client.results.table import Table, labels_in
 
 ACTIVE_FROM = 0.5  # probability from which an action unit counts as active, unless the result says which are
@@ -81,4 +81,10 @@ def states_of(table: Table) -> dict[str, NDArray[np.bool_]]:
     """Return for each expression and action unit the rows (n,) in which it is the expression, or active."""
     labels = labels_in(table)
     states = {name: table["expression"] == name for name in labels.get("expression", ())}
-    return {**states, **{name: table[name] >= ACTIVE_FROM for name in labels.get("action_units", ())}}
+    return {**states, **{name: _active(table, name) for name in labels.get("action_units", ())}}
+
+
+def _active(table: Table, name: str) -> NDArray[np.bool_]:
+    """Return where a unit is active: as was declared, else where its probability is high."""
+    decided: NDArray[np.bool_] = table.get(name + ON_SUFFIX, table[name]) >= ACTIVE_FROM
+    return decided

@@ -17,11 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from affserve.train.labels import TASKS, Kind
+from affserve.train.processing.record import PROCESSED
 from affserve.train.windows import Outputs
 
 PROBABILITY_DIGITS = 4  # after the point
+INTERPOLATED = "interpolated"  # among labels, where not every frame was encoded: the column that marks the others
 NO_TRACK = -1  # track_id of a row without a face
 PROBABILITY_PREFIX = "p_"
+SMOOTH_SUFFIX, ON_SUFFIX = "_smooth", "_on"  # of columns of what is made of numbers and of units
 Box = tuple[float, float, float, float]
 """x, y, width, height in pixels."""
 
@@ -149,17 +152,26 @@ QUALITY_COLUMNS = ("yaw_deg", "roll_deg", "sharpness", "reliable")
 
 
 def columns_of(labels: Mapping[str, Sequence[str]]) -> list[Column]:
-    """Return the columns of a result whose head gives these labels per task (`HeadDescription.labels`), in order."""
-    return [*FRAME_COLUMNS, *(column for task, names in labels.items() for column in _task_columns(task, names))]
+    """Return the columns of a result with these labels, in order.
+
+    labels: by task as the head gives them, by task + PROCESSED what is made of its answers, and INTERPOLATED.
+    """
+    columns = (_task_columns(task, names, task + PROCESSED in labels) for task, names in labels.items())
+    return [*FRAME_COLUMNS, *(column for some in columns for column in some)]
 
 
-def _task_columns(task: str, names: Sequence[str]) -> Iterator[Column]:
+def _task_columns(task: str, names: Sequence[str], is_processed: bool) -> Iterator[Column]:
     kind = kind_of(task)
-    if kind == "regression":
+    if task == INTERPOLATED:
+        yield _flag(task, "1 where the frame was not encoded: its features lie between those of the frames around it")
+    elif task.endswith(PROCESSED):
+        yield from _processed_columns(task.removesuffix(PROCESSED), names)
+    elif kind == "regression":
         for name in names:
             yield Column(name=name, description=VALENCE_AROUSAL_MEANINGS.get(name, name), minimum=-1, maximum=1)
     elif kind == "one_of":
-        yield Column(name=task, description=f"the most probable {task}", storage="string")
+        if not is_processed:
+            yield Column(name=task, description=f"the most probable {task}", storage="string")
         for name, column in zip(names, prediction_columns(task, names), strict=True):
             yield _probability(column, f"probability of the {task} {name}; they sum to 1")
     elif kind == "any_of":
@@ -171,8 +183,31 @@ def _task_columns(task: str, names: Sequence[str]) -> Iterator[Column]:
             yield Column(name=column, description=f"output {name} of task {task}")
 
 
+def _processed_columns(task: str, names: Sequence[str]) -> Iterator[Column]:
+    kind = kind_of(task)
+    if kind == "one_of":
+        yield Column(name=task, description=f"the {task} after the declared post-processing", storage="string")
+        return
+    for name, column in zip(names, prediction_columns(task + PROCESSED, names), strict=True):
+        if kind == "any_of":
+            yield _flag(column, f"1 while {name} ({ACTION_UNIT_MEANINGS.get(name, name)}) is active, by its thresholds")
+        else:
+            yield Column(name=column, description=f"{name}, smoothed as declared", minimum=-1, maximum=1)
+
+
+def _flag(name: str, description: str) -> Column:
+    return Column(name=name, description=description, storage="int64", minimum=0, maximum=1)
+
+
 def prediction_columns(task: str, names: Sequence[str]) -> list[str]:
     """Return the names of the columns that hold the numbers of a task, in the order of its labels."""
+    if task == INTERPOLATED:
+        return [task]
+    if task.endswith(PROCESSED):
+        return [
+            name + (SMOOTH_SUFFIX if kind_of(task.removesuffix(PROCESSED)) == "regression" else ON_SUFFIX)
+            for name in names
+        ]
     prefix = {"regression": "", "any_of": "", "one_of": PROBABILITY_PREFIX, None: f"{task}_"}[kind_of(task)]
     return [prefix + name for name in names]
 
@@ -236,6 +271,10 @@ class SeenPerson:
     box_px: Box
     predictions: Mapping[str, NDArray[np.float32]]
 
+    def decided(self, task: str) -> NDArray[np.float32]:
+        """Return what was decided of a task (K,): what is made of the answers as declared, else the answers."""
+        return self.predictions.get(task + PROCESSED, self.predictions[task])
+
 
 class Tally:
     """What is counted while the rows of a result go by."""
@@ -275,17 +314,18 @@ class FaceRow(NamedTuple):
     face_score: float = np.nan
     quality: tuple[float, float, float, float] = (np.nan,) * 4  # in the order of QUALITY_COLUMNS
     answer: tuple[Outputs, int] | None = None  # a block of predictions, and the row in it
+    interpolated: bool = False
 
 
 def rows_of_faces(faces: Sequence[FaceRow], labels: Mapping[str, Sequence[str]]) -> Rows:
     """Make a block of rows; a row without an answer has NaN for predictions."""
-    frame, timestamp_s, track_id, box_px, face_score, quality, answers = zip(*faces, strict=True)
+    frame, timestamp_s, track_id, box_px, face_score, quality, answers, interpolated = zip(*faces, strict=True)
     predictions = {task: np.full((len(faces), len(names)), np.nan, dtype=np.float32) for task, names in labels.items()}
     for k, answer in enumerate(answers):
         if answer is not None:
             outputs, row = answer
             for task, values in predictions.items():
-                values[k] = outputs[task][row]
+                values[k] = outputs[task][row] if task != INTERPOLATED else interpolated[k]
     return Rows(
         frame=np.array(frame, dtype=np.int64),
         timestamp_s=np.array(timestamp_s, dtype=np.float64),
@@ -309,10 +349,12 @@ def column_values(rows: Rows, labels: Mapping[str, Sequence[str]]) -> Iterator[N
     yield rows.face_score
     yield from rows.quality.T
     for task, names in labels.items():
-        values = rows.predictions[task]
-        if kind_of(task) == "one_of":
+        values, made = rows.predictions[task], task.endswith(PROCESSED)
+        kind = kind_of(task.removesuffix(PROCESSED))
+        if kind == "one_of" and task + PROCESSED not in labels:
             yield np.array(names, dtype=object)[values.argmax(axis=1)]
-        yield from values.T
+        if kind != "one_of" or not made:
+            yield from values.T
 
 
 class Lines:
@@ -397,8 +439,14 @@ def rows_of(cells: Cells, labels: Mapping[str, Sequence[str]]) -> Rows:
         box_px=np.stack([cells.numbers(name) for name in BOX_COLUMNS], axis=1),
         face_score=cells.numbers("face_score"),
         quality=np.stack([cells.numbers(name) for name in QUALITY_COLUMNS], axis=1),
-        predictions={
-            task: np.stack([cells.numbers(name) for name in prediction_columns(task, names)], axis=1).astype(np.float32)
-            for task, names in labels.items()
-        },
+        predictions={task: _numbers(cells, task, names) for task, names in labels.items()},
     )
+
+
+def _numbers(cells: Cells, task: str, names: Sequence[str]) -> NDArray[np.float32]:
+    """Return the numbers of a task (n, K); of a choice 1 for the class that is chosen, 0 for the others."""
+    if task.endswith(PROCESSED) and kind_of(raw := task.removesuffix(PROCESSED)) == "one_of":
+        chosen = np.array(cells.columns[raw], dtype=object)
+        one_hot: NDArray[np.float32] = (chosen[:, None] == np.array(names, dtype=object)).astype(np.float32)
+        return one_hot
+    return np.stack([cells.numbers(name) for name in prediction_columns(task, names)], axis=1).astype(np.float32)

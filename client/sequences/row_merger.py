@@ -40,15 +40,31 @@ class _Sequence:
         self._asked = False  # whether any of them waits for an answer
         self._places: deque[tuple[_HeldFrame, int] | None] = deque()  # of steps without an answer; None: nobody asks
         self._last: NDArray[np.float32] | None = None
+        self._skipped: list[tuple[_HeldFrame, int]] = []  # places of the steps since, whose features lie in between
         self.unseen = 0  # steps since the last face
 
     def see(self, feature: NDArray[np.float32], frame: _HeldFrame, place: int) -> None:
         """Take the next step with a feature (D,)."""
         self.unseen = 0
+        self._interpolate(feature)
         self._step(feature, (frame, place))
+
+    def skip(self, frame: _HeldFrame, place: int) -> None:
+        """Take the next step with a face that was not encoded."""
+        self.unseen = 0
+        self._skipped.append((frame, place))
+
+    def _interpolate(self, until: NDArray[np.float32] | None) -> None:
+        """Give the skipped steps features between the last one and `until`; None: the last one's."""
+        start, skipped, self._skipped = self._last, self._skipped, []
+        for k, place in enumerate(skipped, start=1):
+            if start is not None:
+                share = np.float32(k / (len(skipped) + 1))
+                self._step(start if until is None else (1 - share) * start + share * until, place)
 
     def hold(self) -> None:
         """Take the next step without a face."""
+        self._interpolate(None)
         if self._last is not None:
             self.unseen += 1
             self._step(self._last, None)
@@ -66,6 +82,7 @@ class _Sequence:
 
     def end(self) -> None:
         """Predict the rest."""
+        self._interpolate(None)
         self._flush()
         self._answer(self._head.finish())
 
@@ -111,7 +128,7 @@ class RowMerger:
         return [held.seen.index for held in self._held]
 
     def push(self, frames: Sequence[SeenFrame], features: NDArray[np.float32]) -> Iterator[Rows]:
-        """Take the next frames and the features (n, D) of their faces in order; yield the rows that are final."""
+        """Take the next frames and the features (n, D) of those encoded in order; yield the rows that are final."""
         unused = iter(features)
         for frame in frames:
             if self._last_index is not None:
@@ -150,7 +167,10 @@ class RowMerger:
         for place, (track_id, _) in enumerate(frame.faces):
             if track_id not in self._sequences:
                 self._sequences[track_id] = _Sequence(self._new_sequence())
-            self._sequences[track_id].see(next(features), held, place)
+            if track_id in frame.skipped:
+                self._sequences[track_id].skip(held, place)
+            else:
+                self._sequences[track_id].see(next(features), held, place)
         self._hold({track_id for track_id, _ in frame.faces})
 
     def _hold(self, seen: set[int]) -> None:

@@ -17,6 +17,12 @@ class SeenFrame:
     index: int
     timestamp_s: float
     faces: tuple[tuple[int, Face], ...]  # track_id and face, in the order of track_id
+    skipped: frozenset[int] = frozenset()  # of these people no crop is encoded: their features are interpolated
+
+    @property
+    def encoded(self) -> int:
+        """How many of the faces are encoded."""
+        return len(self.faces) - len(self.skipped)
 
     def rows(self, answers: Iterable[tuple[Outputs, int] | None]) -> Iterator[FaceRow]:
         """Yield a row for each face, or one without; answers: of each face a block of predictions and the row in it."""
@@ -25,4 +31,13 @@ class SeenFrame:
         for (track_id, face), answer in zip(self.faces, answers, strict=True):
             seen = face.quality
             quality = (seen.yaw_deg, seen.roll_deg, seen.sharpness, seen.is_reliable(face.score))
-            yield FaceRow(self.index, self.timestamp_s, track_id, face.box_px, face.score, quality, answer)
+            yield FaceRow(
+                self.index,
+                self.timestamp_s,
+                track_id,
+                face.box_px,
+                face.score,
+                quality,
+                answer,
+                track_id in self.skipped,
+            )
