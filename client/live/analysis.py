@@ -34,7 +34,7 @@ from affserve.train.windows import WINDOW_FRAMES
 
 DEFAULT_HOP_FRAMES = 10
 BATCH_SHARE = 0.5  # of the time of a hop that the analysis of one batch may take before frames are dropped
-STREAM_BATCH_S = 0.2  # the same of a head that streams: only a machine that is too slow for every frame comes near it
+STREAM_BATCH_S = 0.3  # the same of a head that streams: only a machine that is too slow for every frame comes near it
 PATIENCE = 1.5  # hops of time after which frames are answered although a stalled source sends no more
 
 
