@@ -211,5 +211,5 @@ def _meaning(name: str) -> Column:
 def _state(name: str, ending: str) -> str:
     state = name.removesuffix(ending)
     if state in ACTION_UNIT_MEANINGS:
-        return f"{state} ({ACTION_UNIT_MEANINGS[state]}) active, probability {ACTIVE_FROM:g} or more"
+        return f"{state} ({ACTION_UNIT_MEANINGS[state]}) active: as {state}_on says, else from {ACTIVE_FROM:g} on"
     return f"the expression {state}"

@@ -80,7 +80,7 @@ def test_shares_episodes_events_and_baseline(smile: Path) -> None:
     assert rest["frames"] == 100
     assert rest["AU12_percent_change"] == pytest.approx(40)
     meanings = {column.name: column for column in columns_of_rows([rest])}
-    assert meanings["AU12_percent_change"].description.endswith("or more, less the same in the baseline")
+    assert meanings["AU12_percent_change"].description.endswith("from 0.5 on, less the same in the baseline")
     assert (meanings["AU12_episodes"].unit, meanings["AU12_episode_mean_s"].unit) == ("", "s")
 
 
