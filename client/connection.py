@@ -29,7 +29,7 @@ DEFAULT_POLICY = RetryPolicy()
 class Connection:
     """Where the model is: a repository or a running server; UsageError where that is not clear."""
 
-    repository: Path | None = None  # start a server for this model repository
+    repository: Path | str | None = None  # path or address: start a server for this model repository
     url: str | None = None  # HOST:PORT of a running server, or several with commas between
     trust: bool = False  # start it also where nothing vouches for the repository
     threads: int | None = None  # of a server that is started here; None: it decides
@@ -65,7 +65,7 @@ class Connection:
         return CallerTls(root=self.tls_ca, certificate=self.tls_cert, key=self.tls_key, server_name=self.tls_name)
 
 
-def is_named(repository: Path | None, url: str | None) -> bool:
+def is_named(repository: Path | str | None, url: str | None) -> bool:
     """Say whether a model was named at all, for commands that do with and without one."""
     return repository is not None or url is not None or URL_ENVIRONMENT in os.environ
 
@@ -115,10 +115,14 @@ def _server(connection: Connection) -> Iterator[str]:
         return
     from affserve.export.server.config import ServerConfig
     from affserve.export.server.supervisor import SupervisedServer
+    from affserve.export.sharing.cache import local_repository
 
     # A socket file: no other user of this machine can ask the server, crash it, or touch the frames.
     config = ServerConfig(
-        repository=connection.repository, trust=connection.trust, threads=connection.threads, host=PRIVATE
+        repository=local_repository(connection.repository, _note),
+        trust=connection.trust,
+        threads=connection.threads,
+        host=PRIVATE,
     )
     server = SupervisedServer(config, on_event=_tell_server_event)
     with Console(stderr=True, quiet=connection.quiet).status("starting a server"):  # shows only in a terminal
@@ -131,4 +135,8 @@ def _server(connection: Connection) -> Iterator[str]:
 
 def _tell_server_event(event: Mapping[str, object]) -> None:
     reason = f" ({event['reason']})" if "reason" in event else ""
-    print(printable(f"note: the local server: {event['event']}{reason}"), file=sys.stderr)
+    _note(f"the local server: {event['event']}{reason}")
+
+
+def _note(text: str) -> None:
+    print(printable(f"note: {text}"), file=sys.stderr)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as json_format
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
@@ -80,6 +81,15 @@ def export(
     activate: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Only have version N of the repository --out served.")
     ] = None,
+    sign: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="KEY", help="PEM private key to sign the repository with; with --out alone, one that is there."
+        ),
+    ] = None,
+    open_clip: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Only write --encoder in the layout that open_clip loads.")
+    ] = None,
     print_trtexec: Annotated[
         Path | None,
         typer.Option(
@@ -105,12 +115,16 @@ def export(
     )
     if print_trtexec is not None:
         return _print_trtexec(print_trtexec, engines)
+    if open_clip is not None:
+        return _open_clip(_given("--encoder", encoder, "a checkpoint"), open_clip)
     repository = _given("--out", out, "the repository to write")
     if activate is not None:
         return _activate(repository, activate)
+    if sign is not None and encoder is None:
+        return _sign(repository, sign)
     checkpoints = _given("--encoder", encoder, "a checkpoint"), _given("--head", head, "a checkpoint")
     options = replace(_options(target, precision, version, build_engines, engines), postprocess=postprocess)
-    summary = _export(*checkpoints, repository, options, parity_data, (parity_frames, calibration_frames))
+    summary = _export(*checkpoints, repository, options, parity_data, (parity_frames, calibration_frames), sign)
     return _report(summary, as_json=json)
 
 
@@ -153,15 +167,27 @@ def _options(
 
 
 def _export(
-    encoder: Path, heads: list[Path], out: str, options: ExportOptions, corpus: Path | None, counts: tuple[int, int]
+    encoder: Path,
+    heads: list[Path],
+    out: str,
+    options: ExportOptions,
+    corpus: Path | None,
+    counts: tuple[int, int],
+    key: Path | None,
 ) -> ExportSummary:
     from affserve.export.artefacts.material import corpus_material, generated_material
     from affserve.export.repository.exporting import export_repository
-    from affserve.export.repository.placement import open_target
+    from affserve.export.repository.placement import LocalTarget, open_target
+    from affserve.export.sharing import signing
 
     place = open_target(out)
+    if key is not None and options.version is not None and not isinstance(place, LocalTarget):
+        raise typer.BadParameter(
+            "a version at an address is signed with its whole repository: export to a folder, copy"
+        )
     material = generated_material(*counts) if corpus is None else corpus_material(corpus, *counts)
-    return export_repository(encoder, heads, place, material=material, options=options, progress=_progress)
+    seal = partial(signing.sign, key=key) if key is not None else lambda _: None
+    return export_repository(encoder, heads, place, material=material, options=options, progress=_progress, seal=seal)
 
 
 def _report(summary: ExportSummary, *, as_json: bool) -> None:
@@ -195,6 +221,25 @@ def _activate(repository: str, version: int) -> None:
 
     activate(open_target(repository), version)
     typer.echo(f"{repository}: version {version} is the one to serve ({WHEN_SERVED})")
+
+
+def _sign(repository: str, key: Path) -> None:
+    from affserve.export.repository.placement import LocalTarget, open_target, require_manifest
+    from affserve.export.sharing.signing import sign
+
+    place = open_target(repository)
+    if not isinstance(place, LocalTarget):
+        raise typer.BadParameter("expected a folder on this machine: sign there, then copy", param_hint="--out")
+    require_manifest(place)
+    sign(place.root, key)
+    typer.echo(f"{repository} is signed; serve it with: affserve serve {repository} --verify PUBLIC-KEY")
+
+
+def _open_clip(encoder: Path, folder: Path) -> None:
+    from affserve.export.sharing.open_clip_hub import write_open_clip
+
+    write_open_clip(encoder, folder)
+    typer.echo(f"{folder}: load it with open_clip.create_model('local-dir:{folder}')")
 
 
 def _print_trtexec(repository: Path, engines: EngineOptions) -> None:

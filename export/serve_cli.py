@@ -27,7 +27,12 @@ ForClusters = partial(typer.Option, rich_help_panel="Of --print kubernetes, kser
 
 
 def serve(
-    repository: Annotated[Path, typer.Argument(help="Model repository, as written by affserve export.")],
+    repository: Annotated[
+        str,
+        typer.Argument(
+            metavar="PATH|URL", help="Model repository, as written by affserve export; of s3://... a verified copy."
+        ),
+    ],
     grpc_port: Port = 8001,
     http_port: Annotated[
         int | None,
@@ -63,6 +68,10 @@ def serve(
     trust: Annotated[
         bool, typer.Option("--trust", help="Serve what no manifest vouches for: its files may run programs as you.")
     ] = False,
+    verify: Annotated[
+        Path | None,
+        typer.Option(metavar="KEY", help="PEM public key: serve only what its owner signed, with export --sign."),
+    ] = None,
     tls_cert: Annotated[Path | None, typer.Option(help="PEM certificate of the server: gRPC is encrypted.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="PEM private key of --tls-cert.")] = None,
     tls_ca: Annotated[
@@ -130,6 +139,7 @@ def serve(
     told = locals()
     from affserve.export.server.config import ServerConfig
 
+    told["repository"], told["verify_key"] = _local(repository, watch=watch), verify
     told["tls"], told["accept_known_holes"] = _tls(tls_cert, tls_key, tls_ca), i_know
     told["log"] = None if log is None else log.with_name(f"{log.name}.triton.log")
     config = ServerConfig(**{field.name: told[field.name] for field in fields(ServerConfig) if field.name in told})
@@ -141,7 +151,17 @@ def serve(
     if form is None:
         _serve(config, log)
     else:
-        typer.echo(_printed(config, form, asked), nl=False)
+        storage = repository if "://" in repository else None
+        typer.echo(_printed(config, form, {**asked, "storage": storage}), nl=False)
+
+
+def _local(repository: str, *, watch: bool) -> Path:
+    from affserve.export.sharing.cache import local_repository
+
+    found = local_repository(repository, lambda text: typer.echo(f"note: {text}", err=True))
+    if watch and str(found) != repository:
+        raise typer.BadParameter("a copy does not change: --watch is for a folder", param_hint="--watch")
+    return found
 
 
 def _printed(config: ServerConfig, form: Form, asked: dict[str, Any]) -> str:

@@ -24,8 +24,13 @@ class ServerOptions:
     """Of `Connection`: where the model is."""
 
     repository: Annotated[
-        Path | None,
-        typer.Option("--repository", help="Model repository: a server for it is started here and stopped afterwards."),
+        str | None,
+        typer.Option(
+            "--repository",
+            metavar="PATH|URL",
+            help="Model repository: a server for it is started here and stopped afterwards. Of s3://... a verified "
+            "copy is kept.",
+        ),
     ] = None
     trust: Annotated[
         bool, typer.Option("--trust", help="Of --repository: serve what no manifest vouches for, as affserve serve.")

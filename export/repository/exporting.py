@@ -7,7 +7,7 @@ what was served untouched.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -37,6 +37,7 @@ from affserve.export.engine.rtx import build_rtx_plans
 from affserve.export.engine_sets import GPU_ONNX_FILE, ONNX_FILE, ONNX_RUNTIME, RTX, RTX_PLAN_FILE
 from affserve.export.graphs.flops import count_flops
 from affserve.export.precision.tolerances import Precision
+from affserve.export.repository.card import CARD_FILE, model_card
 from affserve.export.repository.golden import write_golden
 from affserve.export.repository.manifest import ArtefactRecord, Manifest, VersionRecord
 from affserve.export.repository.placement import LocalTarget, Target, read_target_manifest, refuse_foreign
@@ -116,9 +117,11 @@ def export_repository(
     material: Material,
     options: ExportOptions = ExportOptions(),
     progress: Progress = lambda _: None,
+    seal: Callable[[Path], None] = lambda _: None,
 ) -> ExportSummary:
     """Write the repository of an encoder and one to three heads to `target`, or a version of it.
 
+    seal: gets the folder of the whole repository, before it takes its place, or when a version was added to it.
     CheckpointError, ExportError or ParityError; the target is then as it was.
     """
     place = LocalTarget(target) if isinstance(target, Path) else target
@@ -142,9 +145,12 @@ def export_repository(
             record = _with_rtx(staging, version, record, options.rtx, progress)
         _write_manifest(staging, version, record, kept)
         if kept is None:
+            seal(staging)
             place.place_whole(staging)
         else:
             place.place_version(staging, version)
+            if isinstance(place, LocalTarget):
+                seal(place.root)
     return ExportSummary(repository=place.name, version=version, record=record, notices=_notices(kept, record, version))
 
 
@@ -255,6 +261,7 @@ def _write_manifest(staging: Path, version: int, record: VersionRecord, kept: Ma
     versions = {**(kept.versions if kept is not None else {}), version: record}
     manifest = Manifest(served=version, versions=versions, configs=config_hashes(staging))
     (staging / MANIFEST_FILE).write_bytes(manifest.to_json())
+    (staging / CARD_FILE).write_bytes(model_card(manifest))
 
 
 def _notices(kept: Manifest | None, record: VersionRecord, version: int) -> tuple[str, ...]:

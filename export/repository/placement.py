@@ -18,9 +18,10 @@ from typing import Any, Protocol
 
 from affserve.export.contract import MANIFEST_FILE, MODELS
 from affserve.export.repository.manifest import EXPORT_COMMAND, Manifest
-from affserve.train.errors import ExportError, OutputError, RepositoryError
+from affserve.train.errors import AffserveError, ExportError, OutputError, RepositoryError
 from affserve.train.files import replace_folder, write_file
 
+STORES = ("botocore", "aiobotocore", "aiohttp", "gcsfs", "huggingface_hub")  # whose libraries have errors of their own
 LOCAL_SCHEMES = ("file://", "local://")
 
 
@@ -101,11 +102,15 @@ def require_manifest(target: Target) -> Manifest:
 
 @contextlib.contextmanager
 def _explained(what: str, remedy: str) -> Iterator[None]:
-    """Make an OutputError of an operating system's error."""
+    """Make an OutputError of an operating system's error, or of what libraries of stores raise in its place."""
     try:
         yield
-    except OSError as error:
-        raise OutputError(f"{what}: {error.strerror or error}; {remedy}") from error
+    except AffserveError:
+        raise
+    except Exception as error:
+        if not isinstance(error, OSError) and not type(error).__module__.startswith(STORES):
+            raise
+        raise OutputError(f"{what}: {getattr(error, 'strerror', None) or error}; {remedy}") from error
 
 
 @dataclass(frozen=True)
@@ -154,7 +159,7 @@ class LocalTarget:
                 if (made := staging / model / str(version)).is_dir():  # not every head streams
                     (self.root / model).mkdir(parents=True, exist_ok=True)
                     replace_folder(made, self.root / model / str(version))
-        self.write({file: (staging / file).read_bytes() for file in in_order(staging) if _version_of(file) is None})
+        self.write({file: (staging / file).read_bytes() for file in in_order(staging) if version_of(file) is None})
 
     def write(self, files: Mapping[str, bytes]) -> None:
         with self._explained():
@@ -192,6 +197,17 @@ class RemoteTarget:
         with self._explained():
             path = f"{self.root}/{file}"
             return int(self.fs.size(path)) if self.fs.exists(path) else None
+
+    def sizes(self) -> dict[str, int]:
+        """Return the size in bytes of every file by its path below the root."""
+        with self._explained():
+            found = self.fs.find(self.root, detail=True)
+        return {path.removeprefix(f"{self.root}/"): int(about["size"]) for path, about in found.items()}
+
+    def fetch(self, file: str, place: Path) -> None:
+        """Copy a file to a place on this machine."""
+        with self._explained():
+            self.fs.get_file(f"{self.root}/{file}", str(place))
 
     def occupied(self) -> bool:
         with self._explained():
@@ -242,16 +258,16 @@ class RemoteTarget:
                     raise OutputError(f"{self.url}/{file} has {arrived} bytes after the upload of {sent}; export again")
 
     def _explained(self) -> contextlib.AbstractContextManager[None]:
-        return _explained(f"{self.url} cannot be read or written", "check the address and who may write there")
+        return _explained(f"{self.url} cannot be read or written", "check the address and who may read or write there")
 
 
 def in_order(staging: Path) -> list[str]:
     """Return the staged files in the order in which a watching server may see them: versions, configs, manifest."""
     files = [path.relative_to(staging).as_posix() for path in staging.rglob("*") if path.is_file()]
-    return sorted(files, key=lambda file: (file == MANIFEST_FILE, _version_of(file) is None, file))
+    return sorted(files, key=lambda file: (file == MANIFEST_FILE, version_of(file) is None, file))
 
 
-def _version_of(file: str) -> int | None:
+def version_of(file: str) -> int | None:
     """Return the version whose folder holds a file; None for configurations and the manifest."""
     parts = PurePosixPath(file).parts
     return int(parts[1]) if len(parts) > 2 and parts[1].isdecimal() else None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 
 from affserve.export.contract import MANIFEST_FILE, MODELS_WITHOUT_FILES, HeadDescription
+from affserve.export.repository.card import CARD_FILE, model_card
 from affserve.export.repository.manifest import Manifest
 from affserve.export.repository.placement import Target, require_manifest
 from affserve.export.repository.templates import config_files, config_hashes, write_configs
@@ -74,5 +75,5 @@ def activate(target: Target, version: int) -> Manifest:
         manifest = dataclasses.replace(manifest, served=version, configs=config_hashes(folder))
     # A version from before one of these models existed lacks its folder.
     kept = {file: content for file, content in keep_files(version).items() if target.size(file) is None}
-    target.write({**kept, **files, MANIFEST_FILE: manifest.to_json()})
+    target.write({**kept, **files, CARD_FILE: model_card(manifest), MANIFEST_FILE: manifest.to_json()})
     return manifest

@@ -45,6 +45,7 @@ class ServerConfig:
     shared_memory: bool | None = None  # may callers register regions; None: when only this machine can call
     watch: bool = False  # change over when another version of the repository is to be served
     trust: bool = False  # serve a repository that nothing vouches for: its files may run programs
+    verify_key: Path | None = None  # PEM, public: serve only what its owner signed
     accept_known_holes: bool = False  # listen beyond this machine with a server that should not
     log: Path | None = None  # Triton's own log; None: a file that ends with the server
     # From start to the first true answer, s: an RTX card compiles its kernels at the first start.

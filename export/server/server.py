@@ -42,6 +42,7 @@ from affserve.export.server.installation import (
 from affserve.export.server.own_folder import OwnFolder, remove_orphans
 from affserve.export.server.probe import Prober, identify
 from affserve.export.server.security import CallerTls, check_host, is_private, supervisor_tls
+from affserve.export.sharing import signing
 from affserve.train.errors import RepositoryError, ServerError, remedy
 
 __all__ = ["ServerConfig", "TritonServer", "UnpreparedError"]
@@ -58,6 +59,13 @@ LOG_LIMIT_BYTES = 8 << 20  # then it starts over, and one file of that size befo
 
 class UnpreparedError(ServerError):
     """The machine refused what a server needs before it starts, such as room for its files: it may have it later."""
+
+
+def verified(config: ServerConfig) -> Manifest | None:
+    """Return the manifest of a repository that may be served; RepositoryError for another, or one not signed."""
+    if config.verify_key is not None:
+        signing.verify(config.repository, config.verify_key)
+    return verify_repository(config.repository, config.engine, trust=config.trust)
 
 
 @contextlib.contextmanager
@@ -169,7 +177,7 @@ class TritonServer:
         """Start the server with an engine set that is named."""
         if (trouble := machine_obstacle(requested.engine, installation)) is not None:
             raise ServerError(f"--engine {requested.engine} cannot be served: {trouble.text}; {trouble.remedy}")
-        self._manifest = verify_repository(requested.repository, requested.engine, trust=requested.trust)
+        self._manifest = verified(requested)
         self.notice = notice(requested.engine, self._manifest, installation)
         self.models = served_models(requested.repository)
         for attempts_left in reversed(range(PORT_ATTEMPTS)):

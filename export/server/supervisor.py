@@ -17,7 +17,7 @@ from tritonclient.utils import InferenceServerException
 
 from affserve.export.contract import CLIP_ENCODER, JPEG_DECODER, TEMPORAL_HEAD, ModelSpec
 from affserve.export.machine.processes import children_of, is_running
-from affserve.export.repository.check import manifest_text, verify_repository
+from affserve.export.repository.check import manifest_text
 from affserve.export.server import triton_log
 from affserve.export.server.config import ServerConfig
 from affserve.export.server.engine_choice import passed_over
@@ -25,7 +25,7 @@ from affserve.export.server.events import Event, print_event
 from affserve.export.server.own_folder import OwnFolder, write_note
 from affserve.export.server.probe import Prober
 from affserve.export.server.security import PRIVATE
-from affserve.export.server.server import TritonServer, UnpreparedError, preparing
+from affserve.export.server.server import TritonServer, UnpreparedError, preparing, verified
 from affserve.train.errors import AffserveError, RepositoryError, ServerError
 
 WATCH_PERIOD_S = 0.25
@@ -170,7 +170,7 @@ class SupervisedServer:
         if found in (b"", self._server.manifest, self._refused):
             return None
         try:
-            verify_repository(self._config.repository, self._config.engine, trust=self._config.trust)
+            verified(self._config)
         except RepositoryError as error:
             self._refused = found
             self._tell({"event": "not changed over", "reason": str(error), "url": self.grpc_url})

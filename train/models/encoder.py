@@ -126,8 +126,15 @@ def _first_line(error: BaseException) -> str:
 
 
 def _build_tower(config: EncoderConfig) -> nn.Module:
-    # open_clip builds towers in pairs; the smallest text tower there is goes straight to the bin.
-    text = open_clip.CLIPTextCfg(context_length=1, vocab_size=1, width=64, heads=1, layers=1)
-    vision = open_clip.CLIPVisionCfg(**config.vision_cfg)
-    tower: nn.Module = open_clip.CLIP(config.embed_dim, vision, text, quick_gelu=config.quick_gelu).visual
+    tower: nn.Module = build_clip(config).visual
     return tower
+
+
+# open_clip builds towers in pairs; this is the smallest text tower there is, and nothing reads it.
+TEXT_TOWER = open_clip.CLIPTextCfg(context_length=1, vocab_size=1, width=64, heads=1, layers=1)
+
+
+def build_clip(config: EncoderConfig) -> Any:
+    """Return open_clip's model with a tower of random weights, and TEXT_TOWER beside it."""
+    vision = open_clip.CLIPVisionCfg(**config.vision_cfg)
+    return open_clip.CLIP(config.embed_dim, vision, TEXT_TOWER, quick_gelu=config.quick_gelu)
