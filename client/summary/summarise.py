@@ -63,7 +63,7 @@ def summarise(results: Sequence[Path], choice: Choice, groups: Sequence[Member] 
         means=means,
         comparisons=with_false_discoveries(comparisons),
         failures=failures,
-        notes=notes + _notes(comparisons),
+        notes=notes + _notes_of_tests(comparisons),
     )
 
 
@@ -106,7 +106,7 @@ def _notes_of(rows: Sequence[Row]) -> list[str]:
     return notes + ([f"{seen - used} of {seen} frames with a face are not reliable: left out"] if used < seen else [])
 
 
-def _notes(comparisons: Sequence[Comparison]) -> list[str]:
+def _notes_of_tests(comparisons: Sequence[Comparison]) -> list[str]:
     left_out = max((one.left_out for one in comparisons), default=0)
     if not left_out:
         return []
