@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -101,6 +101,13 @@ class SharedClient:
             if self._client is None:
                 self._client = self._stack.enter_context(connected(self._connection))
             return self._client
+
+    @contextmanager
+    def beside(self, policy: RetryPolicy) -> Iterator[AffectClient]:
+        """Yield another client of the same server, which repeats calls by a policy of its own."""
+        url = self.get().url
+        with connected(replace(self._connection, repository=None, trust=False, url=url, policy=policy)) as client:
+            yield client
 
     def close(self) -> None:
         """Disconnect, and stop a server that was started."""

@@ -15,13 +15,15 @@ from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
-from affserve.client.page import analyse, export, result_routes
+from affserve.client.page import analyse, export, live, result_routes
 from affserve.client.page.page import Page
 from affserve.client.page.security import Guard
 from affserve.train.errors import AffserveError
 
 STATIC = Path(__file__).parent / "static"
-ROUTES: tuple[Callable[[Page], list[BaseRoute]], ...] = (result_routes.routes, analyse.routes, export.routes)
+ROUTES: tuple[Callable[[Page], list[BaseRoute]], ...] = tuple(
+    one.routes for one in (result_routes, analyse, export, live)
+)
 
 
 def create_app(page: Page) -> ASGIApp:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,6 +33,7 @@ class Page:
     croppers: Croppers = field(default_factory=Croppers)  # by what faces are found then
     out: Path = Path()  # the folder for new results
     queue: Queue = field(default_factory=Queue)
+    watching: threading.Lock = field(default_factory=threading.Lock)  # held while something is
     before: dict[str, list[Edits]] = field(default_factory=dict)  # of each entry the edits that undo goes back to
 
     def __post_init__(self) -> None:

@@ -26,6 +26,8 @@ from affserve.train.signals import handled
 HOST = "127.0.0.1"
 LAST_WORDS_S = 1  # that open requests, a video being sent, get when the page ends
 
+LAST_RECORD_S = 10  # that a live record gets to be put in place
+
 
 @dataclass(frozen=True, kw_only=True)
 class ViewOptions:
@@ -66,8 +68,9 @@ def _page(options: ViewOptions, library: Library, temporary: Path, stack: ExitSt
     if options.connection is not None:
         page.model = SharedClient(options.connection)
         stack.callback(page.model.close)
-        page.features["analyse"] = True
+        page.features |= {"analyse": True, "live": True}
     stack.callback(page.queue.close)
+    stack.callback(page.watching.acquire, timeout=LAST_RECORD_S)
     return page
 
 

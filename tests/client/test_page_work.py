@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from clips import moving_square, write_video
 
@@ -186,3 +187,39 @@ def test_a_page_is_of_one_result(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--html takes one result, and 0 were found"):
         write_html([folder / "square.mp4"], tmp_path / "page.html")
     assert not (tmp_path / "page.html").exists()
+
+
+def test_a_file_that_is_watched_shows_its_curves_and_its_record_has_the_rows_of_infer(tab: Any, folder: Path) -> None:
+    """Frames may be dropped on a slow machine; those that are answered are answered as by `infer`."""
+    tab.get_by_label("What to watch").select_option(label="square.mp4, in real time")
+    tab.get_by_role("checkbox", name="record").check()
+    tab.get_by_role("button", name="Watch").click()
+    tab.wait_for_function("() => globalThis.affserve?.film?.drawn > 0")
+    tab.get_by_role("link", name="Show the record").wait_for()
+    shown = tab.evaluate("() => [...affserve.film.people.values()].map(({columns}) => [...columns.valence])")[0]
+    (record,) = folder.glob("square 2*.affect.csv")
+    watched, whole = read(record), read(folder / "results" / "square.affect.csv")
+    same = np.isin(whole["frame"], watched["frame"])
+    assert len(watched["frame"]) == same.sum() >= 10
+    for name in ("timestamp_s", "box_w_px", "valence", "p_Fear", "AU12"):
+        assert watched[name].tolist() == pytest.approx(whole[name][same].tolist(), abs=1.5e-4), name
+    assert shown == pytest.approx(watched["valence"].tolist(), abs=1.5e-4)
+    tab.get_by_role("link", name="Show the record").click()
+    tab.wait_for_function("() => document.querySelector('video')?.readyState >= 2")
+
+
+def test_the_camera_of_the_browser_is_watched_until_it_is_stopped(tab: Any, folder: Path) -> None:
+    tab.get_by_label("What to watch").select_option("browser")
+    tab.get_by_role("button", name="Watch").click()
+    tab.wait_for_function("() => globalThis.affserve?.film?.drawn > 0")
+    assert tab.evaluate("() => affserve.film.picture.width") == 640
+    tab.get_by_role("button", name="Stop").click()
+    tab.get_by_text("It has ended").wait_for()
+
+
+@pytest.mark.parametrize("source", ["file:///etc/passwd", "/etc/passwd", "entry:../x", "concat:a|b"])
+def test_no_other_file_is_watched(tab: Any, source: str) -> None:
+    tab.get_by_label("What to watch").select_option("")
+    tab.get_by_label("Address").fill(source)
+    tab.get_by_role("button", name="Watch").click()
+    tab.get_by_text("is no source").wait_for()

@@ -6,7 +6,7 @@ import { Curves } from "./curves.js";
 import { decode } from "./data.js";
 import { clock, h, percent, plural } from "./dom.js";
 import { exporting } from "./export.js";
-import { watching } from "./live.js";
+import { watch, watching } from "./live.js";
 import { People } from "./people.js";
 import { Plane } from "./plane.js";
 import { Player } from "./player.js";
@@ -67,7 +67,7 @@ async function route() {
   open = null;
   asked += 1;
   try {
-    await (kind === "r" ? result(id) : list());
+    await (kind === "r" ? result(id) : kind === "live" ? watch(main, place) : list());
   } catch (error) {
     main.className = "listing";
     main.replaceChildren(h("p", { class: "quiet" }, error.message), h("a", { href: "#/" }, "Back to the list"));

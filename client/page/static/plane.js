@@ -17,6 +17,7 @@ export class Plane {
 
   draw() {
     const { context, width, height } = pen(this.canvas), { state } = this, half = Math.min(width, height) / 2 - 14;
+    if (half <= 0) return; // not on the screen
     const x = (valence) => width / 2 + valence * half, y = (arousal) => height / 2 - arousal * half;
     context.strokeStyle = themed("--rule");
     context.beginPath();
