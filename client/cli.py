@@ -16,7 +16,7 @@ from typer.core import TyperGroup
 from affserve.benchmarks.cli import bench_app  # only here: the root alone knows every stage
 from affserve.client.commands.data import crop, import_
 from affserve.client.commands.doctor import doctor
-from affserve.client.commands.infer import CommandWithColumns, infer
+from affserve.client.commands.infer import CommandWithColumns, annotate, infer
 from affserve.client.commands.live import live
 from affserve.client.commands.results import convert, summary
 from affserve.client.commands.status import status
@@ -32,6 +32,7 @@ EXTRA_OF = {
     **dict.fromkeys(("torch", "torchvision", "open_clip", "timm", "safetensors"), "train"),
     **dict.fromkeys(("onnx", "onnxscript", "onnxruntime"), "export"),
     **dict.fromkeys(("starlette", "uvicorn", "websockets", "python_multipart"), "page"),
+    "ray": "ray",
 }
 
 
@@ -68,6 +69,7 @@ app.command()(serve)
 app.command()(status)
 app.command()(evaluate)
 app.command(cls=CommandWithColumns)(infer)
+app.command()(annotate)
 app.command()(convert)
 app.command()(summary)
 app.command()(live)

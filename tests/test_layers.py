@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 # Upper floors first; what shares a floor does not import one another. Modules at a folder's root count as packages.
 FLOORS = {
     "benchmarks": "__main__ cli | peers | report video | engines everything load serving training | measuring",
-    "client": "__main__ | cli | commands | page | corpora | infer live | connection | async_client | client"
+    "client": "__main__ | cli | commands | page | corpora | annotate | infer live | connection | async_client | client"
     " | exchange summary | drawing sequences | faces results video wire",
     "export": "doctor | machine_findings | export_cli serve_cli | deployment | server | sharing | repository | engine"
     " | artefacts | precision | graphs machine | contract pins | engine_sets",

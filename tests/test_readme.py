@@ -26,7 +26,7 @@ PAGES = {
 ALL_PAGES = "\n".join(PAGES.values())
 BLOCKS = re.findall(r"```sh\n(.*?)```", ALL_PAGES, flags=re.DOTALL)
 COMMANDS = [line.partition("#")[0].strip() for block in BLOCKS for line in block.splitlines() if line.strip()]
-TORCHRUN = re.compile(r"torchrun --nproc-per-node 2 -m affserve\.(?=train )")
+TORCHRUN = re.compile(r"torchrun (--\S+ \S+ )+-m affserve\.(?=train )")
 
 
 @pytest.mark.parametrize("line", [line for line in COMMANDS if line.startswith(("affserve ", "torchrun "))])

@@ -151,6 +151,7 @@ def e2e(
     from affserve.benchmarks.measuring.films import drawn_film
     from affserve.benchmarks.measuring.random_models import random_checkpoints, repository_of
     from affserve.benchmarks.video.whole_jobs import measure_whole_job
+    from affserve.client.faces.cropper import Croppers
     from affserve.export.precision.tolerances import Precision
 
     options = ["--face-detector", face_detector]
@@ -159,12 +160,14 @@ def e2e(
         repository = repository or repository_of(random_checkpoints(VIT), Precision.INT8, progress=progress)
     options += ["--url", url] if url is not None else ["--repository", str(repository)]
     with tempfile.TemporaryDirectory() as scratch:
-        keep(name, measure_whole_job(video or drawn_film(), options, frames, rounds, Path(scratch)), folder)
+        croppers = Croppers(face_detector=face_detector, face_model=face_model)
+        keep(name, measure_whole_job(video or drawn_film(), options, frames, rounds, Path(scratch), croppers), folder)
 
 
 def scale(
     part: Annotated[
-        list[str] | None, typer.Option(help="length, clients, servers or faces; may be repeated.  [default: all]")
+        list[str] | None,
+        typer.Option(help="length, clients, servers, faces, cluster; may be repeated.  [default: the first 4]"),
     ] = None,
     repository: Annotated[
         Path | None, typer.Option(help="Model repository.  [default: the demo's small model, random weights]")
@@ -196,14 +199,4 @@ def scale(
         keep(f"scale-{one}", {"model": measured["model"], **measured[one]}, folder)
 
 
-def page(
-    frames: Annotated[int, typer.Option(min=200, help="Of the long result, of three people.")] = 20_000,
-    folder: Folder = None,
-) -> None:
-    """Measure the page of `affserve view` in Chromium: first curve, seeks, memory, frames that are not the rows'."""
-    from affserve.benchmarks.video.page import measure_page
-
-    keep("page", measure_page(frames), folder)
-
-
-COMMANDS = (live, cameras, faces, e2e, scale, demo, page)
+COMMANDS = (live, cameras, faces, e2e, scale, demo)

@@ -16,12 +16,13 @@ from affserve.benchmarks.measuring.films import drawn_film, loop_film, mosaic
 from affserve.benchmarks.measuring.random_models import CACHE, DEMO, Progress, random_checkpoints, repository_of
 from affserve.benchmarks.measuring.samples import fitted
 from affserve.benchmarks.serving.clients import measure_clients, measure_servers
+from affserve.benchmarks.video.cluster import measure_cluster
 from affserve.benchmarks.video.infer_run import run_infer
 from affserve.export.precision.tolerances import Precision
 from affserve.train.errors import DataError
 
-LENGTH, CLIENTS, SERVERS, FACES = "length", "clients", "servers", "faces"
-PARTS = (LENGTH, CLIENTS, SERVERS, FACES)
+LENGTH, CLIENTS, SERVERS, FACES, CLUSTER = "length", "clients", "servers", "faces", "cluster"
+PARTS = (LENGTH, CLIENTS, SERVERS, FACES)  # unless others are asked for
 LENGTHS = (300, 2000, 6000, 20_000)  # frames
 SHORT = 2000  # frames: the bar compares the longest with this one
 WITHIN = 0.05  # of the time per frame, and of the peak memory, of the shorter
@@ -46,8 +47,8 @@ class ScaleOptions:
     cache: Path = CACHE
 
     def __post_init__(self) -> None:
-        if unknown := set(self.parts) - set(PARTS):
-            raise DataError(f"parts are {', '.join(sorted(unknown))}; expected some of {', '.join(PARTS)}")
+        if unknown := set(self.parts) - {*PARTS, CLUSTER}:
+            raise DataError(f"parts are {', '.join(sorted(unknown))}; expected some of {', '.join((*PARTS, CLUSTER))}")
         if min((*self.lengths, *self.clients, *self.servers, *self.faces, self.repeats, self.rounds)) < 1:
             raise DataError("a length, a count or a number of rounds is below 1; expected all above")
 
@@ -67,6 +68,8 @@ def measure_scale(options: ScaleOptions, scratch: Path, progress: Progress = lam
         measured[SERVERS] = measure_servers(repository, options.servers, frames, options.rounds)
     if FACES in options.parts:
         measured[FACES] = _measure_faces(options, repository, scratch, progress)
+    if CLUSTER in options.parts:
+        measured[CLUSTER] = measure_cluster(repository, options.film or drawn_film(options.cache), scratch, progress)
     return measured
 
 

@@ -8,6 +8,7 @@ the seconds of the stages overlap and do not add up to the time of the job.
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -20,6 +21,9 @@ from affserve.benchmarks.measuring.films import loop_film
 from affserve.benchmarks.measuring.record import environment
 from affserve.benchmarks.measuring.samples import median_interval
 from affserve.benchmarks.video.infer_run import run_infer
+from affserve.client.faces.cropper import Croppers
+from affserve.client.infer.read_ahead import ReadAhead, StageSeconds
+from affserve.client.infer.work import WorkSettings
 from affserve.train.errors import VideoError
 
 REAL_TIME = 30.0  # frames per second of the bar
@@ -44,9 +48,12 @@ PUBLISHED = (
 
 
 def measure_whole_job(
-    video: Path, options: Sequence[str], frames: int | None, rounds: int, scratch: Path
+    video: Path, options: Sequence[str], frames: int | None, rounds: int, scratch: Path, croppers: Croppers
 ) -> dict[str, Any]:
-    """Return the speed of `affserve infer` on a video and where its time goes; options: infer's own, with the model."""
+    """Return the speed of `affserve infer` on a video and where its time goes.
+
+    options: infer's own, with the model. croppers: as the options have them.
+    """
     shape = video_shape(video)
     film = loop_film(video, frames, scratch / "film.mp4") if frames is not None else video
     runs = [run_infer(film, scratch / "rows.csv", *options) for _ in range(rounds)]
@@ -68,6 +75,8 @@ def measure_whole_job(
         "seconds": median_interval(times_s).rounded(),
         "times_real_time": round(speed / shape["fps"], 3),
         "commands_s": [run["command_s"] for run in runs],
+        "limited_by": limit([summary["stages"] for summary in summaries], times_s),
+        "front_half": front_half(film, croppers),
         "stages": stages([summary["stages"] for summary in summaries], count),
         "client_peak_mib": max(run["client_peak_mib"] for run in runs),
         "server_peak_mib": max(run["server_peak_mib"] for run in runs),
@@ -105,6 +114,30 @@ def stages(of_runs: Sequence[Mapping[str, float]], frames: int) -> dict[str, dic
         }
         for name, value in medians_s.items()
     }
+
+
+FRONT_STAGES = {"decode_s": "decoding", "detect_s": "faces", "crop_s": "crops"}
+
+
+def limit(of_runs: Sequence[Mapping[str, float]], times_s: Sequence[float]) -> str:
+    """Say which stage the others wait for: the server where frames wait for it, else the slowest stage before it."""
+    waiting = statistics.median(one["frames_wait_s"] / time_s for one, time_s in zip(of_runs, times_s, strict=True))
+    if waiting < 0.5:
+        return "the server"
+    slowest = max(FRONT_STAGES, key=lambda name: statistics.median(one[name] for one in of_runs))
+    return FRONT_STAGES[slowest]
+
+
+def front_half(film: Path, croppers: Croppers) -> dict[str, float]:
+    """Return how many frames a second decoding, faces and crops deliver without a server: in all, and per core used."""
+    work = WorkSettings(croppers=croppers, threads=1)
+    work.prepare_process()
+    source = work.open(film)
+    start, used_s = time.perf_counter(), time.process_time()
+    with ReadAhead(source, croppers.cropper(source.already_cropped), StageSeconds()) as chunks:
+        frames = sum(len(chunk.frames) for chunk in chunks)
+    wall_s, used_s = time.perf_counter() - start, time.process_time() - used_s
+    return {"frames_per_s": round(frames / wall_s, 1), "frames_per_s_per_core": round(frames / used_s, 1)}
 
 
 def published(frames_per_s: float, gpus: Sequence[str]) -> list[dict[str, Any]]:

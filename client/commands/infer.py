@@ -1,4 +1,4 @@
-"""The command `affserve infer`."""
+"""The commands `affserve infer` and `affserve annotate`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typer.core import TyperCommand
 from affserve.client.commands.options import (
     CropperOptions,
     FaceOptions,
+    JobsOption,
     RawOption,
     ServerOptions,
     TlsOptions,
@@ -73,6 +74,7 @@ def infer(
     resume: Annotated[
         bool, typer.Option("--resume", help="Leave what is complete and of the same source, options and model.")
     ] = False,
+    jobs: JobsOption = None,
     faces: FaceOptions,
     smooth: Annotated[
         float, typer.Option(min=0, max=0.99, help="Share of the box before that stays in the reported box.")
@@ -107,6 +109,7 @@ def infer(
     from affserve.client.connection import Connection
     from affserve.client.faces.cropper import Croppers
     from affserve.client.infer.run import InferOptions, infer_sources
+    from affserve.client.infer.work import WorkSettings
     from affserve.train.errors import UsageError
 
     for source in sources:
@@ -121,15 +124,83 @@ def infer(
         row_format=row_format,
         plot=plot,
         overlay=overlay,
-        resume=resume,
-        croppers=Croppers(faces=FaceSettings(**vars(faces), smoothing=smooth), **vars(croppers)),
-        raw=raw,
-        every=every,
-        fps=fps,
-        most_pixels=int(max_megapixels * 1e6),
-        threads=threads,
+        work=WorkSettings(
+            croppers=Croppers(faces=FaceSettings(**vars(faces), smoothing=smooth), **vars(croppers)),
+            fps=fps,
+            most_pixels=int(max_megapixels * 1e6),
+            resume=resume,
+            raw=raw,
+            every=every,
+            threads=threads,
+        ),
+        jobs=jobs,
         json=json,
         quiet=quiet,
     )
     if not infer_sources(options):
+        raise typer.Exit(1)
+
+
+@spread
+def annotate(
+    *,
+    videos: Annotated[
+        str,
+        typer.Argument(
+            metavar="VIDEOS",
+            help="A quoted pattern, as 'VIDEOS/**/*.mp4', a folder, or a .txt file with one video a line; paths, or "
+            "addresses that fsspec knows, as s3://bucket/videos.",
+        ),
+    ],
+    server: ServerOptions,
+    out: Annotated[str, typer.Option(help="Folder for the results, named as the videos are; a path or an address.")],
+    row_format: Annotated[str, typer.Option("--format", help="csv, parquet or jsonl.")] = "csv",
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            help="Work on the machines of a Ray cluster: auto (the one that runs here), its ADDRESS, or local (one for "
+            "this machine alone). All of them need the videos, the repository and the results in the same places.  "
+            "[default: this machine, without Ray]"
+        ),
+    ] = None,
+    jobs: JobsOption = None,
+    give_up_after: Annotated[
+        float, typer.Option(min=1, help="Seconds without a new frame, after which a video is given up.")
+    ] = 600.0,
+    faces: FaceOptions,
+    croppers: CropperOptions,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of each server's models.")] = None,
+    transport: TransportOption = Transport.AUTO,
+    tls: TlsOptions,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print neither progress nor report.")] = False,
+) -> None:
+    """Estimate affect in every video of a corpus, on this machine or on a Ray cluster.
+
+    Writes the rows of `affserve infer` for each video. Run again, it does what is missing, changed, or made by another
+    model or other options. What failed is in failed.csv, and the exit code is then 1.
+    """
+    from affserve.client.annotate.annotator import CorpusSettings
+    from affserve.client.annotate.places import Results
+    from affserve.client.annotate.run import AnnotateOptions, annotate_corpus
+    from affserve.client.connection import Connection
+    from affserve.client.faces.cropper import Croppers
+    from affserve.client.faces.settings import FaceSettings
+    from affserve.client.results.formats import choose_format
+
+    settings = CorpusSettings(
+        croppers=Croppers(faces=FaceSettings(**vars(faces)), **vars(croppers)),
+        results=Results(address=out.rstrip("/")),
+        resume=True,
+    )
+    options = AnnotateOptions(
+        corpus=videos,
+        settings=settings,
+        connection=Connection(**vars(server), **vars(tls), threads=threads, quiet=quiet, transport=transport),
+        row_format=choose_format(row_format, None),
+        ray=ray,
+        jobs=jobs,
+        patience_s=give_up_after,
+        quiet=quiet,
+    )
+    if not annotate_corpus(options):
         raise typer.Exit(1)

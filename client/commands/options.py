@@ -84,6 +84,17 @@ RawOption = Annotated[
 ]
 
 
+JobsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--jobs",
+        min=1,
+        help="Sources to work on at once, by processes that share the server.  [default: by the cores and by what "
+        "computes; 1 for one source]",
+    ),
+]
+
+
 @dataclass(frozen=True, kw_only=True)
 class FaceOptions:
     """Of `FaceSettings`: whose face, and how faces are followed."""

@@ -1,4 +1,4 @@
 """Videos in, result files out: what `affserve infer` does.
 
-Read run, analyze_files, analyze, read_ahead.
+Read run, work, crew, analyze_files, analyze, read_ahead.
 """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +16,7 @@ from rich.text import Text
 
 from affserve.client.infer.analyze_files import Summary
 from affserve.client.video.source import Progress
-from affserve.train.errors import AffserveError, printable
+from affserve.train.errors import printable
 
 JSON_DIGITS = 4
 
@@ -53,18 +53,39 @@ class Terminal:
             # The announced number of frames is a guess; a bar that is over-full looks like an error.
             yield lambda done, hint: bar.update(task, completed=done, total=max(done, hint) if hint else None)
 
+    @contextmanager
+    def several(self, total: int) -> Iterator[Callable[[Path | str, int, int | None], None]]:
+        """Show a bar for many sources of which some are under way; yield what their workers report to."""
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[now]}"),
+            TimeRemainingColumn(),
+        )
+        shares: dict[Path | str, float] = {}  # of the frames of a source that are done
+
+        with Bar(*columns, console=self._console, transient=True, disable=self._silent) as bar:
+            task = bar.add_task("sources", total=total, now="")
+
+            def told(path: Path | str, done: int, hint: int | None) -> None:
+                shares[path] = min(done / hint, 1.0) if hint else 1.0
+                bar.update(task, completed=sum(shares.values()), now=printable(f"{Path(path).name}: frame {done}"))
+
+            yield told
+
     def json(self, summary: Summary) -> None:
         """Print a summary as one line of JSON on stdout."""
         print(json.dumps(_rounded(asdict(summary))), flush=True)
 
-    def skipped(self, source: Path, rows: Path, *, as_json: bool) -> None:
+    def skipped(self, source: Path | str, rows: Path, *, as_json: bool) -> None:
         """Tell that a source is done already."""
         if as_json:
             print(json.dumps({"file": str(source), "skipped": True, "out": str(rows)}), flush=True)
         elif not self._quiet:
             print(printable(f"{source}: done already, see {rows}"), flush=True)
 
-    def end(self, sources: int, skipped: int, failures: Mapping[Path, AffserveError]) -> None:
+    def end(self, sources: int, skipped: int, failures: Mapping[Path | str, str]) -> None:
         """Tell on stderr what became of many sources: on a long run, the errors have scrolled away."""
         done = sources - skipped - len(failures)
         counts = [f"{done} done", *([f"{skipped} done before"] if skipped else [])]
@@ -73,7 +94,7 @@ class Terminal:
         print(f"{_count(sources, 'source')}: {', '.join(counts)}", file=sys.stderr)
         for source, error in failures.items():
             name = printable(str(source))
-            print(f"  {name}: {str(error).removeprefix(name).strip()}", file=sys.stderr)
+            print(f"  {name}: {printable(error).removeprefix(name).strip()}", file=sys.stderr)
 
     def summary(self, summary: Summary, *, to_stderr: bool) -> None:
         """Print a summary for people; on stderr when stdout carries the table."""

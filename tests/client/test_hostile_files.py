@@ -33,6 +33,7 @@ from affserve.client.connection import Connection
 from affserve.client.faces.cropper import Croppers
 from affserve.client.infer.run import InferOptions, infer_sources
 from affserve.client.infer.summary import Terminal
+from affserve.client.infer.work import WorkSettings
 from affserve.client.results.formats import FORMATS
 from affserve.client.results.output_file import OutputFile
 from affserve.client.video.source import open_source
@@ -43,7 +44,8 @@ from affserve.train.errors import AffserveError, InferenceError, OutputError, Re
 def options(server_url: str, *sources: Path, **more: Any) -> InferOptions:
     """What the command line makes of its arguments, for sources that are crops."""
     connection = Connection(url=server_url)
-    return InferOptions(sources=sources, connection=connection, croppers=Croppers(crops=True), **more)
+    work = WorkSettings(croppers=Croppers(crops=True), **{k: more.pop(k) for k in ("resume", "fps") if k in more})
+    return InferOptions(sources=sources, connection=connection, work=work, **more)
 
 
 def announcing_png(width: int, height: int) -> bytes:

@@ -20,6 +20,7 @@ from affserve.client.faces.cropper import Croppers
 from affserve.client.infer.output_paths import OutputWishes, make_folders, plan_outputs
 from affserve.client.infer.run import InferOptions, infer_sources
 from affserve.client.infer.run_record import ModelRecord
+from affserve.client.infer.work import WorkSettings
 from affserve.client.results.formats import CSV, JSON_LINES
 from affserve.client.results.rows import NO_TRACK
 from affserve.client.video.inputs import spelt_out
@@ -121,7 +122,8 @@ def infer(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
 def options(server_url: str, *sources: Path, transport: Transport = Transport.AUTO, **more: Any) -> InferOptions:
     """What the command line makes of its arguments, for sources that are crops."""
     connection = Connection(url=server_url, transport=transport)
-    return InferOptions(sources=sources, connection=connection, croppers=Croppers(crops=True), plot=False, **more)
+    work = WorkSettings(croppers=Croppers(crops=True), **{k: more.pop(k) for k in ("resume", "fps") if k in more})
+    return InferOptions(sources=sources, connection=connection, work=work, plot=False, **more)
 
 
 def test_many_sources_are_done_and_the_bad_ones_listed_at_the_end(

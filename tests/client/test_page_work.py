@@ -19,6 +19,7 @@ from affserve.client.connection import Connection
 from affserve.client.faces.cropper import Croppers
 from affserve.client.faces.settings import FaceSettings
 from affserve.client.infer.run import InferOptions, infer_sources
+from affserve.client.infer.work import WorkSettings
 from affserve.client.page.static_page import write_html
 from affserve.client.results.reading import read
 from affserve.client.video.source import open_source
@@ -54,7 +55,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory, url: str) -> Path:
     croppers = Croppers(crops=True, faces=FaceSettings(faces="all"))
     connection = Connection(url=url, quiet=True)
     (folder / "results").mkdir()
-    options = InferOptions(sources=(folder / "square.mp4",), connection=connection, croppers=croppers, plot=False)
+    work = WorkSettings(croppers=croppers)
+    options = InferOptions(sources=(folder / "square.mp4",), connection=connection, work=work, plot=False)
     assert infer_sources(InferOptions(**{**vars(options), "out": folder / "results", "quiet": True}))
     return folder
 

@@ -1,0 +1,115 @@
+"""A corpus of videos: each a unit that is done once, on this machine or on a cluster, whatever dies meanwhile."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from clips import moving_square, write_video
+
+from affserve.client.annotate.places import videos
+from affserve.train.errors import VideoError
+
+
+def annotate(server_url: str, corpus: Path | str, out: Path | str, *more: str) -> subprocess.Popen[str]:
+    command = ("annotate", str(corpus), "--crops", "--url", server_url, "--out", str(out), *more)
+
+    return subprocess.Popen(
+        [sys.executable, "-m", "affserve.client", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def report(out: Path) -> dict[str, int]:
+    told = json.loads((out / "report.json").read_text())
+    return {name: told[name] for name in ("done", "done_before", "failed")}
+
+
+def rows(out: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*.affect.csv")}
+
+
+def wait_for(fact: Callable[[], object], process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while not fact() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert fact(), process.communicate()
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("corpus")
+    for name in ("a.mp4", "b.mp4", "deep/a.mp4", "deep/c.mp4"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        write_video(folder / name, moving_square(200))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(server_url: str, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("expected")
+    with annotate(server_url, f"{corpus}/**/*.mp4", out) as process:
+        process.communicate()
+    return out
+
+
+def test_each_video_is_done_once_and_failures_are_listed(server_url: str, corpus: Path, expected: Path) -> None:
+    assert sorted(rows(expected)) == [f"{name}.affect.csv" for name in ("a.mp4", "b.mp4", "deep/a.mp4", "deep/c.mp4")]
+    listed = expected / "list.txt"
+    listed.write_text("\n".join([str(corpus / "a.mp4"), str(corpus / "absent.mp4"), __file__]))
+    out = expected.parent / "listed"
+    for counts in ({"done": 1, "done_before": 0, "failed": 2}, {"done": 0, "done_before": 1, "failed": 2}):
+        with annotate(server_url, listed, out) as process:
+            told = process.communicate()[0]
+        assert process.returncode == 1
+        assert report(out) == counts
+        failed = (out / "failed.csv").read_text()
+        assert f"{corpus / 'absent.mp4'},does not exist" in failed
+        assert "cannot be read as a video" in failed
+        assert "3 videos: " in told
+
+
+def test_videos_and_results_of_a_store(server_url: str, corpus: Path, expected: Path, tmp_path: Path) -> None:
+    for counts in ({"done": 4, "done_before": 0, "failed": 0}, {"done": 0, "done_before": 4, "failed": 0}):
+        with annotate(server_url, f"file://{corpus}", f"file://{tmp_path}/out") as process:
+            assert (
+                process.communicate()[1] == "warning: this model was trained on generated faces only: not for people\n"
+            )
+        assert report(tmp_path / "out") == counts
+    assert rows(tmp_path / "out") == rows(expected)
+
+
+def test_names_do_not_depend_on_other_videos(corpus: Path, tmp_path: Path) -> None:
+    found = dict(videos(str(corpus)))
+    assert found[str(corpus / "deep" / "a.mp4")] == "deep/a.mp4"
+    assert dict(videos(f"{corpus}/deep/*.mp4"))[str(corpus / "deep" / "a.mp4")] == "a.mp4"
+    with pytest.raises(VideoError, match="matches no video"):
+        list(videos(str(tmp_path)))
+
+
+def test_a_cluster_loses_nothing_when_driver_worker_and_node_are_killed(
+    server_url: str, corpus: Path, expected: Path, tmp_path: Path
+) -> None:
+    cluster_utils = pytest.importorskip("ray.cluster_utils")
+    cluster = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    try:
+        nodes = [cluster.add_node(num_cpus=1), cluster.add_node(num_cpus=1)]
+        options = ("--ray", cluster.address, "--jobs", "1")
+        with annotate(server_url, corpus, tmp_path, *options) as driver:
+            wait_for(lambda: list(tmp_path.rglob("*.affect.csv")), driver)
+            driver.kill()
+        before = set(rows(tmp_path))
+        with annotate(server_url, corpus, tmp_path, *options) as driver:
+            wait_for(lambda: list(tmp_path.rglob(".*.part")) or len(rows(tmp_path)) > len(before), driver)
+            cluster.remove_node(nodes[0], allow_graceful=False)
+            told = driver.communicate(timeout=100)
+        assert driver.returncode == 0, told
+    finally:
+        cluster.shutdown()
+    assert rows(tmp_path) == rows(expected)
+    assert report(tmp_path)["done"] <= 4 - len(before)
+    assert not list(tmp_path.rglob(".*.part"))
