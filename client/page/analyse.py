@@ -14,7 +14,7 @@ from pathlib import Path
 
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
@@ -30,6 +30,7 @@ from affserve.train.errors import OutputError
 
 MOST_UPLOAD_BYTES = 16 * 10**9  # of one video
 SPARE_BYTES = 10**9  # of the disk, which stay free
+GONE = 499  # nobody waits for this answer any more
 
 
 def routes(page: Page) -> list[BaseRoute]:
@@ -71,6 +72,9 @@ def routes(page: Page) -> list[BaseRoute]:
         drop = partial(shutil.rmtree, folder, ignore_errors=True)
         try:
             await _received(request, folder / name, _room(page))
+        except ClientDisconnect:
+            drop()
+            return Response(status_code=GONE)
         except BaseException:
             drop()
             raise
