@@ -4,7 +4,7 @@ VENV := .venv
 AFFSERVE := $(VENV)/bin/affserve
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo lint check test bench wheel clean
+.PHONY: help setup demo lint check test test-page bench wheel clean
 
 # Tests that start no server and train nothing.
 QUICK := tests/test_layers.py tests/test_readme.py $(addprefix tests/train/test_,labels.py windows.py metrics.py losses.py \
@@ -12,7 +12,7 @@ QUICK := tests/test_layers.py tests/test_readme.py $(addprefix tests/train/test_
 	outputs.py results.py video.py) $(addprefix tests/benchmarks/test_,statistics.py report.py)
 
 help: ## show these targets
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
 
 setup: $(VENV)/.ready ## make .venv with affserve and all it needs
 
@@ -35,6 +35,10 @@ check: lint ## lint, types and the quick tests, for while you edit
 
 test: lint ## lint, types and all tests, with the real Triton server
 	$(VENV)/bin/pytest --numprocesses 2 --dist loadfile
+
+test-page: setup ## the page of `affserve view` in Chromium, which is installed where it is missing
+	command -v chromium || (apt-get update && apt-get install --yes chromium)
+	$(VENV)/bin/pytest tests/client/test_page.py
 
 bench: demo ## measure speed and memory into benchmarks/results
 	$(AFFSERVE) bench generator

@@ -6,7 +6,6 @@ import contextlib
 import signal
 from collections.abc import Iterator
 from dataclasses import fields
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -23,7 +22,11 @@ ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 Port = Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")]
 CLUSTER_OPTIONS = ("namespace", "image", "replicas", "most_replicas", "gpus", "prometheus")
 Form = Literal["compose", "kubernetes", "kserve", "grafana"]
-ForClusters = partial(typer.Option, rich_help_panel="Of --print kubernetes, kserve and grafana")
+
+
+def _of_clusters(help: str, **more: Any) -> Any:
+    """Return an option that only manifests for clusters have."""
+    return typer.Option(help=f"Of --print kubernetes and kserve: {help}", **more)
 
 
 def serve(
@@ -118,17 +121,19 @@ def serve(
             "for Docker Compose, manifests for Kubernetes or KServe, a Grafana dashboard.",
         ),
     ] = None,
-    namespace: Annotated[str | None, ForClusters(help="Namespace of the cluster.  [default: affserve]")] = None,
-    image: Annotated[str | None, ForClusters(help="Container image.  [default: the pinned Triton]")] = None,
-    replicas: Annotated[int | None, ForClusters(min=1, help="The fewest pods.  [default: 1]")] = None,
+    namespace: Annotated[
+        str | None, _of_clusters(help="namespace of the cluster, also of grafana.  [default: affserve]")
+    ] = None,
+    image: Annotated[str | None, _of_clusters(help="container image.  [default: the pinned Triton]")] = None,
+    replicas: Annotated[int | None, _of_clusters(min=1, help="the fewest pods.  [default: 1]")] = None,
     most_replicas: Annotated[
-        int | None, ForClusters(min=1, help="The most; as many as the fewest: nothing scales.  [default: 4 times]")
+        int | None, _of_clusters(min=1, help="the most; as many as the fewest: nothing scales.  [default: 4 times]")
     ] = None,
     gpus: Annotated[
-        int | None, ForClusters(min=1, help="Of each pod.  [default: 1 of --engine tensorrt, cuda]")
+        int | None, _of_clusters(min=1, help="GPUs of each pod.  [default: 1 of --engine tensorrt, cuda]")
     ] = None,
     prometheus: Annotated[
-        str | None, ForClusters(help="Its address, which KEDA asks.  [default: the Prometheus operator's]")
+        str | None, _of_clusters(help="address of Prometheus, which KEDA asks.  [default: the Prometheus operator's]")
     ] = None,
 ) -> None:
     """Serve a model repository with Triton until interrupted; restart it when it fails.

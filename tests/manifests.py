@@ -88,6 +88,9 @@ def of_cluster(kinds: Mapping[str, Part]) -> Iterator[str]:
     yield from (
         f"{kind} names no port {one}" for kind, names in named.items() for one in names if one not in open_ports
     )
+    for port in kinds["Service"]["spec"]["ports"]:
+        if port["port"] != open_ports.get(port["targetPort"], port["port"]):
+            yield f"a service without an address leads to port {port['port']}, where no pod listens"
     if (account := pod["serviceAccountName"]) != kinds["ServiceAccount"]["metadata"]["name"]:
         yield f"there is no service account {account}"
     claims = [one["persistentVolumeClaim"]["claimName"] for one in pod["volumes"] if "persistentVolumeClaim" in one]

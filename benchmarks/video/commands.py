@@ -199,4 +199,14 @@ def scale(
         keep(f"scale-{one}", {"model": measured["model"], **measured[one]}, folder)
 
 
-COMMANDS = (live, cameras, faces, e2e, scale, demo)
+def page(
+    frames: Annotated[int, typer.Option(min=200, help="Of the long result, of three people.")] = 20_000,
+    folder: Folder = None,
+) -> None:
+    """Measure the page of `affserve view` in Chromium: first curve, seeks, memory, frames that are not the rows'."""
+    from affserve.benchmarks.video.page import measure_page
+
+    keep("page", measure_page(frames), folder)
+
+
+COMMANDS = (live, cameras, faces, e2e, scale, demo, page)

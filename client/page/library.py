@@ -109,7 +109,7 @@ class Library:
         for entry in list(self.entries.values()):
             if entry.result is not None and entry.summary is None:
                 try:
-                    entry.summary = summary_of(read(entry.result, edited=False))
+                    entry.summary = summary_of(self.table(entry))
                 except AffserveError as error:
                     entry.summary = {"error": str(error)}
 

@@ -110,12 +110,12 @@ def _is_played(path: Path) -> bool:
 
 
 def _ready(made: Playable, path: Path) -> None:
-    """Read where the pictures begin: a browser counts from the first packet of all, which may be sound."""
+    """Read where the pictures begin: a browser counts as the file does, but from the first packet if it is before 0."""
     try:
         with open_container(path) as container:
             stream = container.streams.video[0]
             begin_s = float((stream.start_time or 0) * (stream.time_base or 0))
-            made.offset_s = begin_s - (container.start_time or 0) / av.time_base
+            made.offset_s = begin_s - min(0, container.start_time or 0) / av.time_base
     except av.error.FFmpegError as error:
         raise VideoError(f"{path} cannot be read as a video: {error.strerror}") from error
     made.path, made.state = path, "ready"

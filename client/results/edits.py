@@ -114,6 +114,8 @@ class Edits:
 
     def table(self, table: Table) -> Table:
         """Return a table as edited; the other is left as it is."""
+        if not self._change_rows:
+            return table
         places, track_id = self._changed(table["frame"], table["track_id"])
         edited = copy.copy(table)
         faceless = track_id == NO_TRACK

@@ -96,7 +96,7 @@ def _matches(pattern: str) -> list[Path]:
 
 def is_result(path: Path) -> bool:
     """Say whether affserve has written a file: named so, or a plot that stands beside its rows."""
-    if Path(path.stem).suffix == RESULT_MARK or Path(Path(path.stem).stem).suffix == RESULT_MARK:
+    if RESULT_MARK in path.suffixes:
         return True
     described = (path.with_suffix(suffix) for suffix in (".csv-metadata.json", ".jsonl-metadata.json", ".parquet"))
     return path.suffix == ".png" and any(file.exists() for file in described)

@@ -37,7 +37,7 @@ class VideoWriter:
     """Writes frames in order; use it as a context manager.
 
     part: the file to write, whatever its name. suffix: of the final name, which says the container. keyframe_every:
-    frames, for quick seeks; the encoder's own choice unless given.
+    frames, for quick and exact seeks; the encoder's own choice unless given.
     """
 
     def __init__(
@@ -102,6 +102,7 @@ class VideoWriter:
         context.time_base = self._time_base
         if self._keyframe_every is not None:
             context.gop_size = self._keyframe_every
+            context.max_b_frames = 0  # MP4 has durations in decoding order: only so are they those of the pictures
         context.colorspace, context.color_range = int(Colorspace.ITU709), int(ColorRange.MPEG)
         context.color_primaries, context.color_trc = int(ColorPrimaries.BT709), int(ColorTrc.BT709)
         if self._ticks.pixel_aspect is not None and width >= height:

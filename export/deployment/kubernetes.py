@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from affserve.export.deployment.container import NAME, uses_gpu
+from affserve.export.deployment.container import GRPC_PORT, NAME, uses_gpu
 from affserve.export.deployment.dashboard import QUEUE_THRESHOLD_US, queue_time_us
 from affserve.export.deployment.pod import (
     LABELS,
@@ -100,9 +100,11 @@ def _fetcher(storage: str) -> Part:
 
 
 def _service(config: ServerConfig) -> Part:
-    asked = {"grpc": config.grpc_port, "http": config.http_port}
+    # Without an address of its own a service translates no ports: they are those of the pods.
     named = [
-        {"name": name, "port": port, "targetPort": name, "protocol": "TCP"} for name, port in asked.items() if port
+        {"name": name, "port": port, "targetPort": name, "protocol": "TCP"}
+        for name, port in ports(config).items()
+        if name != "metrics"
     ]
     return {"clusterIP": "None", "selector": LABELS, "ports": named}
 
@@ -131,7 +133,7 @@ def _scaling(options: ClusterOptions) -> Part:
 
 
 def _notes(options: ClusterOptions) -> Iterator[str]:
-    yield f"Callers of the namespace say --url {NAME}:PORT and ask every pod behind the name; let others in by a"
+    yield f"Callers of the namespace say --url {NAME}:{GRPC_PORT} and ask every pod behind the name; let others in by a"
     yield "NetworkPolicy of yours. PodMonitor needs the Prometheus operator, ScaledObject KEDA."
     if options.storage is None:
         yield f"Copy the repository's content into the volume of the claim {CLAIM}: pods wait for it, failing."

@@ -84,6 +84,14 @@ def test_shares_episodes_events_and_baseline(smile: Path) -> None:
     assert (meanings["AU12_episodes"].unit, meanings["AU12_episode_mean_s"].unit) == ("", "s")
 
 
+def test_out_of_sight_ends_an_episode(tmp_path: Path) -> None:
+    rows = people(30, {0: [*range(5, 10), *range(20, 28)], 1: range(30)}, fps=10)  # type: ignore[dict-item]
+    rows.predictions["action_units"][:] = 1
+    (row, _) = summarise_file(written(tmp_path / "a.csv", rows), Choice())
+    assert (row["AU4_episodes"], row["AU4_percent"]) == (2, 100)
+    assert row["AU4_episode_longest_s"] == pytest.approx(0.8)
+
+
 def test_frames_that_are_not_reliable_are_left_out_and_end_episodes(smile: Path) -> None:
     frame = pd.read_csv(smile)
     frame["reliable"] = (~frame["frame"].between(30, 39)).astype(int)
@@ -123,6 +131,9 @@ def test_conditions_are_compared_as_scipy_does(tmp_path: Path, paired: bool, mon
     assert (found.test, found.people) == (("paired t", 4) if paired else ("Welch's t", 8))
     assert (found.p, found.low, found.high) == pytest.approx((reference.pvalue, interval.low, interval.high), abs=1e-4)
     assert found.difference == pytest.approx((b - a).mean(), abs=1e-6)
+    pooled = np.sqrt((a.var(ddof=1) + b.var(ddof=1)) / 2)
+    effect = (b - a).mean() / ((b - a).std(ddof=1) if paired else pooled / (1 - 3 / (4 * 6 - 1)))
+    assert found.effect == pytest.approx(effect, abs=1e-4)
     assert found.p_fdr is not None
     assert found.p is not None
     assert found.p_fdr >= found.p

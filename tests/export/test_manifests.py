@@ -122,6 +122,7 @@ BOX = f"{POD}/containers/0"
 MISTAKES = {
     "port": (set_at(f"{BOX}/ports/0/containerPort", 9001), "listens elsewhere"),
     "named_port": (set_at("Service/spec/ports/0/targetPort", "rpc"), "names no port rpc"),
+    "service_port": (set_at("Service/spec/ports/0/port", 9001), "port 9001, where no pod listens"),
     "monitored_port": (set_at("PodMonitor/spec/podMetricsEndpoints/0/port", "prom"), "names no port prom"),
     "volume": (set_at(f"{POD}/volumes", []), "mounts no volume shm"),
     "claim": (set_at(f"{POD}/volumes/0", {"name": "shm", "persistentVolumeClaim": {"claimName": "x"}}), "no claim x"),
@@ -168,6 +169,7 @@ def test_a_planted_mistake_is_found_in_kserve(tiny: Path, path: str, value: Any)
 def test_the_server_is_told_what_serve_tells_it(repository: Path, make: Callable[..., list[Part]]) -> None:
     container = serving(make(repository))
     assert container["image"] == image()
+    assert not re.search(r"\{\{|\$\(", json.dumps(container)), "KServe and Kubernetes would replace it"
     closed = "model-repository,logging,trace,shared-memory:nobody:\n=closed"
     wanted = {"--model-control-mode=none", f"--grpc-restricted-protocol={closed}", "--model-config-name=cpu"}
     assert wanted <= set(container["args"])

@@ -5,6 +5,7 @@ import { source } from "./api.js";
 import { endOf, nearest } from "./data.js";
 import { button, clock, h, pen, percent } from "./dom.js";
 
+const PLACES = [0.5, 0.7, 0.3, 0.6, 0.8, 0.2, 0.9, 0.4, 0.1]; // in the time of a frame, that a seek aims at
 const SPEEDS = [0.1, 0.25, 0.5, 1, 1.5, 2, 4];
 
 export class Player {
@@ -65,7 +66,12 @@ export class Player {
     });
     const follow = () => video.requestVideoFrameCallback((now, { mediaTime }) => { this.shown(mediaTime); follow(); });
     follow();
-    video.addEventListener("seeked", () => this.seekNext());
+    video.addEventListener("seeked", () => {
+      clearTimeout(this.late);
+      if (this.wanted !== null) this.seekNext(); else this.late = setTimeout(() => this.check(), 250);
+    });
+    // A container may announce an end before its last frame, which a browser learns when it has come there.
+    video.addEventListener("durationchange", () => this.paused && this.sought !== undefined && this.seek(this.sought));
     for (const event of ["play", "pause", "ended"]) video.addEventListener(event, () => this.playingChanged());
     video.addEventListener("loadedmetadata", () => { video.playbackRate = this.speed; this.seek(this.state.k); }, { once: true });
     video.src = source.media(this.state.entry.id, copied);
@@ -87,6 +93,7 @@ export class Player {
     if (!this.paused) return this.video ? this.video.pause() : this.halt();
     const { state } = this;
     if (state.k >= state.data.times.length - 1) state.seek(0);
+    this.sought = undefined;
     if (this.video) return this.video.play().catch((error) => this.tell(error.message));
     this.clock = { from: state.time, since: performance.now() };
     requestAnimationFrame(() => this.tick());
@@ -130,7 +137,8 @@ export class Player {
   }
 
   stepTime(seconds) {
-    this.state.seekTime(this.state.data.times[this.wanted ?? this.state.k] + seconds);
+    const { times } = this.state.data;
+    this.state.seek(nearest(times, times[this.wanted ?? this.state.k] + seconds));
   }
 
   seek(k) {
@@ -143,17 +151,30 @@ export class Player {
     return this.video.seeking ? undefined : this.seekNext();
   }
 
-  // To the middle of a frame's time, which is inside it whatever the clocks round.
   seekNext() {
     if (this.wanted === null || !this.video || this.video.readyState === 0) return;
-    const { times } = this.state.data, k = this.wanted;
-    this.wanted = null;
-    this.video.currentTime = (times[k] + endOf(times, k)) / 2 + this.playing.offset_s;
+    [this.sought, this.wanted, this.attempt] = [this.wanted, null, 0];
+    this.aim();
+  }
+
+  // Into the time of a frame, where no rounding of clocks leads to another one.
+  aim() {
+    const { times } = this.state.data, k = this.sought;
+    this.video.currentTime = times[k] + PLACES[this.attempt] * (endOf(times, k) - times[k]) + this.playing.offset_s;
   }
 
   shown(mediaTime) {
     this.state.show(nearest(this.state.data.times, mediaTime - this.playing.offset_s));
     this.draw();
+    this.check();
+  }
+
+  // Files of uneven rate may give frames durations that are others': then the next place of the frame is tried.
+  check() {
+    const settled = this.paused && this.sought !== undefined && this.wanted === null && this.video && !this.video.seeking;
+    if (!settled || this.state.k === this.sought || this.attempt + 1 >= PLACES.length) return;
+    this.attempt += 1;
+    this.aim();
   }
 
   progress() {

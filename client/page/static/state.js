@@ -2,7 +2,7 @@
 // Events: seek (a frame is asked for), show (it is on the screen), view, select, data (other rows), people, parts.
 
 import { source } from "./api.js";
-import { decode, endOf, nearest } from "./data.js";
+import { before, decode, endOf } from "./data.js";
 import { say } from "./dom.js";
 
 export class State {
@@ -36,8 +36,9 @@ export class State {
     this.tell("seek", Math.max(0, Math.min(this.data.times.length - 1, Math.round(k))));
   }
 
+  // The frame that is on the screen at a time.
   seekTime(time) {
-    this.seek(nearest(this.data.times, time));
+    this.seek(before(this.data.times, time));
   }
 
   get time() {
