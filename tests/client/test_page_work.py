@@ -14,6 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 from clips import moving_square, write_video
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
+from websockets.typing import Origin
 
 from affserve.client.connection import Connection
 from affserve.client.faces.cropper import Croppers
@@ -225,3 +228,18 @@ def test_no_other_file_is_watched(tab: Any, source: str) -> None:
     tab.get_by_label("Address").fill(source)
     tab.get_by_role("button", name="Watch").click()
     tab.get_by_text("is no source").wait_for()
+
+
+def test_a_page_elsewhere_cannot_watch(tab: Any) -> None:
+    """Its browser would send the cookie, and say where the page is from."""
+    (cookie,) = tab.context.cookies()
+    base = tab.url.partition("/#")[0].rstrip("/")
+    headers = {"Cookie": f"{cookie['name']}={cookie['value']}"}
+
+    def watch(origin: str, headers: dict[str, str]) -> None:
+        connect(f"{base.replace('http', 'ws')}/api/live", origin=Origin(origin), additional_headers=headers).close()
+
+    watch(base, headers)
+    for origin, sent in (("http://elsewhere.example", headers), (base, {})):
+        with pytest.raises(InvalidStatus):
+            watch(origin, sent)
