@@ -79,6 +79,7 @@ def _bound(port: int) -> socket.socket:
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((HOST, port))
+        listening.listen()  # before the address is told: who comes at once waits a moment
     except (OSError, OverflowError) as error:
         listening.close()
         raise UsageError(f"port {port} of {HOST} cannot be used: {error}; choose another --port") from error
