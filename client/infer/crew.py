@@ -189,11 +189,11 @@ class _Worker:
         return None
 
     def end(self) -> None:
+        """Wait for the process; two threads may do so at once, so the pipe is left to whoever lets go of it last."""
         self.process.join(END_TIMEOUT_S)
         if self.process.is_alive():
             self.process.kill()
             self.process.join()
-        self.pipe.close()
 
 
 def _work(pipe: Pipe, settings: WorkSettings, connection: Connection, model: ModelRecord) -> None:

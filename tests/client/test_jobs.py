@@ -60,7 +60,7 @@ def test_a_worker_that_dies_costs_time_and_ctrl_c_leaves_nothing_half_done(serve
         wait_for(lambda: workers(stopped) and list((clips / "three").glob(".*.part")))
         stopped.send_signal(signal.SIGINT)
         errors = stopped.communicate(timeout=60)[1]
-    assert stopped.returncode == 130
+    assert stopped.returncode == 130, errors
     assert "the same command with --resume goes on" in errors
     assert "Traceback" not in errors
     assert not list((clips / "three").glob(".*.part"))
