@@ -52,9 +52,15 @@ LAST_RESORT = list(ENGINE_SETS)[-1]
 UNSERVABLE = (ServerError, RepositoryError)
 LOOK_PERIOD_S = 0.3
 LAST_WORDS_S = 2.0
-PORT_ATTEMPTS = 5
+ATTEMPTS = 5  # to start, where ports were taken meanwhile
+CRASHES = 2  # of these that may end in a crash: Triton's own at its start, seen on a busy machine, do not come twice
+CRASH_CODES = {128 + signal.SIGABRT, 128 + signal.SIGSEGV, 128 + signal.SIGBUS}
 OTHER_SERVER_TIMEOUT_S = 1.0  # to say who it is
 LOG_LIMIT_BYTES = 8 << 20  # then it starts over, and one file of that size before it is kept
+
+
+class CrashedError(ServerError):
+    """A server crashed while it started."""
 
 
 class UnpreparedError(ServerError):
@@ -180,12 +186,17 @@ class TritonServer:
         self._manifest = verified(requested)
         self.notice = notice(requested.engine, self._manifest, installation)
         self.models = served_models(requested.repository)
-        for attempts_left in reversed(range(PORT_ATTEMPTS)):
+        crashes = 0
+        for attempts_left in reversed(range(ATTEMPTS)):
             self.config = self._with_ports(requested)
             try:
                 return self._start_on_ports(installation)
             except PortTakenError:
                 if self.config == requested or not attempts_left:
+                    raise
+            except CrashedError:
+                crashes += 1
+                if crashes == CRASHES or not attempts_left:
                     raise
         return None
 
@@ -202,7 +213,7 @@ class TritonServer:
     def _start_on_ports(self, installation: Installation) -> None:
         with contextlib.ExitStack() as undo:
             undo.callback(self.kill)
-            self._own = OwnFolder(self._identity)
+            self._own, self._dead_since_s = OwnFolder(self._identity), None
             folder = self._own.path
             environment = server_environment(installation, folder)
             environment["AFFSERVE_THREADS"] = str(self.config.parallelism.threads)
@@ -300,7 +311,8 @@ class TritonServer:
             if triton_log.port_was_taken(log):
                 raise PortTakenError(self._failure("could not listen"))
             ended = f" (it ended with exit code {self.exit_code})" if self.exit_code is not None else ""
-            raise ServerError(self._failure(f"could not be started{ended}"))
+            kind = CrashedError if self.exit_code in CRASH_CODES else ServerError
+            raise kind(self._failure(f"could not be started{ended}"))
         if self._has_dead_child():
             raise ServerError(self._failure("could not be started: the process behind a model has ended"))
         if time.monotonic() > deadline:

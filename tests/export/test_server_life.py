@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -9,6 +10,7 @@ import signal
 import socket
 import tempfile
 import threading
+import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -233,3 +235,27 @@ def test_taken_port_is_an_error_that_names_it(tiny: Path) -> None:
         port = other.getsockname()[1]
         with pytest.raises(ServerError, match=f"cannot listen on 127.0.0.1:{port}.*--grpc-port"):
             TritonServer(ServerConfig(repository=tiny, grpc_port=port)).start()
+
+
+@pytest.mark.parametrize(("crashes", "starts"), [(1, True), (2, False)])
+def test_a_server_that_crashes_while_it_starts_is_started_once_more(tiny: Path, crashes: int, starts: bool) -> None:
+    server = TritonServer(ServerConfig(repository=tiny, drain_timeout_s=0))
+    crashed: list[int] = []
+
+    def crash() -> None:
+        while len(crashed) < crashes:
+            if server.pid and server.pid not in crashed:
+                crashed.append(server.pid)
+                os.kill(server.pid, signal.SIGABRT)
+            time.sleep(0.01)
+
+    thread = threading.Thread(target=crash)
+    thread.start()
+    try:
+        with contextlib.nullcontext() if starts else pytest.raises(ServerError, match="signal 6 ended it"):
+            server.start()
+        assert not starts or server.healthy()
+    finally:
+        server.stop()
+        thread.join()
+    assert len(crashed) == crashes
