@@ -6,21 +6,23 @@ import math
 import threading
 from collections.abc import Iterator
 from functools import partial
-from itertools import chain
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from affserve.client.drawing.overlay import draw_overlay
 from affserve.client.drawing.plots import draw_result
+from affserve.client.exchange.columns import lines_of, printed
 from affserve.client.infer.task_queue import Task
 from affserve.client.page.page import Page
 from affserve.client.results.edits import read_edits
 from affserve.client.results.formats import format_of
-from affserve.client.results.rows import RowFormatter, Rows, Tally
+from affserve.client.results.rows import Rows, Tally
 from affserve.client.results.table import Table, labels_in
 from affserve.client.video.source import IMAGE_SUFFIXES, Progress, open_source
 from affserve.export.contract import HeadDescription
@@ -32,9 +34,10 @@ def routes(page: Page) -> list[BaseRoute]:
     """Return the routes."""
 
     def csv(request: Request) -> Response:
-        formatter = RowFormatter(labels_in(page.library.table(page.entry(request))))
-        text = chain([formatter.header], map(formatter.text, _part(page, request)))
-        return StreamingResponse(text, media_type="text/csv")
+        table = read_edits(page.result(request)).table(page.library.table(page.entry(request)))
+        rows = np.flatnonzero(_inside(table["timestamp_s"], request))
+        cells = lines_of([printed(table, name, rows) for name in table])
+        return Response(",".join(table) + "\n" + cells, media_type="text/csv")
 
     def png(request: Request) -> Response:
         entry, tally, blocks = page.entry(request), Tally(), list(_part(page, request))
@@ -78,13 +81,15 @@ def routes(page: Page) -> list[BaseRoute]:
 def _part(page: Page, request: Request) -> Iterator[Rows]:
     """Yield the rows between two times of a result, as edited."""
     result, labels = page.result(request), labels_in(page.library.table(page.entry(request)))
-    from_s, to_s = _seconds(request, "from", -math.inf), _seconds(request, "to", math.inf)
     row_format = format_of(result)
     blocks = row_format.read(result, labels) if row_format is not None else iter(())
     for rows in read_edits(result).applied(blocks):
-        inside = (rows.timestamp_s >= from_s) & (rows.timestamp_s <= to_s)
-        if inside.any():
+        if (inside := _inside(rows.timestamp_s, request)).any():
             yield rows.taken(inside)
+
+
+def _inside(times_s: NDArray[np.float64], request: Request) -> NDArray[np.bool_]:
+    return (times_s >= _seconds(request, "from", -math.inf)) & (times_s <= _seconds(request, "to", math.inf))
 
 
 def _seconds(request: Request, name: str, otherwise: float) -> float:
