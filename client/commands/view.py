@@ -9,6 +9,7 @@ import typer
 
 from affserve.client.commands.options import CropperOptions, ServerOptions, TlsOptions, TransportOption, spread
 from affserve.client.wire.transport import Transport
+from affserve.train.errors import MissingExtraError
 
 
 @spread
@@ -40,8 +41,14 @@ def view(
     """
     from affserve.client.connection import Connection, is_named
     from affserve.client.faces.cropper import Croppers
-    from affserve.client.page.serving import ViewOptions, run_view
-    from affserve.client.page.static_page import write_html
+
+    try:
+        from affserve.client.page.serving import ViewOptions, run_view
+        from affserve.client.page.static_page import write_html
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in ("starlette", "uvicorn"):
+            raise
+        raise MissingExtraError("starlette", "page") from error
 
     if html is not None:
         return write_html(paths or [Path()], html)

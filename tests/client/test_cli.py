@@ -279,14 +279,21 @@ def descendants(pid: int) -> list[int]:
     return [one for child in map(int, children) for one in (child, *descendants(child))]
 
 
-def test_a_missing_extra_names_what_to_install() -> None:
-    code = (
-        "import sys\nsys.modules['torch'] = None\nsys.argv = ['affserve', 'train', 'features', '.', '--encoder', 'e', "
-        "'--out', 'o']\nfrom affserve.client.cli import main\nmain()"
-    )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+@pytest.mark.parametrize(
+    ("missing", "extra", "command"),
+    [
+        ("torch", "train", ("train", "features", ".", "--encoder", "e", "--out", "o")),
+        ("starlette", "page", ("view", ".", "--no-browser")),
+        ("uvicorn", "page", ("view", ".", "--no-browser")),
+    ],
+)
+def test_a_missing_extra_names_what_to_install(
+    missing: str, extra: str, command: tuple[str, ...], tmp_path: Path
+) -> None:
+    code = f"import sys; sys.modules[{missing!r}] = None; from affserve.client.cli import main; main()"
+    result = subprocess.run([sys.executable, "-c", code, *command], cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 1
-    assert "pip install 'affserve[train]'" in result.stderr
+    assert f"pip install 'affserve[{extra}]'" in result.stderr
     assert "Traceback" not in result.stderr
 
 
