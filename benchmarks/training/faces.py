@@ -22,7 +22,7 @@ from affserve.client.video.source import read_image
 from affserve.train.corpus.affwild2 import TRAIN, VALIDATION, Corpus, open_corpus
 from affserve.train.corpus.folds import deal
 from affserve.train.errors import DataError
-from affserve.train.evaluation.metrics import f1_of_classes
+from affserve.train.evaluation.metrics import f1_of_classes, people_drawn
 from affserve.train.evaluation.trained_model import load_served_heads
 from affserve.train.features.extraction import extract
 from affserve.train.features.store import FeatureStore
@@ -190,16 +190,8 @@ def _scored(truth: Mapping[tuple[str, int], int], given: Answers, person: Mappin
     faces = list(truth)
     labels = np.array([truth[face] for face in faces])
     chosen = np.array([given[face] for face in faces])
-    people = sorted({person[video] for video, _ in faces})
-    rows_of: dict[str, list[int]] = {one: [] for one in people}
-    for row, (video, _) in enumerate(faces):
-        rows_of[person[video]].append(row)
-    rows = [np.array(rows_of[one]) for one in people]
-    rng = np.random.default_rng(0)
-    drawn = []
-    for _ in range(RESAMPLINGS):
-        some = np.concatenate([rows[k] for k in rng.integers(0, len(rows), len(rows))])
-        drawn.append(_two(labels[some], chosen[some]))
+    _, whose = np.unique([person[video] for video, _ in faces], return_inverse=True)
+    drawn = [_two(labels[some], chosen[some]) for some in people_drawn(whose, RESAMPLINGS)]
     accuracy, macro = _two(labels, chosen)
     ends = np.percentile(np.array(drawn), (2.5, 97.5), axis=0).round(3)
     return {

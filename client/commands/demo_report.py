@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from affserve.client.results.formats import CSV, read_csv
 from affserve.train.errors import DataError
-from affserve.train.evaluation.metrics import metric_titles
+from affserve.train.evaluation.metrics import metric_titles, people_drawn
 from affserve.train.evaluation.scores import Scores, constant_guess, score
 from affserve.train.labels import TASKS, VALENCE_AROUSAL
 
@@ -116,11 +116,8 @@ def compare(judged: Sequence[Judged], rates: Mapping[str, float], repository: Pa
 
 def _gain(truth: Labels, ours: Labels, theirs: Labels, person: NDArray[np.int64]) -> dict[str, tuple[float, float]]:
     """Return the 95 % interval of the difference of each metric; person: (N,) whose frame it is, -1: not scored."""
-    rows = [np.flatnonzero(person == one) for one in range(person.max(initial=-1) + 1)]
-    rng = np.random.default_rng(0)
     found: dict[str, list[float]] = {}
-    for _ in range(RESAMPLINGS):
-        drawn = np.concatenate([rows[one] for one in rng.integers(len(rows), size=len(rows))])
+    for drawn in people_drawn(person, RESAMPLINGS):
         valid = dict.fromkeys(TASKS, np.ones(len(drawn), np.bool_))
         labels = {key: values[drawn] for key, values in truth.items()}
         both = [score({key: v[drawn] for key, v in one.items()}, labels, valid).summary() for one in (ours, theirs)]

@@ -6,7 +6,7 @@ a defined value on degenerate input, so that a table never holds a NaN that nobo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -103,3 +103,14 @@ def metric_titles() -> dict[str, str]:
         if task.kind == "regression":
             titles |= {name: f"  {name}, {MEASURES[task.kind]}" for name in task.names}
     return titles
+
+
+def people_drawn(person: NDArray[np.int64], times: int) -> Iterator[NDArray[np.int64]]:
+    """Yield the rows of as many people as there are, drawn with replacement: what an interval over people is made of.
+
+    person: (N,) whose each row is, from 0 without gaps; rows of -1 are nobody's.
+    """
+    rows = [np.flatnonzero(person == one) for one in range(person.max(initial=-1) + 1)]
+    rng = np.random.default_rng(0)
+    for _ in range(times):
+        yield np.concatenate([rows[one] for one in rng.integers(len(rows), size=len(rows))])
