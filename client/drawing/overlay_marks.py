@@ -77,7 +77,7 @@ class Marks:
         parts = [text_mask(self._names.get(person.track_id, str(person.track_id)), size, bold=True)]
         if EXPRESSION.key in self._labels:
             values = person.predictions[EXPRESSION.key]
-            top = int(values.argmax())
+            top = int(person.decided(EXPRESSION.key).argmax())
             parts.append(text_mask(f"{self._labels[EXPRESSION.key][top]} {values[top]:.0%}", size))
         pad, gap = 0.45 * size, 0.5 * size
         width = sum(part.width_px for part in parts) + gap * (len(parts) - 1) + 2 * pad
