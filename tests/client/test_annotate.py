@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from clips import moving_square, write_video
@@ -91,13 +93,25 @@ def test_names_do_not_depend_on_other_videos(corpus: Path, tmp_path: Path) -> No
         list(videos(str(tmp_path)))
 
 
+SMALL = {"object_store_memory": 80 << 20}  # nothing of ours goes through it; by default it is a third of the memory
+
+
+def joined(cluster: Any) -> Any:
+    """Add a node of one core; Ray waits 30 s for it, which a busy machine may need."""
+    for _ in range(2):
+        with contextlib.suppress(Exception):
+            return cluster.add_node(num_cpus=1, **SMALL)
+    return cluster.add_node(num_cpus=1, **SMALL)
+
+
 def test_a_cluster_loses_nothing_when_driver_worker_and_node_are_killed(
     server_url: str, corpus: Path, expected: Path, tmp_path: Path
 ) -> None:
     cluster_utils = pytest.importorskip("ray.cluster_utils")
-    cluster = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    head = {"num_cpus": 0, "include_dashboard": False, **SMALL}
+    cluster = cluster_utils.Cluster(initialize_head=True, head_node_args=head)
     try:
-        nodes = [cluster.add_node(num_cpus=1), cluster.add_node(num_cpus=1)]
+        nodes = [joined(cluster), joined(cluster)]
         options = ("--ray", cluster.address, "--jobs", "1")
         with annotate(server_url, corpus, tmp_path, *options) as driver:
             wait_for(lambda: list(tmp_path.rglob("*.affect.csv")), driver)
