@@ -1,1 +1,1 @@
-"""Result files in, tables, plots and comparisons out."""
+"""Result files in, tables and comparisons out."""

@@ -16,14 +16,13 @@ def report(
         Path | None, typer.Option(help="Also put the tables between this file's `affserve bench report` markers.")
     ] = None,
 ) -> None:
-    """Render tables (report.md) and plots (SVG) into each folder of results, from its files alone."""
+    """Render the tables (report.md) into each folder of results, from its files alone."""
     from affserve.benchmarks.measuring.record import RESULTS
     from affserve.benchmarks.report.report import fill_markers, write_report
 
     chosen = folders or sorted(path for path in RESULTS.iterdir() if path.is_dir())
     for folder in chosen:
-        for path in write_report(folder):
-            typer.echo(path)
+        typer.echo(write_report(folder))
     if readme is not None:
         fill_markers(readme, chosen)
         typer.echo(readme)

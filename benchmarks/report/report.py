@@ -1,4 +1,4 @@
-"""From the JSON files of a machine to `report.md` and its plots, and to the tables of the README; from nothing else.
+"""From the JSON files of a machine to `report.md`, and to the tables of the README; from nothing else.
 
 The same files give the same bytes, so that a report that differs is a result that differs.
 """
@@ -11,7 +11,6 @@ from pathlib import Path
 from affserve.benchmarks.report.files import Results, read_results
 from affserve.benchmarks.report.format import table
 from affserve.benchmarks.report.headlines import headline_table
-from affserve.benchmarks.report.plots import draw_plots
 from affserve.benchmarks.report.tables import sections
 from affserve.train.errors import OutputError
 
@@ -20,26 +19,20 @@ BEGIN = "<!-- affserve bench report: begin -->"
 END = "<!-- affserve bench report: end -->"
 
 
-def write_report(folder: Path) -> list[Path]:
-    """Write the report of one machine and its plots beside its results; return what was written."""
-    results = read_results(folder)
-    plots = draw_plots(results)
-    written = [folder / REPORT_FILE, *(folder / name for name in plots)]
-    (folder / REPORT_FILE).write_text("\n".join(_report(results, list(plots))) + "\n")
-    for name, content in plots.items():
-        (folder / name).write_bytes(content)
-    return written
+def write_report(folder: Path) -> Path:
+    """Write the report of one machine beside its results; return its path."""
+    path = folder / REPORT_FILE
+    path.write_text("\n".join(_report(read_results(folder))) + "\n")
+    return path
 
 
-def _report(results: Results, plots: Sequence[str]) -> Iterator[str]:
+def _report(results: Results) -> Iterator[str]:
     yield f"# Measured on {results.machine}"
     yield ""
     yield (
         "Written by `affserve bench report` from the JSON files of this folder. Intervals are 95 % bootstrap intervals "
         "of the median over the rounds of one run; compared figures come from the same run."
     )
-    yield ""
-    yield from (f"![{Path(name).stem.replace('-', ' ')}]({name})" for name in plots)
     yield from sections(results)
     yield ""
     yield "## Files"
