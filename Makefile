@@ -43,7 +43,6 @@ test-page: setup ## the page of `affserve view` in Chromium, which is installed 
 bench: demo ## measure speed and memory into benchmarks/results
 	$(AFFSERVE) bench generator
 	$(AFFSERVE) bench demo
-	$(AFFSERVE) bench features
 	$(AFFSERVE) bench training build/demo/corpus
 	$(AFFSERVE) bench all --target cpu
 

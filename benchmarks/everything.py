@@ -175,11 +175,10 @@ CPU_SIZES = {
         "--frames 1 --rate 10 --slo p99=1s --seconds 1",
     ),
     "peers": ("", "--quick --frames 64 --trial-frames 32 --rounds 1"),
-    "windows": ("", "--frames 310 --rounds 1"),
     "e2e": ("--frames 600 --rounds 5", "--frames 150 --rounds 1"),
     "cameras": ("", "--delay 5000 --seconds 3"),
     "scale-length": ("", "--length 100 --length 400 --repeats 2"),
-    **dict.fromkeys(("scale-clients", "scale-servers", "scale-faces"), ("", "--rounds 1 --client-frames 128")),
+    **dict.fromkeys(("scale-clients", "scale-faces"), ("", "--rounds 1 --client-frames 128")),
 }
 GPU_SIZES = {
     **CPU_SIZES,
@@ -205,7 +204,6 @@ def cpu_parts(quick: bool, video: Path | None, face_model: Path | None) -> list[
         _part("load", "load", *served, *size["load"], "--name", f"load-{VIT}"),
         _part("load-open", "load", *served, *size["load-open"], "--name", f"load-open-{VIT}"),
         _part("peers", "peers", "--architecture", VIT, *size["peers"]),
-        _part("windows", "windows", *size["windows"]),
         *(_part(name, *command, *served) for name, command in films.items()),
         *(
             _part(name, "scale", "--part", name.removeprefix("scale-"), *size[name])

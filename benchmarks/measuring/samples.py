@@ -6,7 +6,7 @@ round disturbed by another program disturbed all that ran in it, so whole rounds
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -155,8 +155,3 @@ def _checked_pairs(work: Sequence[float], cost: Sequence[float]) -> tuple[NDArra
 def counted(count: int, noun: str) -> str:
     """Write how many there are of something: 1 caller, 2 callers."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
-
-
-def largest_difference(one: Mapping[str, NDArray[np.float32]], other: Mapping[str, NDArray[np.float32]]) -> float:
-    """Return the largest absolute difference over all tasks and frames."""
-    return max(float(np.abs(one[task] - other[task]).max()) for task in one)

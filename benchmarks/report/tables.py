@@ -55,21 +55,6 @@ def clients_section(measured: Measured) -> Iterator[str]:
     yield from fit_lines(measured, f"a client of {measured['frames_each']} frames", "s", 1, "s")
 
 
-def servers_section(measured: Measured) -> Iterator[str]:
-    """One client and many servers."""
-    rows = [
-        (
-            row["servers"],
-            row["threads_each"],
-            median_text(row["times_s"]),
-            row["frames_per_s"],
-            row["times_as_fast_as_one"],
-        )
-        for row in measured["rows"]
-    ]
-    yield from table(("servers", "threads each", "seconds [95 %]", "frames/s", "times one server"), rows)
-
-
 def faces_section(measured: Measured) -> Iterator[str]:
     """More faces in a frame."""
     rows = [
@@ -81,7 +66,7 @@ def faces_section(measured: Measured) -> Iterator[str]:
 
 
 def peers_section(measured: Measured) -> Iterator[str]:
-    """The systems side by side, fastest first, what ours gains, and the paper's way of inference."""
+    """The systems side by side, fastest first, and what ours gains."""
     count = measured["frames"]
     rows = [
         (
@@ -105,20 +90,6 @@ def peers_section(measured: Measured) -> Iterator[str]:
     pairs = measured["times_as_fast"].items()
     yield from table(("ratio", "times as fast [95 %]"), [(name, interval_text(value)) for name, value in pairs])
     yield from bar_lines(measured)
-
-
-def windows_section(windows: Measured) -> Iterator[str]:
-    """The paper's way of inference beside ours."""
-    paper, ours = windows["ways"]["paper"], windows["ways"]["affserve"]
-    yield ""
-    yield (
-        f"The paper's windows ({windows['window_frames']} frames, {windows['stride_frames']} apart) encode "
-        f"{paper['frames_encoded']} frames of a video of {windows['frames']}, affserve {ours['frames_encoded']}: "
-        f"{windows['times_fewer_flops']} times fewer operations of the encoder "
-        f"({windows['times_fewer_flops_of_endless_video']} times for long videos), "
-        f"{interval_text(windows['times_as_fast'])} times as fast; predictions differ by "
-        f"{windows['largest_difference']:.1g} at most."
-    )
 
 
 def e2e_section(measured: Measured) -> Iterator[str]:
@@ -280,7 +251,6 @@ def _answers(answers: Measured) -> str:
 SECTIONS: Mapping[str, tuple[str, Callable[[Measured], Iterator[str]]]] = {
     # prefix of the result's name -> heading and what renders it
     "peers": ("What a user would run instead", peers_section),
-    "windows": ("The paper's way of inference", windows_section),
     "stages": ("Encoder and head, without a server", stages_section),
     "served": ("What the server costs", served_section),
     "load": ("Served, under load", load_section),
@@ -289,7 +259,6 @@ SECTIONS: Mapping[str, tuple[str, Callable[[Measured], Iterator[str]]]] = {
     "e2e": ("Whole jobs", e2e_section),
     "scale-length": ("Longer videos", length_section),
     "scale-clients": ("More clients", clients_section),
-    "scale-servers": ("More servers", servers_section),
     "scale-faces": ("More faces", faces_section),
 }
 

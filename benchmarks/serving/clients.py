@@ -1,12 +1,11 @@
-"""Many clients of one server, and one client of many servers, all on this machine."""
+"""Many clients of one server, all on this machine."""
 
 from __future__ import annotations
 
 import multiprocessing
 import statistics
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
@@ -34,10 +33,11 @@ def measure_clients(repository: Path, counts: Sequence[int], frames: int, rounds
     """Let 1, 2, ... clients encode `frames` frames each at the same time, and fit the time until all are done."""
     times_s: dict[int, list[float]] = {count: [] for count in counts}
     slowest_s: dict[int, list[float]] = {count: [] for count in counts}
-    with _servers(repository, 1) as url:
+    config = ServerConfig(repository=repository, threads=usable_cores(), drain_timeout_s=0.0)
+    with TritonServer(config) as server:
         for _ in range(rounds):
             for count in counts:
-                each_s = _run_clients(url, count, frames)
+                each_s = _run_clients(server.grpc_url, count, frames)
                 times_s[count].append(max(each_s))
                 slowest_s[count].append(max(each_s) / statistics.median(each_s))
     medians_s = {count: statistics.median(values) for count, values in times_s.items()}
@@ -51,47 +51,6 @@ def measure_clients(repository: Path, counts: Sequence[int], frames: int, rounds
         for count in counts
     ]
     return {"frames_each": frames, "rows": rows, **fitted(counts, [medians_s[count] for count in counts])}
-
-
-def measure_servers(repository: Path, counts: Sequence[int], frames: int, rounds: int) -> dict[str, Any]:
-    """Let one client encode through 1, 2, ... servers that share this machine's cores, behind round robin."""
-    crops = _noise(frames)
-    times_s: dict[int, list[float]] = {count: [] for count in counts}
-    with ExitStack() as stack:
-        clients = {}
-        for count in counts:
-            url = stack.enter_context(_servers(repository, count))
-            clients[count] = stack.enter_context(AffectClient(url, chunks_in_flight=2 * count))
-            clients[count].encode(crops[: 2 * count * CHUNK_FRAMES])
-        for _ in range(rounds):
-            for count, client in clients.items():
-                started = time.perf_counter()
-                client.encode(crops)
-                times_s[count].append(time.perf_counter() - started)
-    first_s = statistics.median(times_s[counts[0]])
-    rows = [
-        {
-            "servers": count,
-            "threads_each": _threads_each(count),
-            "times_s": [round(value, DECIMALS) for value in times_s[count]],
-            "frames_per_s": round(frames / statistics.median(times_s[count]), 1),
-            "times_as_fast_as_one": round(first_s / statistics.median(times_s[count]), 3),
-        }
-        for count in counts
-    ]
-    return {"frames": frames, "rows": rows}
-
-
-@contextmanager
-def _servers(repository: Path, count: int) -> Iterator[str]:
-    """Run `count` servers that share the cores; yield their addresses, joined for round robin."""
-    config = ServerConfig(repository=repository, threads=_threads_each(count), drain_timeout_s=0.0)
-    with ExitStack() as stack:
-        yield ",".join(stack.enter_context(TritonServer(config)).grpc_url for _ in range(count))
-
-
-def _threads_each(servers: int) -> int:
-    return max(1, usable_cores() // servers)
 
 
 def _run_clients(url: str, count: int, frames: int) -> list[float]:

@@ -1,6 +1,4 @@
-"""The commands about a server and its callers: `affserve bench served`, `transports`, `faults`, `kills`, `windows`,
-`gpus`.
-"""
+"""The commands about a server and its callers: `affserve bench served`, `transports`, `faults`, `gpus`."""
 
 from __future__ import annotations
 
@@ -69,37 +67,6 @@ def faults(
         raise typer.Exit(1)
 
 
-def kills(
-    repository: Annotated[Path, typer.Argument(help="Model repository, as written by affserve export.")],
-    pairs: Annotated[int, typer.Option(min=1, help="Runs with two killed processes each.")] = 50,
-    seed: Annotated[int, typer.Option(help="Of victims and moments.")] = 0,
-    folder: Folder = None,
-) -> None:
-    """Kill two processes of `affserve serve` under load, any of them; exit code 1 where one answer or file is wrong."""
-    from affserve.benchmarks.serving.kill_pairs import measure_kills
-
-    with tempfile.TemporaryDirectory() as scratch:
-        measured = measure_kills(repository, pairs, Path(scratch), seed=seed, progress=progress)
-    keep("kills", measured, folder)
-    if not measured["passed"]:
-        raise typer.Exit(1)
-
-
-def windows(
-    architecture: Architecture = VIT,
-    frames: Annotated[int, typer.Option(min=301, help="Crops of the video.")] = 700,
-    rounds: Annotated[int, typer.Option(min=1)] = 2,
-    threads: Cores = None,
-    folder: Folder = None,
-) -> None:
-    """Compare with the paper's way of inference, overlapping windows encoded as a whole: operations, time, answers."""
-    from affserve.benchmarks.serving.windows_cost import measure_paper_way
-    from affserve.export.machine.cores import usable_cores
-
-    measured = measure_paper_way(architecture, frames, rounds, threads or usable_cores(), progress)
-    keep(f"windows-{architecture}", measured, folder)
-
-
 def gpus(
     repository: Annotated[Path, typer.Argument(help="Model repository with graphs for GPUs.")],
     gpu: Annotated[list[int] | None, typer.Option(help="Number of a GPU; may be repeated.  [default: all]")] = None,
@@ -121,4 +88,4 @@ def gpus(
     keep("gpus", measure_gpus(repository, name, chosen, frames, rounds, progress), folder)
 
 
-COMMANDS = (served, transports, faults, kills, windows, gpus)
+COMMANDS = (served, transports, faults, gpus)

@@ -1,4 +1,4 @@
-"""The commands about training: `affserve bench generator`, `features` and `training`."""
+"""The commands about training: `affserve bench generator`, `training` and `faces`."""
 
 from __future__ import annotations
 
@@ -25,19 +25,6 @@ def generator(
         summary = write_corpus(Path(scratch, "corpus"), config, workers=workers)
     speed = {"seconds": round(summary.seconds, 1), "frames_per_s": round(summary.frames_per_second, 1)}
     keep("generator", {"videos": videos, "workers": workers, "crops": summary.crops, **speed}, folder)
-
-
-def features(
-    frames: Annotated[int, typer.Option(min=1000, help="Frames of the generated corpus.")] = 3_000_000,
-    files: Annotated[int, typer.Option(min=0, help="Crops that exist as empty files, for `data check`.")] = 300_000,
-    work_s: Annotated[float, typer.Option(help="Seconds of writing features, and of decoding crops.")] = 10.0,
-    folder: Folder = None,
-) -> None:
-    """Check and sample a generated corpus of Aff-Wild2's size, write features, decode crops; nothing is encoded."""
-    from affserve.benchmarks.training.feature_scale import measure_feature_scale
-
-    with tempfile.TemporaryDirectory() as scratch:
-        keep("feature_scale", measure_feature_scale(frames, files, work_s, Path(scratch)), folder)
 
 
 def training(
@@ -73,4 +60,4 @@ def faces(
     keep("faces", measured, folder, as_lines(measured))
 
 
-COMMANDS = (generator, features, training, faces)
+COMMANDS = (generator, training, faces)

@@ -166,8 +166,7 @@ def e2e(
 
 def scale(
     part: Annotated[
-        list[str] | None,
-        typer.Option(help="length, clients, servers, faces, cluster; may be repeated.  [default: the first 4]"),
+        list[str] | None, typer.Option(help="length, clients, faces, cluster; may be repeated.  [default: the first 3]")
     ] = None,
     repository: Annotated[
         Path | None, typer.Option(help="Model repository.  [default: the demo's small model, random weights]")
@@ -176,12 +175,12 @@ def scale(
     length: Annotated[
         list[int] | None, typer.Option(min=1, help="Frames of a video.  [default: 300, 2000, 6000 and 20000]")
     ] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Of clients, servers and faces.")] = 3,
+    rounds: Annotated[int, typer.Option(min=1, help="Of clients and faces.")] = 3,
     repeats: Annotated[int, typer.Option(min=1, help="Of every length but the longest.")] = 4,
     client_frames: Annotated[int, typer.Option(min=1, help="Crops that each client sends.")] = 640,
     folder: Folder = None,
 ) -> None:
-    """Measure how cost grows with the length of a video, with clients, with servers and with faces, and fit it."""
+    """Measure how cost grows with the length of a video, with clients and with faces, and fit it."""
     from affserve.benchmarks.video.scale import LENGTHS, PARTS, ScaleOptions, measure_scale
 
     options = ScaleOptions(

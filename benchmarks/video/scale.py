@@ -1,4 +1,4 @@
-"""How cost grows with work: longer videos, more clients, more servers, more faces; each fitted.
+"""How cost grows with work: longer videos, more clients, more faces; each fitted.
 
 Lengths are compared within one run and in turns: the longest video stands in the middle, the shorter ones are repeated
 before and after it, so that what else the machine does meets all alike. Memory is the kernel's high-water mark.
@@ -15,14 +15,14 @@ from typing import Any
 from affserve.benchmarks.measuring.films import drawn_film, loop_film, mosaic
 from affserve.benchmarks.measuring.random_models import CACHE, DEMO, Progress, random_checkpoints, repository_of
 from affserve.benchmarks.measuring.samples import fitted
-from affserve.benchmarks.serving.clients import measure_clients, measure_servers
+from affserve.benchmarks.serving.clients import measure_clients
 from affserve.benchmarks.video.cluster import measure_cluster
 from affserve.benchmarks.video.infer_run import run_infer
 from affserve.export.precision.tolerances import Precision
 from affserve.train.errors import DataError
 
-LENGTH, CLIENTS, SERVERS, FACES, CLUSTER = "length", "clients", "servers", "faces", "cluster"
-PARTS = (LENGTH, CLIENTS, SERVERS, FACES)  # unless others are asked for
+LENGTH, CLIENTS, FACES, CLUSTER = "length", "clients", "faces", "cluster"
+PARTS = (LENGTH, CLIENTS, FACES)  # unless others are asked for
 LENGTHS = (300, 2000, 6000, 20_000)  # frames
 SHORT = 2000  # frames: the bar compares the longest with this one
 WITHIN = 0.05  # of the time per frame, and of the peak memory, of the shorter
@@ -40,16 +40,15 @@ class ScaleOptions:
     repeats: int = 4  # of every length but the longest
     clients: tuple[int, ...] = (1, 2, 4, 8)
     client_frames: int = 640  # crops that each client sends
-    servers: tuple[int, ...] = (1, 2)
     faces: tuple[int, ...] = (1, 2, 3, 4, 5)  # per frame
     face_frames: int = 300
-    rounds: int = 3  # of clients, servers and faces
+    rounds: int = 3  # of clients and faces
     cache: Path = CACHE
 
     def __post_init__(self) -> None:
         if unknown := set(self.parts) - {*PARTS, CLUSTER}:
             raise DataError(f"parts are {', '.join(sorted(unknown))}; expected some of {', '.join((*PARTS, CLUSTER))}")
-        if min((*self.lengths, *self.clients, *self.servers, *self.faces, self.repeats, self.rounds)) < 1:
+        if min((*self.lengths, *self.clients, *self.faces, self.repeats, self.rounds)) < 1:
             raise DataError("a length, a count or a number of rounds is below 1; expected all above")
 
 
@@ -62,10 +61,6 @@ def measure_scale(options: ScaleOptions, scratch: Path, progress: Progress = lam
     if CLIENTS in options.parts:
         progress(f"{', '.join(map(str, options.clients))} clients")
         measured[CLIENTS] = measure_clients(repository, options.clients, options.client_frames, options.rounds)
-    if SERVERS in options.parts:
-        progress(f"{', '.join(map(str, options.servers))} servers")
-        frames = 2 * options.client_frames
-        measured[SERVERS] = measure_servers(repository, options.servers, frames, options.rounds)
     if FACES in options.parts:
         measured[FACES] = _measure_faces(options, repository, scratch, progress)
     if CLUSTER in options.parts:

@@ -16,12 +16,10 @@ from conftest import blurred_noise
 from tiny_server import wait_for
 
 from affserve.benchmarks.measuring.random_models import Checkpoints
-from affserve.benchmarks.measuring.samples import largest_difference
 from affserve.benchmarks.peers.answers import compare_answers
 from affserve.benchmarks.peers.comparison import PeerOptions, _Best
 from affserve.benchmarks.peers.environment import SITE, PeerSettings, peer_server
 from affserve.benchmarks.peers.systems import INFORMED, System, naive_service, plain_script
-from affserve.benchmarks.serving.windows_cost import CountingEncoder, our_way, paper_way, times_fewer
 from affserve.client.client import AffectClient
 from affserve.export.engine_sets import ONNX_RUNTIME, OPENVINO
 from affserve.export.machine.ports import listening
@@ -155,19 +153,6 @@ def test_each_system_is_compared_at_the_fastest_of_its_settings() -> None:
         assert running == ["fast"]
         assert len(chosen.trials) == 9
     assert running == []
-
-
-def test_the_papers_way_encodes_more_and_predicts_the_same(client: AffectClient) -> None:
-    frames, window, stride = blurred_noise(70), 30, 20
-    ours, theirs = CountingEncoder(client), CountingEncoder(client)
-    once = our_way(frames, ours, client.predict, window, stride)
-    overlapping = paper_way(frames, theirs, client.predict, window, stride)
-    assert largest_difference(once, overlapping) <= 1e-4
-    assert (ours.frames, theirs.frames) == (70, 30 + 30 + 30 + 10)
-
-
-def test_the_papers_way_costs_one_and_a_half_times_on_long_videos() -> None:
-    assert times_fewer([300, 1_000_000], 300, 200) == {"300": 1.3333, "1000000": pytest.approx(1.5, abs=1e-3)}
 
 
 def test_a_job_is_one_window_at_most() -> None:

@@ -11,7 +11,7 @@ from clips import moving_square, write_video
 
 from affserve.benchmarks.measuring.films import BACKGROUND, TILE_PX, mosaic
 from affserve.benchmarks.measuring.samples import linear_fit, power_exponent
-from affserve.benchmarks.serving.clients import measure_clients, measure_servers
+from affserve.benchmarks.serving.clients import measure_clients
 from affserve.benchmarks.serving.gpu_scaling import measure_gpus
 from affserve.benchmarks.video.scale import ScaleOptions, measure_scale, turns
 from affserve.client.video.source import open_source
@@ -57,13 +57,6 @@ def test_clients_share_one_server(repository: Path) -> None:
     assert [len(row["times_s"]) for row in measured["rows"]] == [1, 1]
     assert all(row["slowest_to_median_client"] >= 1 for row in measured["rows"])
     assert measured["fit"].keys() == {"slope", "intercept", "r_squared"}
-
-
-def test_servers_share_the_cores(repository: Path) -> None:
-    # One is enough here: the test of GPUs has two behind round robin.
-    (row,) = measure_servers(repository, (1,), frames=64, rounds=1)["rows"]
-    assert (row["servers"], row["times_as_fast_as_one"]) == (1, 1)
-    assert row["frames_per_s"] > 0
 
 
 def test_gpus_are_compared_one_by_one_and_together(repository: Path) -> None:

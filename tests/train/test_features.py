@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import resource
 import shutil
@@ -300,21 +299,3 @@ def test_a_folder_that_is_no_store_of_today_is_refused(description: str, message
     (tmp_path / "store.json").write_text(description)
     with pytest.raises(DataError, match=message):
         FeatureStore.create(tmp_path, NARROW)
-
-
-def test_the_benchmark_at_a_small_size(tmp_path: Path) -> None:
-    from affserve.benchmarks.cli import bench_app
-
-    options = ["--frames", "20000", "--files", "1200", "--work-s", "0.3", "--folder", str(tmp_path)]
-    result = CliRunner().invoke(bench_app, ["features", *options])
-    assert result.exit_code == 0, result.output
-    measured = json.loads((tmp_path / "feature_scale.json").read_text())["measured"]
-    assert measured["frames"] == measured["sampling"]["frames"] == 20_000
-    assert measured["store_apparent_bytes"] > 0.9 * 20_000 * 1024
-    assert measured["store_actual_bytes"] < 0.3 * measured["store_apparent_bytes"]  # of each video a page or two
-    assert measured["sampling"]["windows_per_s"] > 0
-    assert measured["sampling"]["peak_mib"] > measured["sampling"]["libraries_mib"]
-    assert measured["writing"]["rows"] > 0
-    assert measured["checking"]["files"] > 0
-    assert measured["decoding"]["threads_2"]["images_per_cpu_s"] > 0
-    assert measured["within_limit"]
