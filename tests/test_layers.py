@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = {
     "benchmarks": "__main__ cli | peers | report video | engines everything load serving training | measuring",
     "client": "__main__ | cli | commands | page | corpora | annotate | infer live | connection | async_client | client"
-    " | exchange summary | drawing sequences | faces results video wire",
+    " | exchange summary | drawing sequences | faces results video wire | ahead",
     "export": "doctor | machine_findings | export_cli serve_cli | deployment | server | sharing | repository | engine"
     " | artefacts | precision | graphs machine | contract pins | engine_sets",
     "train": "__main__ | cli | study | stages | trainer | evaluation | features importing synthetic | corpus models"

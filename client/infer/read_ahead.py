@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from affserve.client.ahead import Ahead
 from affserve.client.faces.face import Cropper, Face
-from affserve.client.infer.ahead import Ahead
 from affserve.client.sequences.seen_frame import SeenFrame
 from affserve.client.video.source import Frame, FrameSource
 from affserve.export.contract import CHUNK_FRAMES, IMAGE_SIZE_PX

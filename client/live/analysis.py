@@ -1,10 +1,10 @@
 """Frames in as they happen, answers out with a bounded delay: what `affserve live` does between source and screen.
 
-What has arrived is cropped and encoded at once, in small batches. A head that streams answers every frame then, by the
-same rows as `affserve infer` (row_merger.py): the same numbers. A head of the paper's form answers every `hop` frames
-(window.py). A frame that comes while the machine is busy may be thinned out (frames.py): frames are dropped, delay is
-not. Like a frame without a face, a dropped one repeats the feature before it, so that the time axis stays that of the
-source.
+Faces, encoder and head are stages that overlap: while a frame is answered the next one is encoded, and the one after it
+looked at; what waits for a stage goes to it together. A head that streams answers every frame, by the same rows as
+`affserve infer` (row_merger.py): the same numbers. A head of the paper's form answers every `hop` frames (window.py).
+A frame that comes while the machine is busy may be thinned out (frames.py): frames are dropped, delay is not. Like a
+frame without a face, a dropped one repeats the feature before it, so that the time axis stays that of the source.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException
 
+from affserve.client.ahead import Ahead
 from affserve.client.client import AffectClient
 from affserve.client.faces.face import Cropper
 from affserve.client.live.frames import LiveCounters, LiveFrame, LiveSource, NewestFrames, Pace, now_s
@@ -64,6 +65,14 @@ class LiveAnswer:
 
     rows: Rows
     delay_s: NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Encoded:
+    """Frames of one scene, and the features (n, 512) of their faces or why there are none."""
+
+    frames: Sequence[LookedAt]
+    features: NDArray[np.float32] | InferenceError
 
 
 class FrameRows(Protocol):
@@ -115,37 +124,56 @@ class LiveAnalysis:
         """Yield answers until the source ends or `stopped` says so; VideoError when the source breaks off for good."""
         hop_s = None if self.hop is None else self.hop / source.fps
         pace = Pace(STREAM_BATCH_S if hop_s is None else BATCH_SHARE * hop_s)
-        with NewestFrames(source, self._counters) as newest, LookedAhead(newest, self._looker.look, pace) as ahead:
-            while not stopped() and (frames := ahead.take(POLL_S)) is not None:
+        with (
+            NewestFrames(source, self._counters) as newest,
+            LookedAhead(newest, self._looker.look, pace) as looked,
+            Ahead(self._encoding(looked, stopped), 1, "live-encoder") as batches,
+        ):
+            for encoded in batches:
                 began_s = now_s()
-                yield from self._answered(frames)
+                yield from self._answered(encoded)
                 longest_s = began_s - min(self._arrived_s.values(), default=began_s)
-                if hop_s is not None and not frames and longest_s > PATIENCE * hop_s:
+                if hop_s is not None and not encoded.frames and longest_s > PATIENCE * hop_s:
                     yield from self.answer()
         yield from self.answer()
 
     def push(self, frames: Sequence[LiveFrame]) -> Iterator[LiveAnswer]:
         """Take the next frames; yield the answers that are ready."""
-        yield from self._answered([self._looker.look(frame) for frame in frames])
+        for encoded in self._encoded([self._looker.look(frame) for frame in frames]):
+            yield from self._answered(encoded)
 
     def answer(self) -> Iterator[LiveAnswer]:
         """Yield the answers of all frames that wait for one."""
         yield from self._told(self._rows.finish())
 
-    def _answered(self, frames: Sequence[LookedAt]) -> Iterator[LiveAnswer]:
-        scenes = [0, *(k for k, frame in enumerate(frames) if frame.new_scene), len(frames)]
-        for start, end in pairwise(scenes):
-            if end > start:
-                yield from self._told(self._rows_of(frames[start:end]))
-            if end < len(frames):
-                yield from self.answer()
+    def _encoding(self, looked: LookedAhead, stopped: Callable[[], bool]) -> Iterator[_Encoded]:
+        while not stopped() and (frames := looked.take(POLL_S)) is not None:
+            yield from self._encoded(frames)
 
-    def _rows_of(self, frames: Sequence[LookedAt]) -> Iterator[Rows]:
+    def _encoded(self, frames: Sequence[LookedAt]) -> Iterator[_Encoded]:
+        scenes = [0, *(k for k, frame in enumerate(frames) if k and frame.new_scene), len(frames)]
+        for start, end in pairwise(scenes):
+            scene = frames[start:end]
+            crops = [crop for frame in scene for crop in frame.crops]
+            none = np.empty((0, IMAGE_SIZE_PX, IMAGE_SIZE_PX, 3), dtype=np.uint8)
+            try:
+                yield _Encoded(frames=scene, features=self._client.encode(np.stack(crops) if crops else none))
+            except InferenceError as error:
+                yield _Encoded(frames=scene, features=error)
+
+    def _answered(self, encoded: _Encoded) -> Iterator[LiveAnswer]:
+        frames = encoded.frames
+        if not frames:
+            return
+        if frames[0].new_scene:
+            yield from self.answer()
         self._arrived_s.update({frame.seen.index: frame.arrived_s for frame in frames})
-        crops = [crop for frame in frames for crop in frame.crops]
-        none = np.empty((0, IMAGE_SIZE_PX, IMAGE_SIZE_PX, 3), dtype=np.uint8)
-        features = self._client.encode(np.stack(crops) if crops else none)
-        yield from self._rows.push([frame.seen for frame in frames], features)
+        yield from self._told(self._rows_of(encoded))
+
+    def _rows_of(self, encoded: _Encoded) -> Iterator[Rows]:
+        if isinstance(encoded.features, InferenceError):
+            raise encoded.features
+        yield from self._rows.push([frame.seen for frame in encoded.frames], encoded.features)
 
     def _told(self, blocks: Iterator[Rows]) -> Iterator[LiveAnswer]:
         """Yield blocks of rows with their delays; a server that is away costs frames and nothing else."""

@@ -1,7 +1,8 @@
 """Frames on their way to the encoder: a thread finds faces and cuts crops while the server computes the frames before.
 
-What is ready when the server is free goes to it together, so that a frame which took longer delays the next ones and
-drops none. Only when more wait than can be answered within the limit of `Pace` are frames thinned out (frames.py).
+Each frame is looked at as soon as it is there. What is ready when the server is free goes to it together, so that a
+frame which took longer delays the next ones and drops none. Only when more wait than can be answered within the limit
+of `Pace` are frames thinned out (frames.py).
 """
 
 from __future__ import annotations
@@ -97,9 +98,9 @@ class LookedAhead(AbstractContextManager["LookedAhead"]):
         raised once its last frames have been taken.
         """
         count, taken_s = self._taken
-        if count:
-            self._pace.saw(count, now_s() - taken_s)
         with self._changed:
+            if count:
+                self._pace.saw(count, now_s() - taken_s)
             self._changed.wait_for(lambda: self._ready or self._done.done(), timeout_s)
             frames, self._ready = self._ready, []
             self._changed.notify_all()
@@ -110,18 +111,18 @@ class LookedAhead(AbstractContextManager["LookedAhead"]):
         return frames
 
     def _run(self) -> None:
-        while self._wanted() and (frames := self._newest.take(self._pace.most, POLL_S)) is not None:
+        while (room := self._room()) and (frames := self._newest.take(room, POLL_S)) is not None:
             for frame in frames:
                 looked = self._look(frame)
                 with self._changed:
                     self._ready.append(looked)
                     self._changed.notify_all()
 
-    def _wanted(self) -> bool:
-        """Wait until all that was ready has been taken; False when nobody wants any more."""
+    def _room(self) -> int:
+        """Return how many more frames may be ready, waiting until one may; 0 when nobody wants any more."""
         with self._changed:
-            self._changed.wait_for(lambda: self._stopped or not self._ready)
-            return not self._stopped
+            self._changed.wait_for(lambda: self._stopped or len(self._ready) < self._pace.most)
+            return 0 if self._stopped else self._pace.most - len(self._ready)
 
     def _tell(self, _: object = None) -> None:
         with self._changed:
