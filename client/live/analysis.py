@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
@@ -69,7 +68,7 @@ class LiveAnswer:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Encoded:
-    """Frames of one scene, and the features (n, 512) of their faces or why there are none."""
+    """Frames, and the features (n, 512) of their faces or why there are none."""
 
     frames: Sequence[LookedAt]
     features: NDArray[np.float32] | InferenceError
@@ -107,7 +106,7 @@ class LiveAnalysis:
             RowMerger(
                 lambda: processed_sequence(client.sequence(), head, causal=True),
                 head.labels,
-                self._looker.cropper.patience_frames,
+                self._looker.cropper.patience_frames or room,  # after so long a break everybody is new
             )
             if self.hop is None
             else WindowAnswers(client.predict, head, hop=self.hop, room=room)
@@ -139,8 +138,7 @@ class LiveAnalysis:
 
     def push(self, frames: Sequence[LiveFrame]) -> Iterator[LiveAnswer]:
         """Take the next frames; yield the answers that are ready."""
-        for encoded in self._encoded([self._looker.look(frame) for frame in frames]):
-            yield from self._answered(encoded)
+        yield from self._answered(self._encoded([self._looker.look(frame) for frame in frames]))
 
     def answer(self) -> Iterator[LiveAnswer]:
         """Yield the answers of all frames that wait for one."""
@@ -148,26 +146,18 @@ class LiveAnalysis:
 
     def _encoding(self, looked: LookedAhead, stopped: Callable[[], bool]) -> Iterator[_Encoded]:
         while not stopped() and (frames := looked.take(POLL_S)) is not None:
-            yield from self._encoded(frames)
+            yield self._encoded(frames)
 
-    def _encoded(self, frames: Sequence[LookedAt]) -> Iterator[_Encoded]:
-        scenes = [0, *(k for k, frame in enumerate(frames) if k and frame.new_scene), len(frames)]
-        for start, end in pairwise(scenes):
-            scene = frames[start:end]
-            crops = [crop for frame in scene for crop in frame.crops]
-            none = np.empty((0, IMAGE_SIZE_PX, IMAGE_SIZE_PX, 3), dtype=np.uint8)
-            try:
-                yield _Encoded(frames=scene, features=self._client.encode(np.stack(crops) if crops else none))
-            except InferenceError as error:
-                yield _Encoded(frames=scene, features=error)
+    def _encoded(self, frames: Sequence[LookedAt]) -> _Encoded:
+        crops = [crop for frame in frames for crop in frame.crops]
+        none = np.empty((0, IMAGE_SIZE_PX, IMAGE_SIZE_PX, 3), dtype=np.uint8)
+        try:
+            return _Encoded(frames=frames, features=self._client.encode(np.stack(crops) if crops else none))
+        except InferenceError as error:
+            return _Encoded(frames=frames, features=error)
 
     def _answered(self, encoded: _Encoded) -> Iterator[LiveAnswer]:
-        frames = encoded.frames
-        if not frames:
-            return
-        if frames[0].new_scene:
-            yield from self.answer()
-        self._arrived_s.update({frame.seen.index: frame.arrived_s for frame in frames})
+        self._arrived_s.update({frame.seen.index: frame.arrived_s for frame in encoded.frames})
         yield from self._told(self._rows_of(encoded))
 
     def _rows_of(self, encoded: _Encoded) -> Iterator[Rows]:

@@ -30,7 +30,6 @@ class LookedAt:
     seen: SeenFrame
     crops: list[NDArray[np.uint8]]  # (224, 224, 3), of its faces
     arrived_s: float
-    new_scene: bool  # whoever is seen from here on is a new person
 
 
 class Looker:
@@ -49,8 +48,7 @@ class Looker:
         """Find the faces of the next frame and cut them out."""
         image = frame.rgb()
         is_late = self._newest >= 0 and frame.index - self._newest >= self._room
-        new_scene = is_late or image.shape != (self._shape or image.shape)
-        if new_scene:
+        if is_late or image.shape != (self._shape or image.shape):
             # After so long a break, or in a picture of another size, whoever is seen is a new person.
             self.cropper, self._tracks = self._make_cropper(), self._highest + 1
         self._newest, self._shape = frame.index, image.shape
@@ -61,7 +59,6 @@ class Looker:
             seen=SeenFrame(index=frame.index, timestamp_s=frame.timestamp_s, faces=faces),
             crops=[one.pixels for one in found],
             arrived_s=frame.arrived_s,
-            new_scene=new_scene,
         )
 
 
