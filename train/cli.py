@@ -77,17 +77,22 @@ def synth(
     frames_max: Annotated[int, typer.Option(help="Frames of the longest video.")] = 400,
     whole_frame_videos: Annotated[int, typer.Option(help="Videos (mp4) for trying the client.")] = 6,
     whole_frame_frames: Annotated[int, typer.Option(help="Frames of each of those.")] = 600,
+    films: Annotated[
+        bool, typer.Option("--films", help="Also the video of each crop folder, in batch1/, for affserve data crop.")
+    ] = False,
     workers: Annotated[int, typer.Option(help="Processes that draw.")] = 2,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
     """Generate a corpus of drawn, animated faces in the layout of Aff-Wild2, defects included."""
-    from affserve.train.synthetic.corpus import write_corpus
+    from affserve.train.synthetic.corpus import write_corpus, write_films
     from affserve.train.synthetic.plan import SyntheticConfig
 
     frames_min = min(frames_min, frames_max)
     config = SyntheticConfig(**picked(locals(), SyntheticConfig))
     with progress_bar("drawing frames") as progress:
         summary = write_corpus(out, config, workers, progress)
+        if films:
+            write_films(out, config, workers, progress)
     typer.echo(json.dumps(asdict(summary), default=str) if as_json else _one_line(summary))
 
 

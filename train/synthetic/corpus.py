@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,14 @@ from affserve.train.provenance import SYNTHETIC
 from affserve.train.synthetic.anatomy import Placement
 from affserve.train.synthetic.plan import DRAWN_TASKS, SyntheticConfig, VideoPlan, plan_videos
 from affserve.train.synthetic.scene import Performance, draw_performance, draw_person
-from affserve.train.synthetic.video import WholeFramePlan, plan_whole_frames, write_whole_frames
+from affserve.train.synthetic.video import (
+    HEIGHT_PX,
+    WIDTH_PX,
+    WholeFramePlan,
+    plan_whole_frames,
+    write_film,
+    write_whole_frames,
+)
 
 SCHEMA_VERSION = 1
 GENERATOR_VERSION = 3  # rises whenever the same config would give other bytes
@@ -40,6 +48,7 @@ Progress = Callable[[int, int], None]  # frames drawn, frames in all
 
 TEMPLATES = "templates"  # folder of the challenge's files to be filled
 LOCATION_COLUMN = "image_location"  # their first
+FILMS = "batch1"  # what Aff-Wild2 calls a folder of the videos that its crops were cut from
 
 _CANVAS_UNITS = 4.4  # face units that an image must be wide for a crop to stay inside it
 _EYE_DISTANCE_PX = float(REFERENCE_LANDMARKS_PX[1, 0] - REFERENCE_LANDMARKS_PX[0, 0])
@@ -95,6 +104,20 @@ def write_corpus(
     return _summary(root, reused=False, seconds=seconds, frames_per_second=frames / seconds)
 
 
+def write_films(root: Path, config: SyntheticConfig, workers: int = 2, progress: Progress | None = None) -> int:
+    """Draw the whole-frame video of each crop folder of a corpus into `batch1/`, beside its truth; return how many.
+
+    Person, motion, labels and what spoils frames are those of the crops, which another aligner cut; wall, sensor noise,
+    and where the face is are not. People of one video have a film each. What is there is kept.
+    """
+    videos = plan_videos(config)
+    if not (root / FILMS).exists():
+        with staged_folder(root / FILMS) as staging:
+            total = sum(plan.frames for plan in videos)
+            _all_done(_run(partial(_write_film, staging, config), videos, workers), total, progress)
+    return len(videos)
+
+
 def read_description(root: Path) -> dict[str, Any]:
     """Return what `corpus.json` in `root` says; DataError where there is none or it cannot be understood."""
     path = root / CORPUS_FILE
@@ -143,23 +166,24 @@ def _write_all(
     # The longest first, so that no worker is left alone with one at the end.
     jobs: list[WholeFramePlan | VideoPlan] = [*whole, *videos]
     total = sum(len(plan.ticks) for plan in whole) + sum(len(plan.crops()) for plan in videos)
+    return _all_done(_run(partial(_write_job, root, config), jobs, workers), total, progress)
+
+
+def _all_done(results: Iterator[_Written], total: int, progress: Progress | None) -> list[_Written]:
     written: list[_Written] = []
-    for result in _run(root, config, jobs, workers):
+    for result in results:
         written.append(result)
         if progress:
             progress(sum(part.frames for part in written), total)
     return written
 
 
-def _run(
-    root: Path, config: SyntheticConfig, jobs: list[WholeFramePlan | VideoPlan], workers: int
-) -> Iterator[_Written]:
+def _run(write: Callable[[Any], _Written], jobs: Sequence[Any], workers: int) -> Iterator[_Written]:
     if workers == 1:
-        for job in jobs:
-            yield _write_job(root, job, config)
+        yield from map(write, jobs)
         return
     with ProcessPoolExecutor(workers, get_context("spawn"), initializer=cv2.setNumThreads, initargs=(1,)) as pool:
-        futures = [pool.submit(_write_job, root, job, config) for job in jobs]
+        futures = [pool.submit(write, job) for job in jobs]
         try:
             for future in as_completed(futures):
                 yield future.result()
@@ -168,13 +192,29 @@ def _run(
                 future.cancel()
 
 
-def _write_job(root: Path, plan: WholeFramePlan | VideoPlan, config: SyntheticConfig) -> _Written:
+def _write_job(root: Path, config: SyntheticConfig, plan: WholeFramePlan | VideoPlan) -> _Written:
     if isinstance(plan, WholeFramePlan):
         return _Written(frames=write_whole_frames(root / "videos", plan, config), crops=0, labelled_frames={})
     return _write_video(root, plan, config)
 
 
-def _write_video(root: Path, plan: VideoPlan, config: SyntheticConfig) -> _Written:
+def _write_film(folder: Path, config: SyntheticConfig, plan: VideoPlan) -> _Written:
+    film = WholeFramePlan(
+        number=plan.number,
+        name=plan.name,
+        identity=plan.identity,
+        ticks_per_second=plan.fps,
+        ticks=tuple(range(plan.frames)),
+        variable_frame_rate=False,
+    )
+    performance, rng, _ = _perform(plan, config, (HEIGHT_PX, WIDTH_PX))
+    return _Written(frames=write_film(folder, film, performance, rng), crops=0, labelled_frames={})
+
+
+def _perform(
+    plan: VideoPlan, config: SyntheticConfig, size: tuple[int, int] | None = None
+) -> tuple[Performance, np.random.Generator, float]:
+    """Return what a crop folder shows, in images of `size` or a little larger than a crop, and px a face unit there."""
     rng = np.random.default_rng([config.seed, 2, plan.number])
     scale_px = _EYE_DISTANCE_PX * float(rng.uniform(0.98, 1.12))
     side = round(_CANVAS_UNITS * scale_px)
@@ -184,9 +224,14 @@ def _write_video(root: Path, plan: VideoPlan, config: SyntheticConfig) -> _Writt
         frames=plan.frames,
         fps=plan.fps,
         difficulty=config.difficulty,
-        size=(side, side),
+        size=size or (side, side),
         lead=plan.lead,
     )
+    return performance, rng, scale_px
+
+
+def _write_video(root: Path, plan: VideoPlan, config: SyntheticConfig) -> _Written:
+    performance, rng, scale_px = _perform(plan, config)
     _write_crops(root / plan.root / plan.name, plan, performance, rng, config.difficulty.landmark_jitter, scale_px)
     labelled = {key: _write_annotation(root, plan, performance, task_by_key(key)) for key in plan.tasks}
     crops = len(plan.crops())

@@ -47,7 +47,7 @@ class WholeFramePlan:
     number: int
     name: str
     identity: int
-    ticks_per_second: int
+    ticks_per_second: float
     ticks: tuple[int, ...]
     variable_frame_rate: bool
 
@@ -77,7 +77,7 @@ def plan_whole_frames(config: SyntheticConfig) -> list[WholeFramePlan]:
 
 
 def write_whole_frames(folder: Path, plan: WholeFramePlan, config: SyntheticConfig) -> int:
-    """Write `<name>.mp4` and `<name>.csv` into `folder`; return the number of frames."""
+    """Draw a video of somebody in neither set into `folder`; return the number of frames."""
     rng = np.random.default_rng([config.seed, 4, plan.number])
     factor = config.whole_frame_nuisance
     difficulty = replace(
@@ -93,6 +93,11 @@ def write_whole_frames(folder: Path, plan: WholeFramePlan, config: SyntheticConf
         difficulty=difficulty,
         size=(HEIGHT_PX, WIDTH_PX),
     )
+    return write_film(folder, plan, performance, rng)
+
+
+def write_film(folder: Path, plan: WholeFramePlan, performance: Performance, rng: np.random.Generator) -> int:
+    """Write `<name>.mp4` and `<name>.csv` of a performance into `folder`; return the number of frames."""
     placements = _draw_placements(rng, plan)
     try:
         rows = _encode(folder / f"{plan.name}.mp4", plan, performance, placements)
@@ -120,17 +125,17 @@ def _encode(
 ) -> list[list[object]]:
     rows: list[list[object]] = []
     with av.open(str(path), "w") as container:
-        rate = 30 if plan.variable_frame_rate else plan.ticks_per_second
+        tick_s = 1 / Fraction(plan.ticks_per_second)
+        rate = Fraction(30) if plan.variable_frame_rate else 1 / tick_s
         stream = container.add_stream("libx264", rate=rate, options={"crf": "20", "preset": "veryfast", "threads": "1"})
         stream.width, stream.height, stream.pix_fmt = WIDTH_PX, HEIGHT_PX, "yuv420p"
-        stream.time_base = stream.codec_context.time_base = Fraction(1, plan.ticks_per_second)
+        stream.time_base = stream.codec_context.time_base = tick_s
         for number, tick in enumerate(plan.ticks):
             image, landmarks = performance.draw(tick, placements[tick])
             frame = av.VideoFrame.from_ndarray(image, format="rgb24")
-            frame.pts, frame.time_base = tick, Fraction(1, plan.ticks_per_second)
+            frame.pts, frame.time_base = tick, tick_s
             container.mux(stream.encode(frame))
-            timestamp_s = float(Fraction(tick, plan.ticks_per_second))
-            rows.append([number, timestamp_s, *_truth(performance, tick, placements[tick], landmarks)])
+            rows.append([number, float(tick * tick_s), *_truth(performance, tick, placements[tick], landmarks)])
         container.mux(stream.encode())
     return rows
 
