@@ -257,6 +257,7 @@ def _scores_table(scores: Mapping[str, Scores], trained_on: Sequence[str]) -> st
     for name, title in metric_titles().items():
         values = [one.summary().get(name) for one in scores.values()]
         if any(value is not None for value in values):
+            title += next(one.share(name) for one in scores.values() if name in one.summary())
             lines.append(f"{title:<36}" + "".join(f"{'–' if v is None else f'{v:.4f}':>10}" for v in values))
     return "\n".join(lines)
 
@@ -528,7 +529,7 @@ def _train(out: Path, train: Callable[[], Scores]) -> None:
             _to_stderr(str(stopped))
         raise typer.Exit(STOPPED_EXIT_CODE) from stopped
     if ranks_of_environment().first:
-        figures = ", ".join(f"{name} {value:.3f}" for name, value in scores.summary().items())
+        figures = ", ".join(f"{name} {value:.3f}{scores.share(name)}" for name, value in scores.summary().items())
         typer.echo(f"{out}: on videos never trained on: {figures}")
 
 

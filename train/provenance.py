@@ -19,6 +19,7 @@ def source_commit() -> str:
 
 
 AFF_WILD2 = "Aff-Wild2"
+UNTAUGHT = "units without labels"  # in a checkpoint's data: what it answers all the same
 SYNTHETIC = "synthetic"  # a corpus of generated faces; a model trained on it knows nothing of people
 
 

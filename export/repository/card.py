@@ -7,7 +7,7 @@ from typing import Any
 
 from affserve.export.repository.inspection import SERVED_BY, closest
 from affserve.export.repository.manifest import Manifest
-from affserve.train.provenance import SYNTHETIC
+from affserve.train.provenance import SYNTHETIC, UNTAUGHT
 
 CARD_FILE = "README.md"
 TASKS = {
@@ -50,6 +50,8 @@ def _body(version: int, record: Any) -> Iterator[str]:
     yield f"\n## Training\n\nTrained on {record.trained_on}."
     if SYNTHETIC in record.trained_on:
         yield "**These are drawn faces: the answers mean nothing for people.**"
+    if names := list(dict.fromkeys(name for head in record.heads for name in head.get("data", {}).get(UNTAUGHT, ()))):
+        yield f"**It saw no label of {', '.join(names)}: what it answers for these means nothing.**"
     yield "\n| model | scores on people it was not trained on | fingerprint | data |\n|---|---|---|---|"
     for name, one in (("encoder", record.encoder), *(("head", head) for head in record.heads)):
         yield f"| {name} | {_scores(one.get('metrics', {}))} | {one['fingerprint']} | {_data(one.get('data', {}))} |"
@@ -69,4 +71,5 @@ def _scores(metrics: Mapping[str, float]) -> str:
 
 
 def _data(data: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in data.items()) or "not recorded"
+    told = {name: " ".join(value) if isinstance(value, list) else value for name, value in data.items()}
+    return ", ".join(f"{name} {value}" for name, value in told.items()) or "not recorded"

@@ -102,9 +102,9 @@ def test_class_folders_tell_expression_set_and_person(tmp_path: Path) -> None:
         ("image,who,expression", {"subject": "person"}, "no column 'person' for subject; it has image, who"),
         ("image,who,expression", {"persn": "who"}, "--columns names persn; known here are image, subject"),
         ("file,who", {}, "no column 'image'"),
-        ("image,subject,AU1,AU2", {}, "without AU4, AU6"),
+        ("image,subject,valence", {}, "valence-arousal without arousal"),
     ],
-    ids=["two subjects", "no such column", "no such name", "no image", "some units"],
+    ids=["two subjects", "no such column", "no such name", "no image", "valence alone"],
 )
 def test_a_table_that_cannot_be_understood_is_refused(
     tmp_path: Path, header: str, columns: dict[str, str], message: str

@@ -18,12 +18,13 @@ from affserve.train.labels import ACTION_UNITS, EXPRESSION, Task
 from affserve.train.models.checkpoint import load_encoder
 from affserve.train.models.encoder import DEMO_ARCHITECTURE
 from affserve.train.models.temporal_head import demo_head_config
+from affserve.train.provenance import UNTAUGHT
 from affserve.train.stages.finetune import FinetuneConfig, finetune
 from affserve.train.stages.fit import FitConfig, fit
 from affserve.train.stages.frames import labelled_frames
 from affserve.train.trainer.losses import drawn_order
 
-ROWS = {EXPRESSION.key: "4\n1\n", ACTION_UNITS.key: "1,0,0,0,0,0,1,0,0,0,0,0\n" * 2}
+ROWS = {EXPRESSION.key: "4\n1\n", ACTION_UNITS.key: "1,0,0,0,0,0,1,0,0,0,0,-1\n" * 2}
 
 
 def corpus_of(root: Path, task: Task) -> Corpus:
@@ -72,6 +73,7 @@ def test_an_encoder_and_a_head_learn_from_both_and_photographs_teach_no_time(two
     provenance = json.loads((tmp_path / "encoder" / "config.json").read_text())["provenance"]
     assert provenance["trained_on"] == "Aff-Wild2 + Aff-Wild2"
     assert provenance["data"]["images"] == "official"
+    assert provenance["data"][UNTAUGHT] == ["AU26"]
 
     encoder, checkpoint = load_encoder(tmp_path / "encoder")
     features = extract(encoder, checkpoint.fingerprint, joined, tmp_path / "features").folder

@@ -42,8 +42,9 @@ def test_annotations_survive_writing_and_reading(task: Task, tmp_path: Path) -> 
     ],
 )
 def test_invalid_codes(task: Task, row: str, valid: bool, tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text(f"{task.header}\n{row}\n")
-    assert read_annotation(tmp_path / "a.txt", task).valid.tolist() == [valid]
+    whole = ",".join(["0"] * task.columns)  # a row that has them all
+    (tmp_path / "a.txt").write_text(f"{task.header}\n{row}\n{whole}\n")
+    assert read_annotation(tmp_path / "a.txt", task).valid.tolist() == [valid, True]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from affserve.train.labels import ACTION_UNITS, EXPRESSION, TASKS, VALENCE_AROUSAL
-from affserve.train.trainer.losses import ccc_loss, task_loss, task_losses
+from affserve.train.trainer.losses import ccc_loss, loss_denominators, task_loss, task_losses
 
 
 def reference_ccc_loss(raw: Tensor, truth: Tensor) -> Tensor:
@@ -130,3 +130,24 @@ def test_frames_without_a_label_change_nothing(key: str, labelled: int) -> None:
     assert raw.grad is not None
     assert torch.isfinite(raw.grad).all()
     assert (raw.grad[~valid] == 0).all()
+
+
+def test_units_without_a_label_teach_nothing_and_parts_of_a_batch_add_up() -> None:
+    raw, truth = random_batch(ACTION_UNITS.key, 12, seed=5)
+    truth[4:, 6:] = ACTION_UNITS.invalid  # the frames of a corpus that labels six of twelve
+    raw.requires_grad_()
+    loss = task_loss(ACTION_UNITS.key, raw, truth)
+    by_hand = [(24, slice(0, 4), slice(6, 12)), (72, slice(0, 12), slice(0, 6))]
+    sums = [count * reference_binary_cross_entropy(raw[rows, some], truth[rows, some]) for count, rows, some in by_hand]
+    assert loss.item() == pytest.approx((sums[0] + sums[1]).item() / 96)
+    loss.backward()
+    assert raw.grad is not None
+    assert (raw.grad == 0).equal(truth < 0)
+    whole = {ACTION_UNITS.key: truth}, {ACTION_UNITS.key: torch.ones(12, dtype=torch.bool)}
+    total = loss_denominators(*whole)[ACTION_UNITS.key]
+    summed = torch.zeros(())
+    for part in (slice(0, 3), slice(3, 12)):
+        truths, valid = ({key: one[part] for key, one in held.items()} for held in whole)
+        share = loss_denominators(truths, valid)[ACTION_UNITS.key] / total
+        summed = summed + share * task_loss(ACTION_UNITS.key, raw[part].detach(), truths[ACTION_UNITS.key])
+    assert summed.item() == pytest.approx(loss.item())

@@ -17,6 +17,7 @@ from affserve.train.errors import DataError
 from affserve.train.importing.class_names import ClassNames
 from affserve.train.importing.recordings import Reading, Samples, read_recording, spread
 from affserve.train.labels import ACTION_UNITS, EXPRESSION, VALENCE_AROUSAL
+from affserve.train.provenance import UNTAUGHT
 
 TIMES = np.arange(20) / 10  # of frames, 10 a second
 
@@ -101,6 +102,8 @@ def test_intervals_of_elan_are_spread_over_frames(elan: Path) -> None:
     assert labels["expression"][:, 0].tolist() == [-1] * 2 + [4] * 4 + [5] * 4 + [-1] * 10
     active = labels["action_units"][:, ACTION_UNITS.names.index("AU12")]
     assert active.tolist() == [-1] * 3 + [1, 1] + [-1] * 15
+    some, _ = read_recording(elan, TIMES, reading(tiers={"AU4": "AU4", "AU12": "AU12"}))
+    assert some["action_units"][3].tolist() == [-1, -1, 0, -1, -1, -1, 1, -1, -1, -1, -1, -1]
     with pytest.raises(DataError, match=r"has no tier 'Mood' for expression; it has .*'Emotion'"):
         read_recording(elan, TIMES, reading(tiers={"expression": "Mood"}))
     with pytest.raises(DataError, match="say which tiers hold what"):
@@ -151,3 +154,45 @@ def test_recordings_become_a_corpus_split_by_person_and_what_is_wrong_is_told(el
     again = CliRunner().invoke(app, [*arguments[:3], *arguments[7:], *pattern])  # fewer files: these alone stay
     assert again.exit_code == 1, "talk alone is one person"
     assert "two people or more" in str(again.exception)
+
+
+def test_a_corpus_with_eight_of_the_twelve_units_is_imported_trained_on_tuned_and_scored(
+    checkpoints: tuple[Path, Path], tmp_path: Path
+) -> None:
+    root, out = tmp_path / "corpus", tmp_path / "out"
+    people = ("ann", "ben", "cem", "dee", "eva")
+    write_cropped(root, *people)
+    labelled = ("AU1", "AU2", "AU4", "AU6", "AU12", "AU15", "AU25", "AU26")  # those of ours that DISFA has
+    missing = [name for name in ACTION_UNITS.names if name not in labelled]
+    rng = np.random.default_rng(0)
+    for name in people:
+        rows = [f"{k}," + ",".join(map(str, rng.integers(0, 2, len(labelled)))) for k in range(20)]
+        rows[3] = "3" + "," * len(labelled)  # a frame that nobody labelled
+        rows[4] = rows[4][:-1]  # and one without AU26 only
+        write(tmp_path / f"{name}.csv", "frame," + ",".join(labelled), *rows)
+
+    def run(command: str) -> str:
+        words = command.replace("@", f"{tmp_path}/").split()
+        result = CliRunner().invoke(app, words)
+        assert result.exit_code == 0, result.output + str(result.exception)
+        return result.stdout
+
+    tables = " ".join(f"@{name}.csv" for name in people)
+    run(f"data import {tables} --recordings --out @corpus --validation 0.4")
+    table = run("data check @corpus")
+    assert f"not labelled here: valence-arousal, expressions, {', '.join(missing)}" in table
+    report = json.loads(run("data check @corpus --json"))
+    assert [one["labelled"] for one in report["sets"]] == [18 * one["files"] for one in report["sets"]]
+    assert set(report["sets"][0]["counts"]) == set(labelled)
+    model = f"--encoder {checkpoints[0]} --features @out/features"
+    run(f"train features @corpus --encoder {checkpoints[0]} --out @out/features")
+    sizes = "--size demo --epochs 1 --batch 32 --lr 1e-3 --unit-weights"
+    told = run(f"train head @corpus {model} --out @out/head --task action_units {sizes}")
+    assert ", 8 of 12 units" in told
+    assert json.loads((out / "head" / "config.json").read_text())["provenance"]["data"][UNTAUGHT] == missing
+    tuned = json.loads(run(f"train tune @corpus {model} --head @out/head --json"))["action_units"]
+    scores = json.loads(run(f"evaluate @corpus {model} --head @out/head --report @out/report --json"))["official"]
+    assert set(scores["parts"]["action_units"]) == set(labelled)
+    assert scores["scores"]["action_units"] == pytest.approx(np.mean(list(scores["parts"]["action_units"].values())))
+    assert tuned["before"] > 0
+    assert "| action units | mean F1, 8 of 12 units |" in (out / "report" / "report.md").read_text()

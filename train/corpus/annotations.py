@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from affserve.train.errors import DataError
-from affserve.train.labels import Task
+from affserve.train.labels import TASKS, Task
+from affserve.train.provenance import UNTAUGHT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +21,7 @@ class Annotation:
     """The labels of one video for one task; row k belongs to crop `<k+1:05d>.jpg`.
 
     values: (N, task.columns) float32, the file's numbers as they stand (invalid codes included).
-    valid: (N,) bool, False where the frame has no label (for action units: where any of the twelve is missing).
+    valid: (N,) bool, False where the frame has no label (for action units: where any that the file labels is missing).
     """
 
     task: Task
@@ -48,10 +49,31 @@ def validity(task: Task, values: NDArray[np.float32]) -> NDArray[np.bool_]:
     """Say which rows of `values` (N, task.columns) carry a label: (N,) bool.
 
     A row counts when every number in it lies in the task's range; this drops the invalid code and, for valence and
-    arousal, a row in which only one of the two is missing.
+    arousal, a row in which only one of the two is missing. Units that no row has a label of are not asked for: a corpus
+    may label some of the twelve only.
     """
     inside = (values >= task.low) & (values <= task.high)
-    return np.asarray(inside.all(axis=1), dtype=np.bool_)
+    return np.asarray(inside[:, labelled_columns(task, values)].all(axis=1), dtype=np.bool_)
+
+
+def labelled_columns(task: Task, values: NDArray[Any]) -> NDArray[np.bool_]:
+    """Say which columns of labels (N, columns) are labelled at all: (columns,) bool; all where that is none or no unit.
+
+    A unit without a label is marked by the invalid code, also in rows that are valid for the others.
+    """
+    if task.kind != "any_of" or not (found := ((values >= task.low) & (values <= task.high)).any(axis=0)).any():
+        return np.ones(task.columns, np.bool_)
+    return np.asarray(found, np.bool_)
+
+
+def untaught(truth: Mapping[str, NDArray[Any]], valid: Mapping[str, NDArray[np.bool_]]) -> dict[str, list[str]]:
+    """Return what a checkpoint says of units that a training set, labels (N, columns) by task, has no label of."""
+    names = [
+        TASKS[key].names[k]
+        for key, labels in truth.items()
+        for k in np.flatnonzero(~labelled_columns(TASKS[key], labels[valid[key]]))
+    ]
+    return {UNTAUGHT: names} if names else {}
 
 
 def read_annotation(path: str | os.PathLike[str], task: Task) -> Annotation:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from affserve.train.corpus.affwild2 import PHOTOGRAPHS, TRAIN, VALIDATION, Corpus, base_name
-from affserve.train.corpus.annotations import Annotation, read_annotation
+from affserve.train.corpus.annotations import Annotation, labelled_columns, read_annotation
 from affserve.train.crops import read_crop
 from affserve.train.errors import DataError
 from affserve.train.labels import ACTION_UNITS, EXPRESSION, TASKS, VALENCE_AROUSAL, Kind, Task
@@ -61,6 +61,7 @@ class SetReport:
     past_end: int = 0  # videos with crops beyond the last line
     short: int = 0  # videos of fewer frames than a window
     counts: dict[str, int] = field(default_factory=dict)  # labelled frames by expression, or with each action unit
+    told: dict[str, int] = field(default_factory=dict)  # of how many: a corpus may label some units only
 
     @property
     def published(self) -> str:
@@ -121,8 +122,11 @@ class CorpusReport:
 
     @property
     def unlabelled(self) -> list[str]:
-        """Titles of the tasks that nothing is labelled for."""
-        return [task.title for key, task in TASKS.items() if key not in {one.task for one in self.sets}]
+        """Titles of the tasks that nothing is labelled for, and units of the others."""
+        labelled = {one.task for one in self.sets}
+        counted = {name for one in self.sets for name in one.told}
+        units = [n for t in TASKS.values() if t.kind in LABEL_COUNTS and t.key in labelled for n in t.names]
+        return [t.title for t in TASKS.values() if t.key not in labelled] + [n for n in units if n not in counted]
 
     @property
     def coverage_median(self) -> float:
@@ -207,7 +211,8 @@ def _count(report: SetReport, annotation: Annotation, crops: NDArray[np.int32]) 
     report.files += 1
     report.lines += len(values)
     report.labelled += int(valid.sum())
-    report.strange += int((~valid & ~(values == task.invalid).any(axis=1)).sum())
+    columns = labelled_columns(task, values)
+    report.strange += int((~valid & ~(values[:, columns] == task.invalid).any(axis=1)).sum())
     present = np.zeros(len(values), np.bool_)
     present[crops[crops <= len(values)] - 1] = True
     report.labelled_without_crop += int((valid & ~present).sum())
@@ -215,8 +220,11 @@ def _count(report: SetReport, annotation: Annotation, crops: NDArray[np.int32]) 
     report.past_end += bool(len(crops) and crops[-1] > len(values))
     report.short += len(values) < WINDOW_FRAMES
     if task.kind in LABEL_COUNTS:
-        for name, count in zip(task.names, LABEL_COUNTS[task.kind](task, values[valid]).tolist(), strict=True):
-            report.counts[name] = report.counts.get(name, 0) + count
+        counts = LABEL_COUNTS[task.kind](task, values[valid])
+        for k in np.flatnonzero(np.broadcast_to(columns, task.outputs)):
+            name = task.names[k]
+            report.counts[name] = report.counts.get(name, 0) + int(counts[k])
+            report.told[name] = report.told.get(name, 0) + int(valid.sum())
 
 
 # How labels (N, columns) are counted by class or unit; numbers are not counted.

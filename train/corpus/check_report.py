@@ -70,7 +70,7 @@ def _counts_table(sets: Sequence[SetReport]) -> Table:
         cells = []
         for one in sets:
             count = one.counts.get(name, 0)
-            cells += [f"{count:,}", f"{count / max(one.labelled, 1):.1%}"]
+            cells += [f"{count:,}", f"{count / max(one.told[name], 1):.1%}"] if name in one.told else ["–", ""]
         table.add_row(name, *cells)
     return table
 

@@ -82,8 +82,8 @@ def f1_of_classes(truth: Floats, outputs: Floats) -> NDArray[np.float64]:
 
 
 def f1_of_units(truth: Floats, outputs: Floats) -> NDArray[np.float64]:
-    """F1 of each unit, (K,), from two (N, K) arrays."""
-    return np.array([binary_f1(x > 0.5, y) for x, y in zip(truth.T, is_active(outputs).T, strict=True)])
+    """F1 of each unit, (K,), from two (N, K) arrays, on the frames that have a label of it: truth is not -1."""
+    return np.array([binary_f1(x[x >= 0] > 0.5, y[x >= 0]) for x, y in zip(truth.T, is_active(outputs).T, strict=True)])
 
 
 SCORE_EACH: dict[Kind, Callable[[Floats, Floats], NDArray[np.float64]]] = {

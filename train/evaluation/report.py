@@ -50,8 +50,8 @@ def as_document(evaluation: Evaluation) -> dict[str, Any]:
         kind = TASKS[key].kind
         details = partial(_DETAILS[kind], evaluation.truth[key], evaluation.predicted[key])
         document[key] = {
-            name: {MEASURES[kind].lower(): value, **details(k)}
-            for k, (name, value) in enumerate(evaluation.scores.parts[key].items())
+            name: {MEASURES[kind].lower(): value, **details(TASKS[key].names.index(name))}
+            for name, value in evaluation.scores.parts[key].items()
         }
     if EXPRESSION.key in evaluation.scores.by_task:
         document["confusion"] = {
@@ -93,7 +93,7 @@ def _detection(truth: NDArray[np.bool_], predicted: NDArray[np.bool_]) -> dict[s
 _DETAILS: dict[Kind, Callable[[Floats, Floats, int], Mapping[str, float | None]]] = {
     "regression": lambda truth, predicted, k: _agreement(truth[:, k], predicted[:, k]),
     "one_of": lambda truth, predicted, k: _detection(truth[:, 0] == k, chosen_class(predicted) == k),
-    "any_of": lambda truth, predicted, k: _detection(truth[:, k] > 0.5, is_active(predicted[:, k])),
+    "any_of": lambda truth, predicted, k: _detection(truth[:, k] > 0, is_active(predicted[:, k]) & (truth[:, k] >= 0)),
 }
 
 
@@ -108,7 +108,7 @@ def as_markdown(evaluation: Evaluation) -> str:
     ]
     for key, value in evaluation.scores.by_task.items():
         constant, frames = evaluation.constant.by_task[key], evaluation.scores.frames[key]
-        metric = METRIC_NAMES[TASKS[key].kind]
+        metric = METRIC_NAMES[TASKS[key].kind] + evaluation.scores.share(key)
         lines.append(f"| {TASKS[key].title} | {metric} | {value:.4f} | {constant:.4f} | {frames:,} |")
     for key in evaluation.scores.by_task:
         lines += ["", f"## {TASKS[key].title.capitalize()}", "", *_detail_table(document[key])]

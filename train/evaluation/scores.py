@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from affserve.train.corpus.annotations import labelled_columns
 from affserve.train.evaluation.metrics import SCORE_EACH, chosen_class, confusion_counts
 from affserve.train.labels import EXPRESSION, TASKS, Kind, Task
 
@@ -22,13 +23,18 @@ class Scores:
     """The ABAW metrics of the tasks that were scored; tasks without a labelled frame are absent."""
 
     by_task: Mapping[str, float]  # P_VA, P_EXPR, P_AU
-    parts: Mapping[str, Mapping[str, float]]  # CCC of valence and arousal, F1 of each class and action unit
+    parts: Mapping[str, Mapping[str, float]]  # CCC of valence and arousal, F1 of each class and labelled unit
     frames: Mapping[str, int]  # labelled frames that were scored
 
     def summary(self) -> dict[str, float]:
         """Return the numbers of the tables: one per task, and valence and arousal apart."""
         apart = (part for key, part in self.parts.items() if TASKS[key].kind == "regression")
         return {**self.by_task, **{name: value for part in apart for name, value in part.items()}}
+
+    def share(self, name: str) -> str:
+        """Say that a number of the summary is a mean over some units only, ", 8 of 12 units"; else nothing."""
+        of, units = len(self.parts.get(name, ())), TASKS[name].outputs if name in TASKS else 0
+        return f", {of} of {units} units" if 0 < of < units else ""
 
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -41,9 +47,11 @@ def score(predicted: Arrays, truth: Arrays, valid: Arrays) -> Scores:
     frames: dict[str, int] = {}
     for key in (key for key in TASKS if key in predicted and valid[key].any()):
         chosen = valid[key]
-        values = SCORE_EACH[TASKS[key].kind](truth[key][chosen], predicted[key][chosen])
-        parts[key] = dict(zip(TASKS[key].names, map(float, values), strict=True))
-        by_task[key] = float(np.mean(values))
+        task, labels = TASKS[key], truth[key][chosen]
+        values = SCORE_EACH[task.kind](labels, predicted[key][chosen])
+        labelled = np.broadcast_to(labelled_columns(task, labels), task.outputs)
+        parts[key] = {name: float(values[k]) for k, name in enumerate(task.names) if labelled[k]}
+        by_task[key] = float(np.mean(values[labelled]))
         frames[key] = int(chosen.sum())
     return Scores(by_task=by_task, parts=parts, frames=frames)
 

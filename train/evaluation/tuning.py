@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from affserve.train.corpus.annotations import labelled_columns
 from affserve.train.errors import DataError
 from affserve.train.evaluation.metrics import chosen_class, is_active
 from affserve.train.labels import TASKS, Kind
@@ -83,6 +84,7 @@ def _gain(task: str, videos: Sequence[AnsweredVideo], base: Processing, folds: i
         raise DataError(f"{len(people)} people have labels of {task}; expected at least 2, to check one by the others")
     order = np.random.default_rng(0).permutation(len(people))
     fold_of = {people[k]: place % folds for place, k in enumerate(order.tolist())}
+    labelled = np.any([labelled_columns(TASKS[task], one.truth[task][one.valid[task]]) for one in videos], axis=0)
     before, after = (np.zeros((len(people), 3, TASKS[task].outputs)) for _ in range(2))
     for fold in sorted(set(fold_of.values())):
         tuned = _tuned(task, [video for video in videos if fold_of[video.person] != fold], base)
@@ -90,6 +92,7 @@ def _gain(task: str, videos: Sequence[AnsweredVideo], base: Processing, folds: i
             place = people.index(video.person)
             before[place] += _counts(task, video, base)
             after[place] += _counts(task, video, {task: tuned})
+    before, after = (counts[..., np.broadcast_to(labelled, TASKS[task].outputs)] for counts in (before, after))
     draws = np.random.default_rng(0).multinomial(len(people), np.full(len(people), 1 / len(people)), RESAMPLINGS)
     drawn = (_f1(np.einsum("rp,pck->rck", draws, counts)) for counts in (after, before))
     low, high = np.percentile(np.subtract(*drawn), [2.5, 97.5]).tolist()
@@ -113,9 +116,9 @@ def _counts(task: str, video: AnsweredVideo, processing: Processing) -> Counts:
 def _one_hot(
     task: str, truth: NDArray[Any], made: NDArray[np.float32], valid: NDArray[np.bool_]
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Return what is true and what is called of each valid frame, (M, K) each."""
+    """Return what is true and what is called of each valid frame, (M, K) each; nothing of a unit without a label."""
     if TASKS[task].kind == "any_of":
-        return truth[valid] > 0.5, is_active(made[valid])
+        return truth[valid] > 0.5, is_active(made[valid]) & (truth[valid] >= 0)
     classes = np.eye(TASKS[task].outputs + 1, dtype=bool)[:, :-1]  # -1, what is no answer, calls none
     return classes[truth[valid][:, 0].astype(np.int64)], classes[chosen_class(made[valid])]
 
@@ -137,7 +140,8 @@ def _with_thresholds(
     names: Sequence[str], outputs: NDArray[np.float32], truth: NDArray[Any], base: Record | None
 ) -> Record:
     episodes = base if isinstance(base, Episodes) else Episodes()
-    on = {name: best_threshold(outputs[:, k], truth[:, k] > 0.5) for k, name in enumerate(names)}
+    told = truth >= 0
+    on = {name: best_threshold(outputs[told[:, k], k], truth[told[:, k], k] > 0.5) for k, name in enumerate(names)}
     off = {name: min(limit, on[name]) for name, limit in episodes.off.items()}
     return replace(episodes, on=on, off=off)
 

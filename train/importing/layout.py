@@ -93,7 +93,7 @@ def label_counts(labels: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float6
         if task.kind == "one_of":
             counts.append(np.bincount(values[:, 0].astype(np.int64), minlength=task.outputs))
         else:
-            counts.append(np.full(task.outputs, len(values)) if task.kind == "regression" else values.sum(axis=0))
+            counts.append(np.full(task.outputs, len(values)) if task.kind == "regression" else (values > 0).sum(axis=0))
     return np.concatenate(counts).astype(np.float64)
 
 

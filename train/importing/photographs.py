@@ -24,6 +24,7 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 COLUMNS = ("image", "subject", "split", EXPRESSION.key, *VALENCE_AROUSAL.names, *ACTION_UNITS.names)
 TRAINING, VALIDATING = {"train", "training", "train_set", "trn"}, {"val", "valid", "validation", "val_set", "dev"}
 TESTING = {"test", "testing", "privatetest"}
+ACTIVE = 0.5  # of a unit's probability, as in results
 SPLITS = {**dict.fromkeys(TRAINING, TRAIN), **dict.fromkeys((*VALIDATING, *TESTING, "publictest"), VALIDATION)}
 
 
@@ -75,7 +76,7 @@ def collect(records: Iterable[Record | DataError], names: ClassNames, pattern: s
             if split in tested:
                 found.left_out[f"of the owners' test set ({split})"] += 1
                 continue
-            labels = _labels(record, names)
+            labels = read_labels(record.where, record.cells, names)
             if not labels:
                 found.left_out["without a label"] += 1
                 continue
@@ -95,7 +96,7 @@ def collect(records: Iterable[Record | DataError], names: ClassNames, pattern: s
                 box_px=record.box_px,
                 person=person,
                 part=SPLITS.get(split),
-                labels=labels,
+                labels={key: np.array(values, np.float32) for key, values in labels.items()},
             )
         )
     found.problems += [problem] if (problem := names.problem()) else []
@@ -110,37 +111,41 @@ def person_of(path: Path, pattern: str) -> str:
     return match[1]
 
 
-def _labels(record: Record, names: ClassNames) -> dict[str, NDArray[np.float32]]:
-    """Return the labels of a record, (columns,) by task."""
-    labels: dict[str, NDArray[np.float32]] = {}
+def read_labels(where: str, cells: Mapping[str, str], names: ClassNames) -> dict[str, list[float]]:
+    """Return the numbers of each task that a row has labels for; units that it does not tell have the invalid code.
+
+    DataError for what is no number or out of range.
+    """
+    labels: dict[str, list[float]] = {}
     for key, task in TASKS.items():
         if task.kind == "one_of":
-            name = record.cells.get(key, "").strip()
+            name = cells.get(key, "").strip()
             index = names.index(name) if name else None
             if index is not None:
-                labels[key] = np.array([index], np.float32)
-        elif any(record.cells.get(name, "").strip() for name in task.names):
-            labels[key] = parse_numbers(record.where, task, [record.cells.get(name, "") for name in task.names])
+                labels[key] = [index]
+            continue
+        texts = [cells.get(name, "").strip() for name in task.names]
+        if all(texts) or (task.kind == "any_of" and any(texts)):
+            labels[key] = _numbers(where, task, texts)
     return labels
 
 
-def parse_numbers(where: str, task: Task, cells: Sequence[str]) -> NDArray[np.float32]:
-    """Return the numbers (K,) of a task; DataError for one that is none or out of range."""
+def _numbers(where: str, task: Task, texts: Sequence[str]) -> list[float]:
     try:
-        values = np.array([float(cell) for cell in cells], np.float32)
+        values = [float(text) if text else task.invalid for text in texts]
     except ValueError:
-        values = np.array([np.nan], np.float32)
-    if not ((values >= task.low) & (values <= task.high)).all():
-        raise DataError(
-            f"{where}: {', '.join(task.names)} are {', '.join(cells)!r}, expected {task.low} to {task.high}"
-        )
-    return values
+        values = [np.nan]
+    units = task.kind == "any_of"
+    if not all(task.low <= value <= task.high or (units and value == task.invalid) for value in values):
+        named = ", ".join(name for name, text in zip(task.names, texts, strict=True) if text)
+        raise DataError(f"{where}: {named} are {', '.join(filter(None, texts))}, expected {task.low} to {task.high}")
+    return [value if value == task.invalid else float(value >= ACTIVE) for value in values] if units else values
 
 
 def columns_of(path: Path, header: Sequence[str], given: Mapping[str, str], known: Sequence[str]) -> dict[str, int]:
     """Return where the columns that are known here stand in a table; given: what the user calls them.
 
-    DataError for a name that the table has twice or not at all, and for some but not all numbers of a task.
+    DataError for a name that the table has twice or not at all, and for valence without arousal.
     """
     titles = [title.strip().lower() for title in header]
     if strangers := sorted(set(given) - set(known)):
@@ -154,10 +159,9 @@ def columns_of(path: Path, header: Sequence[str], given: Mapping[str, str], know
             places[name] = titles.index(title)
         elif name in given:
             raise DataError(f"{path} has no column {given[name]!r} for {name}; it has {', '.join(header)}")
-    for task in (VALENCE_AROUSAL, ACTION_UNITS):
-        missing = [name for name in task.names if name not in places]
-        if missing and len(missing) < task.outputs and set(task.names) <= set(known):
-            raise DataError(f"{path} labels {task.title} without {', '.join(missing)}; a corpus needs all of them")
+    missing = [name for name in VALENCE_AROUSAL.names if name in known and name not in places]
+    if len(missing) == 1:
+        raise DataError(f"{path} labels {VALENCE_AROUSAL.title} without {missing[0]}; a corpus needs both")
     return places
 
 

@@ -8,7 +8,7 @@ interpolated, classes and units are those of the nearest label, and a frame with
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -21,14 +21,13 @@ from numpy.typing import NDArray
 from affserve.train.corpus.affwild2 import CROP_RECORDS, SERVED_ROOT
 from affserve.train.errors import DataError
 from affserve.train.importing.class_names import ClassNames, read_csv
-from affserve.train.importing.photographs import columns_of
+from affserve.train.importing.photographs import columns_of, read_labels
 from affserve.train.labels import ACTION_UNITS, EXPRESSION, TASKS, VALENCE_AROUSAL, Task
 
 LABELS = (EXPRESSION.key, *VALENCE_AROUSAL.names, *ACTION_UNITS.names)
 TIMES = ("time", "timestamp_s", "time_s", "timestamp", "seconds")
 ELAN_SUFFIX = ".eaf"
 LATE_S = 0.5  # labels this much past the last frame are of a longer video
-ACTIVE = 0.5  # of a unit's probability, as in results
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +101,7 @@ def _read_table(path: Path, times_s: NDArray[np.float64], reading: Reading) -> d
             when = float(times_s[-1]) + 2 * LATE_S + (when - len(times_s)) * _step(times_s)  # told as past the end
         elif by_frame:
             when = float(times_s[int(when)])
-        for key, values in _values(f"{path}:{number}", cells, reading.names).items():
+        for key, values in read_labels(f"{path}:{number}", cells, reading.names).items():
             found.setdefault(key, []).append((when, values))
     if not found:
         raise DataError(
@@ -116,24 +115,6 @@ def _number(where: str, text: str) -> float:
         return float(text)
     except ValueError as error:
         raise DataError(f"{where}: frame or time is {text!r}, expected a number") from error
-
-
-def _values(where: str, cells: Mapping[str, str], names: ClassNames) -> dict[str, list[float]]:
-    """Return the numbers of each task that a row has labels for."""
-    found: dict[str, list[float]] = {}
-    if cells.get(EXPRESSION.key) and (index := names.index(cells[EXPRESSION.key])) is not None:
-        found[EXPRESSION.key] = [index]
-    for task in (VALENCE_AROUSAL, ACTION_UNITS):
-        texts = [cells.get(name, "") for name in task.names]
-        if not all(texts):
-            continue
-        numbers = [_number(where, text) for text in texts]
-        if min(numbers) < task.low or max(numbers) > task.high:
-            raise DataError(
-                f"{where}: {', '.join(task.names)} are {', '.join(texts)}, expected {task.low} to {task.high}"
-            )
-        found[task.key] = [float(v >= ACTIVE) for v in numbers] if task.kind == "any_of" else numbers
-    return found
 
 
 def _sorted(path: Path, parts: list[tuple[float, list[float]]]) -> Samples:
@@ -157,11 +138,10 @@ def _read_elan(path: Path, reading: Reading) -> dict[str, Samples]:
     found: dict[str, Samples] = {}
     for task in TASKS.values():
         wanted = (task.key,) if task.kind == "one_of" else task.names
-        named = [name for name in wanted if name in held]
-        if named and len(named) < len(wanted):
-            missing = ", ".join(sorted(set(wanted) - set(named)))
-            raise DataError(f"{path}: tiers of {task.title} without {missing}; a corpus needs all of them")
-        if named and (one := _intervals(path, task, [held[name] for name in wanted], reading.names)) is not None:
+        chosen = {name: held[name] for name in wanted if name in held}
+        if task.kind == "regression" and len(chosen) == 1:
+            raise DataError(f"{path}: tiers of {task.title}: only {', '.join(chosen)}; a corpus needs both")
+        if chosen and (one := _intervals(path, task, chosen, reading.names)) is not None:
             found[task.key] = one
     if not found:
         raise DataError(f"{path} holds no label on the tiers {', '.join(reading.tiers.values())}")
@@ -194,19 +174,19 @@ def elan_tiers(path: Path) -> dict[str, list[tuple[float, float, str]]]:
 
 
 def _intervals(
-    path: Path, task: Task, tiers: Sequence[list[tuple[float, float, str]]], names: ClassNames
+    path: Path, task: Task, tiers: Mapping[str, list[tuple[float, float, str]]], names: ClassNames
 ) -> Samples | None:
     """Cut the tiers of a task at every border, so that each piece has one label."""
-    borders = sorted({edge for tier in tiers for start, end, _ in tier for edge in (start, end)})
+    borders = sorted({edge for tier in tiers.values() for start, end, _ in tier for edge in (start, end)})
     pieces: list[tuple[float, float, list[float]]] = []
     for start, end in pairwise(borders):
-        texts = [next((text for a, b, text in reversed(tier) if a <= start and end <= b), None) for tier in tiers]
+        over = {name: [text for a, b, text in tier if a <= start and end <= b] for name, tier in tiers.items()}
         if task.kind == "any_of":
-            pieces.append((start, end, [float(text is not None) for text in texts]))
-        elif None not in texts:
-            cells = dict(zip((task.key,) if task.kind == "one_of" else task.names, map(str, texts), strict=True))
-            values = _values(f"{path} at {start:g} s", cells, names)
-            pieces += [(start, end, values[task.key])] if task.key in values else []
+            cells = {name: str(len(texts[:1])) for name, texts in over.items()}
+        else:
+            cells = {name: texts[-1] for name, texts in over.items() if texts}
+        if (values := read_labels(f"{path} at {start:g} s", cells, names).get(task.key)) is not None:
+            pieces.append((start, end, values))
     if not pieces:
         return None
     return Samples(

@@ -19,6 +19,7 @@ from torch import Tensor, nn  # noqa: TID253
 from torch.utils.data import DataLoader, Subset  # noqa: TID253
 
 from affserve.train.corpus.affwild2 import TRAIN, VALIDATION, Corpus
+from affserve.train.corpus.annotations import untaught
 from affserve.train.evaluation.prediction import Validation
 from affserve.train.evaluation.scores import OFFICIAL, Scores
 from affserve.train.labels import EXPRESSION, task_by_key
@@ -96,6 +97,7 @@ class _Frames(Stage):
         self.weights = loss_weights(config.balance, frames.truth, frames.valid, device)
         self.micro_batch = plan_memory(self.model, self.amp, device, ranks=ranks.world).frames()
         data = {"fingerprint": fingerprint, "images": corpus.images, "frames": self.samples}
+        data |= untaught(frames.truth, frames.valid)
         self.provenance = Provenance(trained_on=corpus.name, data=data, training=asdict(config))
 
     def order(self, epoch: int) -> NDArray[np.int64]:

@@ -18,6 +18,7 @@ from torch import Tensor, nn  # noqa: TID253
 from torch.utils.data import Dataset  # noqa: TID253 - this file is about it
 
 from affserve.train.corpus.affwild2 import PHOTOGRAPHS, TRAIN, VALIDATION, Corpus
+from affserve.train.corpus.annotations import untaught
 from affserve.train.errors import DataError
 from affserve.train.evaluation.prediction import Segmenting, Validation, judge, predict_all
 from affserve.train.evaluation.scores import OFFICIAL, PAPER, Scores
@@ -137,10 +138,11 @@ class _Windows(Stage):
         self.segmenting = config.segmenting(device)
         self.frames_per_sample = config.window
         self.warmup_steps = -(-self.samples // config.batch)  # as the paper, over the first epoch
-        self.weights = loss_weights(config.balance, *labels_of(videos, config.head.tasks), device)
+        labels = labels_of(videos, config.head.tasks)
+        self.weights = loss_weights(config.balance, *labels, device)
         self.provenance = Provenance(
             trained_on=corpus.name,
-            data={"fingerprint": fingerprint, "images": corpus.images, "windows": self.samples},
+            data={"fingerprint": fingerprint, "images": corpus.images, "windows": self.samples, **untaught(*labels)},
             training={**asdict(config), "epochs": config.passes},
             encoder=features.name,
             window_frames=config.window,

@@ -47,8 +47,10 @@ def class_loss(raw: Tensor, truth: Tensor, weight: Tensor | None = None, smoothi
 
 
 def unit_loss(raw: Tensor, truth: Tensor, weight: Tensor | None = None) -> Tensor:
-    """raw: (N, K), truth: (N, K) of 0 and 1, weight: (K,) of the ones -> binary cross-entropy."""
-    return F.binary_cross_entropy_with_logits(raw, truth, pos_weight=weight)
+    """raw: (N, K), truth: (N, K) of 0, 1 and -1 (no label), weight: (K,) of the ones -> mean binary cross-entropy."""
+    labelled = truth >= 0
+    weights = None if weight is None else weight.expand_as(raw)[labelled]
+    return F.binary_cross_entropy_with_logits(raw[labelled], truth[labelled], pos_weight=weights)
 
 
 LOSSES: dict[Kind, Callable[[Tensor, Tensor, Tensor | None, float], Tensor]] = {
@@ -86,15 +88,18 @@ def task_losses(
 def loss_denominators(
     truth: Mapping[str, Tensor], valid: Mapping[str, Tensor], weights: LossWeights = UNWEIGHTED
 ) -> dict[str, Tensor]:
-    """Return what the loss of each task divides its sum over frames by: the valid frames, or the sum of their weights.
+    """Return what the loss of each task divides its sum over frames by: frames, the sum of their weights, unit labels.
 
     The loss of a whole batch is the sum over its parts of loss x denominator / denominator of the whole. This holds
     for the cross-entropies; CCC is not a sum over frames.
     """
     counts = {key: chosen.sum().float() for key, chosen in valid.items()}
-    for key, weight in weights.by_task.items():
-        if TASKS[key].kind == "one_of":
+    for key in counts:
+        weight = weights.by_task.get(key)
+        if TASKS[key].kind == "one_of" and weight is not None:
             counts[key] = weight[truth[key][valid[key]][:, 0].long()].sum()
+        elif TASKS[key].kind == "any_of":
+            counts[key] = (truth[key][valid[key]] >= 0).sum().float()
     return counts
 
 
@@ -130,8 +135,8 @@ def loss_weights(
         if TASKS[key].kind == "one_of" and config.class_weights != "none":
             found = class_weights(_class_counts(TASKS[key], labels, valid[key]), config.class_weights)
         elif TASKS[key].kind == "any_of" and config.unit_weights:
-            active = labels[valid[key]].sum(axis=0)  # (K,)
-            found = (valid[key].sum() - active) / np.maximum(active, 1)
+            active = (labels[valid[key]] > 0).sum(axis=0)  # (K,)
+            found = ((labels[valid[key]] >= 0).sum(axis=0) - active) / np.maximum(active, 1)
         if found is not None:
             by_task[key] = torch.tensor(found, dtype=torch.float32, device=device)
     return LossWeights(by_task=by_task, label_smoothing=config.label_smoothing)
