@@ -166,7 +166,8 @@ def e2e(
 
 def scale(
     part: Annotated[
-        list[str] | None, typer.Option(help="length, clients, faces, cluster; may be repeated.  [default: the first 3]")
+        list[str] | None,
+        typer.Option(help="length, clients, faces, cluster, kills; may be repeated.  [default: the first 3]"),
     ] = None,
     repository: Annotated[
         Path | None, typer.Option(help="Model repository.  [default: the demo's small model, random weights]")

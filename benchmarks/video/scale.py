@@ -18,10 +18,11 @@ from affserve.benchmarks.measuring.samples import fitted
 from affserve.benchmarks.serving.clients import measure_clients
 from affserve.benchmarks.video.cluster import measure_cluster
 from affserve.benchmarks.video.infer_run import run_infer
+from affserve.benchmarks.video.kills import measure_kills
 from affserve.export.precision.tolerances import Precision
 from affserve.train.errors import DataError
 
-LENGTH, CLIENTS, FACES, CLUSTER = "length", "clients", "faces", "cluster"
+LENGTH, CLIENTS, FACES, CLUSTER, KILLS = "length", "clients", "faces", "cluster", "kills"
 PARTS = (LENGTH, CLIENTS, FACES)  # unless others are asked for
 LENGTHS = (300, 2000, 6000, 20_000)  # frames
 SHORT = 2000  # frames: the bar compares the longest with this one
@@ -46,8 +47,9 @@ class ScaleOptions:
     cache: Path = CACHE
 
     def __post_init__(self) -> None:
-        if unknown := set(self.parts) - {*PARTS, CLUSTER}:
-            raise DataError(f"parts are {', '.join(sorted(unknown))}; expected some of {', '.join((*PARTS, CLUSTER))}")
+        known = (*PARTS, CLUSTER, KILLS)
+        if unknown := set(self.parts) - set(known):
+            raise DataError(f"parts are {', '.join(sorted(unknown))}; expected some of {', '.join(known)}")
         if min((*self.lengths, *self.clients, *self.faces, self.repeats, self.rounds)) < 1:
             raise DataError("a length, a count or a number of rounds is below 1; expected all above")
 
@@ -65,6 +67,8 @@ def measure_scale(options: ScaleOptions, scratch: Path, progress: Progress = lam
         measured[FACES] = _measure_faces(options, repository, scratch, progress)
     if CLUSTER in options.parts:
         measured[CLUSTER] = measure_cluster(repository, options.film or drawn_film(options.cache), scratch, progress)
+    if KILLS in options.parts:
+        measured[KILLS] = measure_kills(repository, options.film or drawn_film(options.cache), scratch, progress)
     return measured
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -39,10 +40,12 @@ class Annotators:
         told = replace(connection, repository=None, url=client.url, threads=None)
         crew = Crew(jobs, settings, told, ModelRecord.of(client), patience_s=patience_s, name=name)
         self._crew = self._stack.enter_context(crew)
+        self._free = threading.Semaphore(jobs)
 
     def outcome(self, task: Task) -> Outcome:
-        """Have a video analysed."""
-        return self._crew.outcome(task)
+        """Have a video analysed, when one of the workers is free."""
+        with self._free:
+            return self._crew.outcome(task)
 
     def close(self) -> None:
         """End the workers and the server."""
