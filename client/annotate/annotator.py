@@ -62,13 +62,16 @@ class Annotator(Analyst):
     def _own(self, outputs: OutputPaths, scratch: Path) -> OutputPaths:
         """Return where results are on disk, those of an earlier run included."""
         results = self._settings.results
+        rows, features = outputs.rows, outputs.features
         if results.is_here:
-            return replace(outputs, rows=results.path(str(outputs.rows)))
-        own = replace(outputs, rows=scratch / outputs.rows.name)
+            kept = results.path(str(features)) if features else None
+            return replace(outputs, rows=results.path(str(rows)), features=kept)
         if self._settings.resume:
-            for name in (outputs.rows, metadata_path(outputs.rows)):
+            for name in (rows, metadata_path(rows)):
                 results.fetch(str(name), scratch / name.name)
-        return own
+            if features and results.has(str(features)):
+                (scratch / features.name).touch()  # that it is there is enough
+        return replace(outputs, rows=scratch / rows.name, features=scratch / features.name if features else None)
 
     def _done_or_fetched(self, source: str, path: Path, own: OutputPaths) -> bool:
         """Say whether a video of a store is done; fetch it if not."""
@@ -91,6 +94,7 @@ class Annotator(Analyst):
         """Put the files of a result into a store, the one that says that it is whole last."""
         if self._settings.results.is_here:
             return
-        for file, name in ((own.rows, outputs.rows), (metadata_path(own.rows), metadata_path(outputs.rows))):
-            if file.exists():
-                self._settings.results.put(file, str(name))
+        folder = outputs.rows.parent
+        for file in (own.features, own.rows, metadata_path(own.rows)):
+            if file and file.exists():
+                self._settings.results.put(file, str(folder / file.name))

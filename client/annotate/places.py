@@ -16,7 +16,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from affserve.client.results.output_file import staged
-from affserve.client.video.inputs import VIDEO_SUFFIXES, is_result
+from affserve.client.sequences.kept_features import SUFFIX, is_kept
+from affserve.client.video.inputs import RESULT_MARK, VIDEO_SUFFIXES, is_result
 from affserve.train.errors import OutputError, VideoError
 
 LIST_SUFFIX = ".txt"  # of a file that names one video a line
@@ -42,6 +43,8 @@ def opened(address: str) -> tuple[Any, str]:
 def videos(corpus: str) -> Iterator[tuple[str, str]]:
     """Yield each video and the name of its results: of a folder, a pattern or a list (`.txt`), or a single video.
 
+    Kept features count as videos where a pattern or a list names them; their results are named as the video's.
+
     VideoError: nothing is there, or a list cannot be read.
     """
     if corpus.endswith(LIST_SUFFIX) and not is_address(corpus):
@@ -50,7 +53,7 @@ def videos(corpus: str) -> Iterator[tuple[str, str]]:
     found = None
     root = _root(corpus)
     for found in _addresses(corpus) if is_address(corpus) else _files(corpus):
-        yield found, found.removeprefix(root).lstrip("/") or found
+        yield found, (found.removeprefix(root).lstrip("/") or found).removesuffix(RESULT_MARK + SUFFIX)
     if found is None:
         raise VideoError(f"{corpus} matches no video; expected a folder, a pattern as 'clips/**/*.mp4', or a list.txt")
 
@@ -60,7 +63,8 @@ def _listed(path: Path) -> Iterator[tuple[str, str]]:
         with path.open() as lines:
             for line in lines:
                 if source := line.strip():
-                    yield source, re.sub(r"^\w+://", "", source).replace("../", "").lstrip("/")
+                    name = re.sub(r"^\w+://", "", source).replace("../", "").lstrip("/")
+                    yield source, name.removesuffix(RESULT_MARK + SUFFIX)
     except (OSError, UnicodeDecodeError) as error:
         raise VideoError(f"{path} cannot be read as a list of videos: {error}; expected one path a line") from error
 
@@ -78,7 +82,7 @@ def _files(corpus: str) -> Iterator[str]:
         corpus = os.path.join(glob.escape(corpus), "**")
     named_suffix = Path(corpus).suffix not in ("", ".*")
     for found in glob.iglob(corpus, recursive=True):
-        if (named_suffix or _is_video(found)) and os.path.isfile(found) and not is_result(Path(found)):
+        if _is_source(found, named_suffix) and os.path.isfile(found):
             yield found
 
 
@@ -87,12 +91,14 @@ def _addresses(corpus: str) -> Iterator[str]:
     pattern = path if _MAGIC.search(path) or PurePosixPath(path).suffix else f"{path.rstrip('/')}/**"
     named_suffix = PurePosixPath(pattern).suffix not in ("", ".*")
     for found in sorted(fs.glob(pattern)):
-        if (named_suffix or _is_video(found)) and not is_result(Path(found)):
+        if _is_source(found, named_suffix):
             yield str(fs.unstrip_protocol(found))
 
 
-def _is_video(name: str) -> bool:
-    return PurePosixPath(name).suffix.lower() in VIDEO_SUFFIXES
+def _is_source(name: str, named_suffix: bool) -> bool:
+    """Say whether a file is a video, or kept features that the pattern names; named_suffix: whatever it names is."""
+    is_video = named_suffix or PurePosixPath(name).suffix.lower() in VIDEO_SUFFIXES
+    return is_video and (is_kept(name) or not is_result(Path(name)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,10 +121,15 @@ class Results:
             raise OutputError(f"{path.parent} cannot be made a folder for results: {error.strerror}") from error
         return path
 
+    def has(self, name: str) -> bool:
+        """Say whether a file is in the store."""
+        fs, root = opened(self.address)
+        return bool(fs.exists(f"{root}/{name}"))
+
     def fetch(self, name: str, target: Path) -> None:
         """Copy a file of a store, if it is there."""
         fs, root = opened(self.address)
-        if fs.exists(f"{root}/{name}"):
+        if self.has(name):
             fs.get_file(f"{root}/{name}", str(target))
 
     def put(self, file: Path, name: str) -> None:

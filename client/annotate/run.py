@@ -31,6 +31,7 @@ from affserve.client.infer.output_paths import OutputPaths
 from affserve.client.infer.run_record import ModelRecord
 from affserve.client.infer.work import Outcome
 from affserve.client.results.formats import RowFormat
+from affserve.client.sequences.kept_features import SUFFIX, is_kept
 from affserve.client.video.inputs import RESULT_MARK
 from affserve.train.errors import printable
 from affserve.train.provenance import SYNTHETIC
@@ -52,6 +53,7 @@ class AnnotateOptions:
     ray: str | None = None  # address of a cluster, "auto" or "local"; None: this machine, without Ray
     jobs: int | None = None  # videos at once on a machine; None: by its cores
     patience_s: float  # without a new frame
+    keep_features: bool = False  # beside the rows
     quiet: bool = False
 
 
@@ -84,7 +86,8 @@ def _present(options: AnnotateOptions, take: Callable[[Outcome], None]) -> Itera
     """Yield what there is to do; a file that is not there is told at once."""
     for source, name in videos(options.corpus):
         rows = Path(name + RESULT_MARK + options.row_format.suffixes[0])
-        task = Task(path=source, outputs=OutputPaths(rows=rows, row_format=options.row_format))
+        features = Path(name + RESULT_MARK + SUFFIX) if options.keep_features and not is_kept(source) else None
+        task = Task(path=source, outputs=OutputPaths(rows=rows, row_format=options.row_format, features=features))
         if is_address(source) or Path(source).exists():
             yield task
         else:
@@ -98,7 +101,7 @@ def _outcomes(options: AnnotateOptions, total: int, tasks: Iterator[Task], stack
     tasks = _chained(first, tasks)
     settings, connection = options.settings, options.connection
     # One detector for all: a node without its file says so, and does not search with another one.
-    kind = settings.croppers.detector.name if not settings.croppers.crops else "auto"
+    kind = settings.croppers.detector.name if not (settings.croppers.crops or is_kept(first.path)) else "auto"
     settings = replace(settings, croppers=replace(settings.croppers, face_detector=kind), threads=settings.threads or 1)
     if options.ray is not None:
         cluster = Cluster(options.ray, settings, connection, options.jobs, options.patience_s)

@@ -10,6 +10,7 @@ from typer.core import TyperCommand
 
 from affserve.client.commands.options import (
     CropperOptions,
+    EveryOption,
     FaceOptions,
     JobsOption,
     RawOption,
@@ -80,15 +81,7 @@ def infer(
         float, typer.Option(min=0, max=0.99, help="Share of the box before that stays in the reported box.")
     ] = FaceSettings.smoothing,
     croppers: CropperOptions,
-    every: Annotated[
-        int,
-        typer.Option(
-            min=1,
-            help="Encode every n-th frame of a person and interpolate features in between; `interpolated` marks them. "
-            "2 and 3 take 0.6 and 0.5 of the processor time with ViT-B-32 on a CPU, and cost drawn faces 0.004 and "
-            "0.014 of the expressions' F1 and next to nothing of the rest.",
-        ),
-    ] = 1,
+    every: EveryOption = 1,
     raw: RawOption = False,
     fps: Annotated[float, typer.Option(min=0.001, help="Clock of a folder of images, in frames per second.")] = 30.0,
     max_megapixels: Annotated[
@@ -171,6 +164,16 @@ def annotate(
     ] = 600.0,
     faces: FaceOptions,
     croppers: CropperOptions,
+    every: EveryOption = 1,
+    raw: RawOption = False,
+    keep_features: Annotated[
+        bool,
+        typer.Option(
+            "--keep-features",
+            help="Keep the features of every face beside the rows, 2 kB each, for other heads of the same encoder: "
+            "'RESULTS/**/*.features.npz' in the place of VIDEOS decodes and encodes nothing.",
+        ),
+    ] = False,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of each server's models.")] = None,
     transport: TransportOption = Transport.AUTO,
     tls: TlsOptions,
@@ -192,6 +195,8 @@ def annotate(
     settings = CorpusSettings(
         croppers=Croppers(faces=FaceSettings(**vars(faces)), **vars(croppers)),
         results=Results(address=out.rstrip("/")),
+        raw=raw,
+        every=every,
         resume=True,
     )
     options = AnnotateOptions(
@@ -202,6 +207,7 @@ def annotate(
         ray=ray,
         jobs=jobs,
         patience_s=give_up_after,
+        keep_features=keep_features,
         quiet=quiet,
     )
     if not annotate_corpus(options):

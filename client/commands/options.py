@@ -84,6 +84,18 @@ RawOption = Annotated[
 ]
 
 
+EveryOption = Annotated[
+    int,
+    typer.Option(
+        "--every",
+        min=1,
+        help="Encode every n-th frame of a person and interpolate features in between; `interpolated` marks them. "
+        "2 and 3 take 0.6 and 0.5 of the processor time with ViT-B-32 on a CPU, and cost drawn faces 0.004 and "
+        "0.014 of the expressions' F1 and next to nothing of the rest.",
+    ),
+]
+
+
 JobsOption = Annotated[
     int | None,
     typer.Option(

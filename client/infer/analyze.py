@@ -24,6 +24,7 @@ from affserve.client.infer.read_ahead import Chunk, ReadAhead, StageSeconds
 from affserve.client.results.rows import Rows
 from affserve.client.results.table import Table, table_of
 from affserve.client.sequences.declared import as_done, processed_sequence
+from affserve.client.sequences.kept_features import Block, FeatureKeeper, KeptFeatures
 from affserve.client.sequences.row_merger import RowMerger
 from affserve.client.sequences.seen_frame import SeenFrame
 from affserve.client.video.source import FrameSource, open_source
@@ -58,38 +59,54 @@ def analyze_stream(
     progress: Progress | None = None,
     raw: bool = False,
     every: int = 1,
+    keeper: FeatureKeeper | None = None,
 ) -> Generator[Rows, None, None]:
     """Yield the rows of every frame of a source, in order, in blocks, as soon as no later frame can change them.
 
     source: a video, an image, a folder of images, or one that is open. cropper: unless given, the largest face of each
     frame, found by the default detector, or the frames themselves where they are crops already. raw: make nothing of
-    the answers, whatever is declared. every: encode every n-th frame of a person. A VideoError at the start says that
-    the source cannot be read, at the end that it broke off, after the rows of what could be read.
+    the answers, whatever is declared. every: encode every n-th frame of a person. keeper: takes the features. A
+    VideoError at the start says that the source cannot be read, at the end that it broke off, after the rows of what
+    could be read.
     """
     if isinstance(source, (str, Path)):
         source = open_source(source)
     cropper = cropper or Croppers().cropper(source.already_cropped)
     seconds = seconds if seconds is not None else StageSeconds()
     head = as_done(client.describe(), raw=raw, every=every)
-    rows = RowMerger(
-        lambda: processed_sequence(_Timed(client.sequence(), seconds), head), head.labels, cropper.patience_frames
-    )
-    with ReadAhead(source, cropper, seconds, every) as chunks:
-        waiting: deque[list[SeenFrame]] = deque()
-        encoded = 0
-        early = np.empty((0, FEATURE_WIDTH), dtype=np.float32)  # of faces whose frame ends in the next chunk
-        for features in _timed_encoding(client, _crops(chunks, waiting), seconds):
-            frames = waiting.popleft()
-            encoded += len(frames)
+
+    def rows_of(blocks: Iterator[Block], patience_frames: int | None) -> Iterator[Rows]:
+        sequence = lambda: processed_sequence(_Timed(client.sequence(), seconds), head)  # noqa: E731
+        rows, done = RowMerger(sequence, head.labels, patience_frames), 0
+        for frames, features in blocks:
+            done += len(frames)
             # Rows come a window at a time; whoever waits wants to see more than that.
             if progress is not None:
-                progress(encoded, source.frames_hint)
-            features = np.concatenate([early, features])
-            faces = sum(frame.encoded for frame in frames)
-            yield from rows.push(frames, features[:faces])
-            early = features[faces:]
+                progress(done, source.frames_hint)
+            yield from rows.push(frames, features)
         yield from rows.finish()
+
+    if isinstance(source, KeptFeatures):
+        source.check(head.encoder)
+        yield from rows_of(source.blocks(), source.about["patience_frames"])
+        source.raise_error()
+        return
+    with ReadAhead(source, cropper, seconds, every) as chunks:
+        blocks = _encoded(chunks, client, seconds)
+        yield from rows_of(keeper.passed(blocks) if keeper else blocks, cropper.patience_frames)
         chunks.raise_error()
+
+
+def _encoded(chunks: Iterable[Chunk], client: AffectClient, seconds: StageSeconds) -> Iterator[Block]:
+    """Yield the frames of each chunk with the features of their faces."""
+    waiting: deque[list[SeenFrame]] = deque()
+    early = np.empty((0, FEATURE_WIDTH), dtype=np.float32)  # of faces whose frame ends in the next chunk
+    for features in _timed_encoding(client, _crops(chunks, waiting), seconds):
+        frames = waiting.popleft()
+        features = np.concatenate([early, features])
+        faces = sum(frame.encoded for frame in frames)
+        yield frames, features[:faces]
+        early = features[faces:]
 
 
 def _crops(chunks: Iterable[Chunk], waiting: deque[list[SeenFrame]]) -> Iterator[NDArray[np.uint8]]:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from affserve.client.client import AffectClient
 from affserve.client.faces.cropper import FaceCropper
@@ -25,9 +26,12 @@ from affserve.client.results.output_file import OutputFile, write_whole
 from affserve.client.results.reading import read
 from affserve.client.results.rows import Rows, Tally
 from affserve.client.sequences.declared import as_done
+from affserve.client.sequences.kept_features import FeatureKeeper, KeptFeatures
 from affserve.client.video.source import FrameSource, Progress
 from affserve.export.contract import HeadDescription
 from affserve.train.errors import VideoError, printable
+
+OF_FEATURES = ("engine", "frames_sent", OPTIONS)  # of the run that made kept features: it stays told
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,18 +87,27 @@ def analyze_to_files(
     tally, stages = Tally(), StageSeconds()
     head = as_done(client.describe(), raw=job.raw, every=job.every)
     table = _table(job, head, model or ModelRecord.of(client))
-    with OutputFile(None if outputs.to_stdout else outputs.rows) as file:
-        writer = outputs.row_format.open(file, table)
-        # Closed here, or the thread that reads ahead waits for ever where the writing failed.
-        with contextlib.closing(
-            analyze_stream(
-                job.source, client, job.cropper, seconds=stages, progress=progress, raw=job.raw, every=job.every
+    with contextlib.ExitStack() as stack:
+        keeper = stack.enter_context(FeatureKeeper(outputs.features)) if outputs.features else None
+        asked: Any = {"seconds": stages, "progress": progress, "raw": job.raw, "every": job.every, "keeper": keeper}
+        with OutputFile(None if outputs.to_stdout else outputs.rows) as file:
+            writer = outputs.row_format.open(file, table)
+            # Closed here, or the thread that reads ahead waits for ever where the writing failed.
+            with contextlib.closing(analyze_stream(job.source, client, job.cropper, **asked)) as blocks:
+                error = _write_rows(writer, blocks, tally, stages)
+            closing = {"frames": str(tally.frames), "rows": str(tally.rows), **({ERROR: error} if error else {})}
+            writer.finish(closing)
+        metadata = _write_metadata(outputs, table, {**closing, DIGEST: file.sha256})
+        if keeper is not None:
+            keeper.write(
+                {
+                    "source": table.source,
+                    "patience_frames": job.cropper.patience_frames,
+                    "every": job.every,
+                    "error": error,
+                    "provenance": table.provenance,
+                }
             )
-        ) as blocks:
-            error = _write_rows(writer, blocks, tally, stages)
-        closing = {"frames": str(tally.frames), "rows": str(tally.rows), **({ERROR: error} if error else {})}
-        writer.finish(closing)
-    metadata = _write_metadata(outputs, table, {**closing, DIGEST: file.sha256})
     edits = Edits() if outputs.to_stdout else read_edits(outputs.rows)
     _draw_plot(job, edits, tally, head)
     notices = _exchange(outputs)
@@ -110,7 +123,7 @@ def analyze_to_files(
         duration_s=tally.last_s,
         seconds=seconds,
         frames_per_s=tally.frames / seconds,
-        detector=job.cropper.name,
+        detector=table.provenance["face_detector"],
         url=client.url,
         engine=table.provenance["engine"],
         trained_on=table.provenance["trained_on"],
@@ -139,15 +152,21 @@ def _text(path: Path | None) -> str | None:
 
 def _table(job: Job, head: HeadDescription, model: ModelRecord) -> ResultTable:
     """Tell what the rows are of and what makes them."""
-    path = job.source.path
     provenance = {
         **model.provenance(),
         "face_detector": job.cropper.name,
-        SOURCE: source_state(path),
+        SOURCE: source_state(job.source.path),
         OPTIONS: job.options,
     }
+    source = job.source.path.name
+    if isinstance(job.source, KeptFeatures):
+        source, then = job.source.about["source"], job.source.about["provenance"]
+        provenance |= {
+            "face_detector": then["face_detector"],
+            **{f"features_{name}": then[name] for name in OF_FEATURES},
+        }
     return ResultTable(
-        name=printable(job.outputs.rows.name), source=printable(path.name), labels=head.labels, provenance=provenance
+        name=printable(job.outputs.rows.name), source=printable(source), labels=head.labels, provenance=provenance
     )
 
 

@@ -33,6 +33,7 @@ class OutputPaths:
     overlay: Path | None = None
     exchange: Exchange | None = None
     exchanged: Path | None = None  # the last of the files of `exchange`
+    features: Path | None = None  # kept, for other heads
 
     @property
     def to_stdout(self) -> bool:
@@ -47,7 +48,7 @@ class OutputPaths:
     @property
     def files(self) -> list[Path]:
         """The files that are wanted."""
-        wanted = (None if self.to_stdout else self.rows, self.plot, self.overlay, self.exchanged)
+        wanted = (None if self.to_stdout else self.rows, self.plot, self.overlay, self.exchanged, self.features)
         return [path for path in wanted if path is not None]
 
 

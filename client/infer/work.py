@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import ctypes
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import cv2
 
 from affserve.client.client import AffectClient
-from affserve.client.faces.cropper import Croppers
+from affserve.client.faces.cropper import Croppers, WholeImageCropper
 from affserve.client.faces.face import Cropper
 from affserve.client.infer.analyze_files import Job, Summary, analyze_to_files
 from affserve.client.infer.output_paths import OutputPaths
 from affserve.client.infer.run_record import ModelRecord, is_done, options_of
+from affserve.client.sequences.kept_features import KeptFeatures, is_kept
 from affserve.client.video.source import FOLDER_FPS, MOST_PIXELS, FrameSource, Progress, open_source
 from affserve.train.errors import OutputError, VideoError
 
@@ -35,7 +37,9 @@ class WorkSettings:
     threads: int | None = None  # of decoding and of finding faces; None: each decides
 
     def open(self, path: Path) -> FrameSource:
-        """Open a source; VideoError where it cannot be read."""
+        """Open a source, or features that were kept of one; VideoError where it cannot be read."""
+        if is_kept(path):
+            return KeptFeatures(path)
         return open_source(path, fps=self.fps, threads=self.threads or 0, most_pixels=self.most_pixels)
 
     def analyst(self, client: AffectClient, model: ModelRecord) -> Analyst:
@@ -77,21 +81,25 @@ class Analyst:
             source = self._settings.open(path) if isinstance(source, (Path, str)) else source
             if self._is_done(path, outputs, source.already_cropped):
                 return Outcome(path=path, outputs=outputs)
-            cropper, options = self._cropper(source.already_cropped)
-            raw, every = self._settings.raw, self._settings.every
+            cropper, options = self._cropper(path, source.already_cropped)
+            every = source.about["every"] if isinstance(source, KeptFeatures) else self._settings.every
+            raw = self._settings.raw
             job = Job(source=source, cropper=cropper, outputs=outputs, options=options, raw=raw, every=every)
             summary = analyze_to_files(job, self._client, model=self._model, progress=progress)
         except (VideoError, OutputError) as error:
             return Outcome(path=path, outputs=outputs, error=str(error))
         return Outcome(path=path, outputs=outputs, summary=summary, error=summary.error)
 
-    def _cropper(self, already_cropped: bool) -> tuple[Cropper, str]:
+    def _cropper(self, path: Path, already_cropped: bool) -> tuple[Cropper, str]:
+        """Return what finds the faces, and all that changes the rows."""
         asked = self._settings
+        if is_kept(path):
+            return WholeImageCropper(), json.dumps({"kept_features": True, "raw": asked.raw})
         cropper = asked.croppers.cropper(already_cropped)
         return cropper, options_of(cropper, asked.croppers.faces, asked.fps, raw=asked.raw, every=asked.every)
 
     def _is_done(self, path: Path, outputs: OutputPaths, already_cropped: bool = False) -> bool:
-        return self._settings.resume and is_done(path, self._cropper(already_cropped)[1], outputs, self._model)
+        return self._settings.resume and is_done(path, self._cropper(path, already_cropped)[1], outputs, self._model)
 
 
 def return_large_buffers_at_once() -> None:

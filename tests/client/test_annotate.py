@@ -11,9 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from clips import moving_square, write_video
 
+from affserve.benchmarks.measuring.processes import family
 from affserve.client.annotate.places import videos
 from affserve.train.errors import VideoError
 
@@ -35,9 +37,9 @@ def rows(out: Path) -> dict[str, bytes]:
     return {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*.affect.csv")}
 
 
-def wait_for(fact: Callable[[], object], process: subprocess.Popen[str]) -> None:
+def wait_for(fact: Callable[[], object], process: subprocess.Popen[str], *, alive: bool = True) -> None:
     deadline = time.monotonic() + 120
-    while not fact() and process.poll() is None and time.monotonic() < deadline:
+    while not fact() and (process.poll() is None) is alive and time.monotonic() < deadline:
         time.sleep(0.02)
     assert fact(), process.communicate()
 
@@ -64,25 +66,29 @@ def test_each_video_is_done_once_and_failures_are_listed(server_url: str, corpus
     listed = expected / "list.txt"
     listed.write_text("\n".join([str(corpus / "a.mp4"), str(corpus / "absent.mp4"), __file__]))
     out = expected.parent / "listed"
-    for counts in ({"done": 1, "done_before": 0, "failed": 2}, {"done": 0, "done_before": 1, "failed": 2}):
-        with annotate(server_url, listed, out) as process:
+    for done, more in ((1, ()), (0, ()), (1, ("--every", "2"))):
+        with annotate(server_url, listed, out, *more) as process:
             told = process.communicate()[0]
         assert process.returncode == 1
-        assert report(out) == counts
+        assert report(out) == {"done": done, "done_before": 1 - done, "failed": 2}
         failed = (out / "failed.csv").read_text()
         assert f"{corpus / 'absent.mp4'},does not exist" in failed
         assert "cannot be read as a video" in failed
         assert "3 videos: " in told
+    (made,) = rows(out).values()
+    assert made.count(b",1,") > 90  # interpolated
 
 
 def test_videos_and_results_of_a_store(server_url: str, corpus: Path, expected: Path, tmp_path: Path) -> None:
-    for counts in ({"done": 4, "done_before": 0, "failed": 0}, {"done": 0, "done_before": 4, "failed": 0}):
-        with annotate(server_url, f"file://{corpus}", f"file://{tmp_path}/out") as process:
-            assert (
-                process.communicate()[1] == "warning: this model was trained on generated faces only: not for people\n"
-            )
-        assert report(tmp_path / "out") == counts
-    assert rows(tmp_path / "out") == rows(expected)
+    """And features kept there, which are done like videos."""
+    store, films, features = f"file://{tmp_path}", str(corpus), f"{tmp_path}/out/**/*.npz"
+    for done, source, out in ((4, films, "out"), (0, films, "out"), (4, features, "kept")):
+        keep = ("--keep-features",) if out == "out" else ()
+        with annotate(server_url, f"file://{source}", f"{store}/{out}", *keep) as process:
+            errors = process.communicate()[1]
+        assert errors == "warning: this model was trained on generated faces only: not for people\n"
+        assert report(tmp_path / out) == {"done": done, "done_before": 4 - done, "failed": 0}
+        assert rows(tmp_path / out) == rows(expected)
 
 
 def test_names_do_not_depend_on_other_videos(corpus: Path, tmp_path: Path) -> None:
@@ -93,37 +99,51 @@ def test_names_do_not_depend_on_other_videos(corpus: Path, tmp_path: Path) -> No
         list(videos(str(tmp_path)))
 
 
+def test_a_killed_run_ends_with_its_workers_and_goes_on_when_called_again(
+    server_url: str, corpus: Path, expected: Path, tmp_path: Path
+) -> None:
+    with annotate(server_url, corpus, tmp_path, "--jobs", "2") as killed:
+        wait_for(lambda: rows(tmp_path), killed)
+        workers = family(killed.pid)[1:]
+        killed.kill()
+        killed.wait()
+        wait_for(lambda: not any(map(psutil.pid_exists, workers)), killed, alive=False)
+    assert workers
+    assert not list(tmp_path.rglob(".*.part"))
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*-metadata.json")}
+    with annotate(server_url, corpus, tmp_path) as again:
+        again.communicate()
+    assert report(tmp_path) == {"done": 4 - len(before), "done_before": len(before), "failed": 0}
+    assert all(path.stat().st_mtime_ns == made_ns for path, made_ns in before.items())
+    assert rows(tmp_path) == rows(expected)
+
+
 SMALL = {"object_store_memory": 80 << 20}  # nothing of ours goes through it; by default it is a third of the memory
 
 
-def joined(cluster: Any) -> Any:
-    """Add a node of one core; Ray waits 30 s for it, which a busy machine may need."""
-    for _ in range(2):
-        with contextlib.suppress(Exception):
-            return cluster.add_node(num_cpus=1, **SMALL)
-    return cluster.add_node(num_cpus=1, **SMALL)
-
-
-def test_a_cluster_loses_nothing_when_driver_worker_and_node_are_killed(
+def test_what_a_node_had_is_done_by_another_one_when_it_is_killed(
     server_url: str, corpus: Path, expected: Path, tmp_path: Path
 ) -> None:
     cluster_utils = pytest.importorskip("ray.cluster_utils")
-    head = {"num_cpus": 0, "include_dashboard": False, **SMALL}
-    cluster = cluster_utils.Cluster(initialize_head=True, head_node_args=head)
+    cluster = cluster_utils.Cluster()
     try:
-        nodes = [joined(cluster), joined(cluster)]
-        options = ("--ray", cluster.address, "--jobs", "1")
-        with annotate(server_url, corpus, tmp_path, *options) as driver:
-            wait_for(lambda: list(tmp_path.rglob("*.affect.csv")), driver)
-            driver.kill()
-        before = set(rows(tmp_path))
-        with annotate(server_url, corpus, tmp_path, *options) as driver:
-            wait_for(lambda: list(tmp_path.rglob(".*.part")) or len(rows(tmp_path)) > len(before), driver)
-            cluster.remove_node(nodes[0], allow_graceful=False)
+        joined(cluster, include_dashboard=False)
+        victim = joined(cluster)
+        with annotate(server_url, corpus, tmp_path, "--ray", cluster.address, "--jobs", "1") as driver:
+            wait_for(lambda: list(tmp_path.rglob(".*.part")), driver)
+            cluster.remove_node(victim, allow_graceful=False)
             told = driver.communicate(timeout=100)
         assert driver.returncode == 0, told
     finally:
         cluster.shutdown()
     assert rows(tmp_path) == rows(expected)
-    assert report(tmp_path)["done"] <= 4 - len(before)
+    assert report(tmp_path) == {"done": 4, "done_before": 0, "failed": 0}
     assert not list(tmp_path.rglob(".*.part"))
+
+
+def joined(cluster: Any, **more: object) -> Any:
+    """Add a node of one core; Ray waits 30 s for it, which a busy machine may need."""
+    for _ in range(2):
+        with contextlib.suppress(Exception):
+            return cluster.add_node(num_cpus=1, **SMALL, **more)
+    return cluster.add_node(num_cpus=1, **SMALL, **more)

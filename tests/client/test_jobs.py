@@ -36,8 +36,8 @@ def wait_for(fact: Callable[[], object]) -> None:
 @pytest.fixture
 def clips(tmp_path: Path) -> Path:
     (tmp_path / "clips").mkdir()
-    for name in ("a", "b", "c"):
-        write_crops(tmp_path / "clips" / name, list(range(1, 500)))
+    for name, frames in (("a", 500), ("b", 100), ("c", 100)):  # b is done before a, and told after it
+        write_crops(tmp_path / "clips" / name, list(range(1, frames)))
     (tmp_path / "clips" / "bad.mp4").write_text("hello")
     return tmp_path
 

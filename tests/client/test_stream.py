@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 from collections.abc import Iterator
@@ -12,15 +13,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from clips import write_crops
+from clips import moving_square, write_crops, write_video
 from numpy.typing import NDArray
 
 from affserve.benchmarks.serving.live_rows import write_live_rows
 from affserve.benchmarks.video import live
 from affserve.client.client import AffectClient
+from affserve.client.faces.cropper import WholeImageCropper
+from affserve.client.faces.face import Face
 from affserve.client.infer.analyze import analyze_stream
+from affserve.client.infer.analyze_files import Job, analyze_to_files
+from affserve.client.infer.output_paths import OutputPaths
+from affserve.client.infer.run_record import ModelRecord
+from affserve.client.infer.work import Analyst, Outcome, WorkSettings
 from affserve.client.live.analysis import LiveSettings
+from affserve.client.results.metadata import metadata_path, read_metadata
 from affserve.client.results.rows import RowFormatter
+from affserve.client.sequences.kept_features import SUFFIX, KeptFeatures
+from affserve.client.video.source import open_source
 from affserve.export.contract import StreamDescription, default_head_description
 from affserve.export.server.config import ServerConfig
 from affserve.export.server.supervisor import SupervisedServer, children_of
@@ -113,6 +123,53 @@ def rows(film: Path, client: AffectClient) -> str:
     """What `affserve infer` prints."""
     formatter = RowFormatter(client.describe().labels)
     return formatter.header + "".join(formatter.text(rows) for rows in analyze_stream(film, client))
+
+
+def test_kept_features_give_the_rows_of_a_head_that_never_saw_the_video(
+    server_url: str, client: AffectClient, tmp_path: Path
+) -> None:
+    """Kept under another head of the same encoder; three people of whom one is away, every second frame encoded."""
+    path = write_video(tmp_path / "film.mkv", moving_square(90), codec="ffv1", pixels="yuv444p")
+    kept, rows, again = (tmp_path / name for name in (f"film{SUFFIX}", "rows.csv", "again.csv"))
+    job = Job(source=open_source(path), cropper=ComesAndGoes(), outputs=OutputPaths(rows=rows), every=2)
+    with AffectClient(server_url) as other:
+        outputs = OutputPaths(rows=again, features=kept)
+        analyze_to_files(replace(job, cropper=ComesAndGoes(), outputs=outputs), other)
+    analyze_to_files(job, client)
+    assert rows.read_bytes() != again.read_bytes()
+    analyst, outputs = Analyst(WorkSettings(resume=True), client, ModelRecord.of(client)), OutputPaths(rows=again)
+    requests = encoder_requests(client)
+    assert analyst.analyse(kept, outputs).summary is not None
+    assert rows.read_bytes() == again.read_bytes()
+    assert encoder_requests(client) == requests
+    assert analyst.analyse(kept, outputs) == Outcome(path=kept, outputs=outputs)
+    assert read_metadata(metadata_path(again)).source == "film.mkv"
+
+    with np.load(kept) as arrays:
+        assert len(arrays["features"]) == arrays["faces"]["encoded"].sum() == 110
+        assert json.loads(str(arrays["about"]))["provenance"]["encoder"] == client.describe().encoder
+    with pytest.raises(VideoError, match="and the repository's is another"):
+        KeptFeatures(kept).check("another")
+    kept.write_bytes(kept.read_bytes()[:-1000])
+    assert "cannot be read as kept features" in str(analyst.analyse(kept, outputs).error)
+    assert rows.read_bytes() == again.read_bytes()
+
+
+class ComesAndGoes(WholeImageCropper):
+    """Two people; a third one from frame 20 to 60 only."""
+
+    patience_frames = 5
+
+    def find(self, image: NDArray[np.uint8], prepared: None) -> list[tuple[int, Face]]:
+        self.seen = getattr(self, "seen", -1) + 1
+        ((_, face),) = super().find(image, prepared)
+        people = [0, 1, 2] if 20 <= self.seen < 60 else [0, 1]
+        return [(k, replace(face, score=k / 7, box_px=(0.1 * k, 1 / 3, 20, 30))) for k in people]
+
+
+def encoder_requests(client: AffectClient) -> int:
+    statistics = client._calls.triton.get_inference_statistics("clip_encoder").model_stats[0]
+    return int(statistics.inference_stats.success.count)
 
 
 @pytest.mark.parametrize("together", [(1,), (7,), (2, 1, 10, 4, 1, 1)], ids=["alone", "seven", "as they come"])
