@@ -1,4 +1,4 @@
-"""The commands about training: `affserve bench generator`, `training` and `faces`."""
+"""The commands about training: `affserve bench generator`, `training` and `photographs`."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def training(
     keep("training", measure_training(corpus, device, frames, repeats), folder)
 
 
-def faces(
+def photographs(
     table: Annotated[Path, typer.Argument(help="Labelled photographs with a column of people: see data import.")],
     work: Annotated[Path, typer.Option(help="Keeps crops and trained models: run again, it goes on.")],
     columns: Annotated[str, typer.Option(help="As for data import: expression=emotion,...")] = "",
@@ -57,7 +57,7 @@ def faces(
     pairs = dict(part.split("=") for part in columns.split(",") if part)
     plan = FacesPlan(table=table, columns=pairs, work=work, epochs=epochs, face_model=face_model, fer_model=fer_model)
     measured = measure_faces(plan, progress)
-    keep("faces", measured, folder, as_lines(measured))
+    keep("photographs", measured, folder, as_lines(measured))
 
 
-COMMANDS = (generator, training, faces)
+COMMANDS = (generator, training, photographs)

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from clips import moving_square, noise, truncated, write_crops, write_sound, write_video
 
+from affserve.client.cli import app
 from affserve.client.faces.detector_file import YUNET_FILE
 from affserve.client.results.rows import described_columns
 from affserve.export.contract import default_head_description
@@ -48,6 +49,12 @@ def test_help_lists_the_commands(tmp_path: Path) -> None:
     assert {"data", "train", "export", "serve", "infer", "demo", "bench"} <= set(result.stdout.split())
     assert "..." not in result.stdout.partition("Commands:")[2]
     assert affserve("--version", cwd=tmp_path).stdout.startswith("affserve 0.")
+
+
+def test_no_command_hides_another_of_its_name() -> None:
+    for group in (app, *(one.typer_instance for one in app.registered_groups)):
+        names = [command.name or getattr(command.callback, "__name__", "") for command in group.registered_commands]
+        assert len(names) == len(set(names)), names
 
 
 def test_help_of_infer_describes_every_column(tmp_path: Path) -> None:
