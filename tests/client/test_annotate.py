@@ -138,6 +138,8 @@ def test_what_a_node_had_is_done_by_another_one_when_it_is_killed(
         cluster.shutdown()
     assert rows(tmp_path) == rows(expected)
     assert report(tmp_path) == {"done": 4, "done_before": 0, "failed": 0}
+    workers = json.loads((tmp_path / "report.json").read_text())["workers"]
+    assert {name.split()[-1] for name in workers} == {"1"}  # --jobs 1 is one worker a node
     assert not list(tmp_path.rglob(".*.part"))
 
 
