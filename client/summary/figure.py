@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from affserve.client.drawing.palette import PALETTE, TRACK_COLOURS
+from affserve.client.drawing.palette import TRACK_COLOURS
 from affserve.client.results.rows import ACTION_UNIT_MEANINGS
 from affserve.client.summary.comparison import Mean
 from affserve.client.summary.report import CAUTION, means_by
@@ -33,27 +33,25 @@ def draw_report(report: Report) -> bytes:
 
     rows = report.rows[:MOST_ROWS]
     names = compared(rows[0]) if rows else []
-    values = [name for name in names if PERCENT not in name]
-    units = [name for name in names if PERCENT in name and name.split(PERCENT)[0] in ACTION_UNIT_MEANINGS]
-    expressions = [name for name in names if PERCENT in name and name not in units]
-    parts = [part for part in (values, expressions, units) if part]
+    shares = [name for name in names if PERCENT in name]
+    units = [name for name in shares if name.split(PERCENT)[0] in ACTION_UNIT_MEANINGS]
+    expressions = [name for name in shares if name not in units]
+    parts = [part for part in ([name for name in names if name not in shares], expressions, units) if part]
     means = means_by(report.means)
     conditions = list(dict.fromkeys(name for one in means.values() for name in one))
-    lines = max(map(len, parts), default=1) * max(1, len(conditions)) if means else len(rows)
-    height = 1.9 + max(2.0, (0.17 if means else 0.3) * lines)
+    most = max(map(len, parts), default=1)
+    height = 1.9 + max(2.0, 0.17 * most * len(conditions) if means else 0.3 * len(rows))
     figure = Figure(figsize=(WIDTH_IN, height), dpi=DPI)
     FigureCanvasAgg(figure)
-    widths = [{id(values): 1.0, id(expressions): 1.3, id(units): 1.3}[id(part)] for part in parts] or [1.0]
+    widths = [1.3 if PERCENT in part[0] else 1.0 for part in parts] or [1.0]
     axes = figure.subplots(1, len(widths), width_ratios=widths, squeeze=False, sharey=not means)[0]
     for one, part in zip(axes, parts, strict=False):
         if means:
-            _draw_means(one, part, means, conditions, max(map(len, parts)))
-        elif part is values:
-            _draw_values(one, rows, part)
-        elif part is expressions:
+            _draw_means(one, part, means, conditions, most)
+        elif PERCENT in part[0]:
             _draw_shares(one, rows, part)
         else:
-            _draw_units(one, rows, part)
+            _draw_values(one, rows, part)
     if not means:
         _name_rows(axes[0], rows)
     _label(figure, report, conditions if means else [], height)
@@ -164,38 +162,16 @@ def _draw_values(axes: Axes, rows: Sequence[Row], names: Sequence[str]) -> None:
 
 
 def _draw_shares(axes: Axes, rows: Sequence[Row], names: Sequence[str]) -> None:
-    """Stack the shares of the expressions; changes go to both sides of 0."""
-    ends = np.zeros((2, len(rows)))  # below 0, above 0
-    for k, name in enumerate(names):
-        widths = np.array([row[name] or 0.0 for row in rows])
-        side = (widths > 0).astype(int)
-        starts = ends[side, np.arange(len(rows))]
-        axes.barh(range(len(rows)), widths, 0.7, left=starts, color=PALETTE[k % len(PALETTE)], label=_words(name))
-        ends[side, np.arange(len(rows))] += widths
-    _dress(axes, names)
-    axes.legend(
-        loc="lower left", bbox_to_anchor=(0, 1), ncols=4, fontsize=8, frameon=False, handlelength=0.9, columnspacing=1
-    )
-
-
-def _draw_units(axes: Axes, rows: Sequence[Row], names: Sequence[str]) -> None:
-    """Draw the shares of the action units as a map of colour with its numbers."""
+    """Draw shares of time as a map of colour with its numbers."""
     shares = np.array([[np.nan if row[name] is None else row[name] for name in names] for row in rows])
     changed = names[0].endswith("_change")
     axes.imshow(shares, aspect="auto", vmin=-100 if changed else 0, vmax=100, cmap="RdBu_r" if changed else "Blues")
+    look: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 7}
     for (y, x), share in np.ndenumerate(shares):
         if not np.isnan(share):
-            axes.text(
-                x,
-                y,
-                f"{round(share)}",
-                ha="center",
-                va="center",
-                fontsize=7,
-                color="white" if abs(share) > 60 else "#222222",
-            )
+            axes.text(x, y, f"{round(share)}", color="white" if abs(share) > 60 else "#222222", fontdict=look)
     axes.set_xticks(range(len(names)), [name.split(PERCENT)[0] for name in names], fontsize=8, rotation=45)
     axes.xaxis.tick_top()
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
-    axes.set_xlabel("action units: " + ("change, % points" if changed else "% of time active"), fontsize=9)
+    axes.set_xlabel("change, % points" if changed else "% of time", fontsize=9)

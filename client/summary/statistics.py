@@ -20,6 +20,7 @@ from affserve.client.results.reading import read
 from affserve.client.results.rows import ACTION_UNIT_MEANINGS, Column
 from affserve.client.results.table import Table, labels_in
 from affserve.client.summary.windows import WHOLE, Window, is_of
+from affserve.train.labels import VALENCE_AROUSAL
 
 Row = dict[str, Any]
 QUANTILES = {"q05": 0.05, "q25": 0.25, "median": 0.5, "q75": 0.75, "q95": 0.95}
@@ -39,6 +40,17 @@ COUNTS = {
     "frames_used": ("frames with the face that are reliable: all numbers after this one are of them", ""),
     "seen_percent": ("share of the part's time in which the person is seen", "%"),
     "time_used_s": ("time that the used frames last", "s"),
+}
+
+# Of the other columns: what they mean, unit, least and most, by how their names end.
+ENDINGS: dict[str, tuple[str, str, int | None, int | None]] = {
+    "_percent": ("share of the used time with {}", "%", 0, 100),
+    "_episodes": ("episodes of {}: runs of used frames without a break", "", 0, None),
+    "_episode_mean_s": ("mean length of the episodes of {}", "s", 0, None),
+    "_episode_longest_s": ("longest episode of {}", "s", 0, None),
+    "_mean": ("mean of {} over time", "", -1, 1),
+    "_sd": ("standard deviation of {} over time", "", 0, 1),
+    **{f"_{one}": (f"{share:.0%} quantile of {{}} over time", "", -1, 1) for one, share in QUANTILES.items()},
 }
 
 
@@ -189,27 +201,13 @@ def _meaning(name: str) -> Column:
     if name.endswith("_change"):
         inner = _meaning(name.removesuffix("_change"))
         return Column(name=name, description=f"{inner.description}, less the same in the baseline", unit=inner.unit)
-    for ending, words in (
-        ("_episode_mean_s", "mean length of the episodes of {}"),
-        ("_episode_longest_s", "longest episode of {}"),
-        ("_episodes", "episodes of {}: runs of used frames without a break"),
-        ("_percent", "share of the used time with {}"),
-    ):
-        if name.endswith(ending):
-            unit = {"_percent": "%", "_episodes": ""}.get(ending, "s")
-            most = 100 if unit == "%" else None
-            return Column(name=name, description=words.format(_state(name, ending)), unit=unit, minimum=0, maximum=most)
-    value, _, statistic = name.rpartition("_")
-    words = {"mean": "mean", "sd": "standard deviation", "median": "median"}.get(
-        statistic, f"{statistic[1:]} % quantile"
-    )
-    return Column(
-        name=name, description=f"{words} of {value} over time", minimum=0 if statistic == "sd" else -1, maximum=1
-    )
+    ending = next(one for one in ENDINGS if name.endswith(one))
+    words, unit, minimum, maximum = ENDINGS[ending]
+    described = words.format(_subject(name.removesuffix(ending)))
+    return Column(name=name, description=described, unit=unit, minimum=minimum, maximum=maximum)
 
 
-def _state(name: str, ending: str) -> str:
-    state = name.removesuffix(ending)
-    if state in ACTION_UNIT_MEANINGS:
-        return f"{state} ({ACTION_UNIT_MEANINGS[state]}) active: as {state}_on says, else from {ACTIVE_FROM:g} on"
-    return f"the expression {state}"
+def _subject(name: str) -> str:
+    if name in ACTION_UNIT_MEANINGS:
+        return f"{name} ({ACTION_UNIT_MEANINGS[name]}) active: as {name}_on says, else from {ACTIVE_FROM:g} on"
+    return name if name in VALENCE_AROUSAL.names else f"the expression {name}"
