@@ -76,10 +76,10 @@ class Comparison:
 def read_truth(path: Path) -> Labels:
     """Read the truth beside a generated video: (N, columns) by task."""
     truth: dict[str, list[NDArray[np.float64]]] = {key: [] for key in TASKS}
-    for cells in read_csv(path):
+    for columns in read_csv(path):
         for key, task in TASKS.items():
             names = (key,) if task.kind == "one_of" else task.names
-            truth[key].append(np.stack([cells.numbers(name) for name in names], axis=1))
+            truth[key].append(np.stack([columns[name].astype(np.float64) for name in names], axis=1))
     return {key: np.concatenate(blocks).astype(np.float32) for key, blocks in truth.items()}
 
 

@@ -32,8 +32,8 @@ def convert(
     import sys
     from json import dumps
 
-    from affserve.client.exchange.convert import convert as convert_one
-    from affserve.client.exchange.convert import plan
+    from affserve.client.exchange.exchange import convert as convert_one
+    from affserve.client.exchange.exchange import plan
     from affserve.client.results.reading import result_files
     from affserve.train.errors import OutputError, UsageError
 

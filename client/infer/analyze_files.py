@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from affserve.client.infer.read_ahead import StageSeconds
 from affserve.client.infer.run_record import ERROR, OPTIONS, SOURCE, ModelRecord, source_state
 from affserve.client.results.edits import Edits, read_edits
 from affserve.client.results.formats import RowWriter
-from affserve.client.results.metadata import DIGEST, ResultTable, metadata_path, metadata_text
+from affserve.client.results.metadata import DIGEST, ResultTable, write_metadata
 from affserve.client.results.output_file import OutputFile, write_whole
 from affserve.client.results.reading import read
 from affserve.client.results.rows import Rows, Tally
@@ -189,10 +189,7 @@ def _write_metadata(outputs: OutputPaths, table: ResultTable, closing: Mapping[s
     """Write the description beside the rows, where the format has no place for it; it also says that they are whole."""
     if outputs.to_stdout or outputs.row_format.describes_itself:
         return None
-    path = metadata_path(outputs.rows)
-    facts = {**table.provenance, **closing}
-    write_whole(path, metadata_text(replace(table, provenance=facts)).encode())
-    return path
+    return write_metadata(outputs.rows, table, closing)
 
 
 def _draw_plot(job: Job, edits: Edits, tally: Tally, description: HeadDescription) -> None:

@@ -7,26 +7,37 @@ group), so that memory does not grow with the length of the video.
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+from numpy.typing import NDArray
 
 from affserve.client.results.json_lines import JsonLines, read_json_lines
 from affserve.client.results.metadata import Description, ResultTable, metadata_path, read_metadata
 from affserve.client.results.output_file import OutputFile
 from affserve.client.results.parquet import (
-    ParquetRowWriter,
+    COMPRESSION,
+    GROUP_ROWS,
+    field_of,
     load_arrow,
     parquet_is_intact,
     read_parquet,
     read_parquet_description,
 )
-from affserve.client.results.rows import Cells, RowFormatter, Rows, rows_of
+from affserve.client.results.rows import BLOCK_ROWS, RowFormatter, Rows, columns_in, columns_of, rows_of
+from affserve.client.results.table import table_of
 from affserve.train.errors import OutputError
 from affserve.train.files import file_sha256
 
+if TYPE_CHECKING:
+    import pyarrow
+
 Labels = Mapping[str, tuple[str, ...]]
+Columns = Mapping[str, NDArray[Any]]
 
 
 class RowWriter(Protocol):
@@ -49,13 +60,13 @@ class RowFormat:
     suffixes: tuple[str, ...]  # of file names; the first is the usual one
     describes_itself: bool  # schema and provenance are in the file, not in one beside it
     open: Callable[[OutputFile, ResultTable], RowWriter]
-    cells: Callable[[Path], Iterator[Cells]]  # reads a finished file, a block at a time
+    columns: Callable[[Path], Iterator[Columns]]  # reads a finished file, a block of rows at a time
     description: Callable[[Path], Description]  # of a finished file
     is_intact: Callable[[Path, str | None], bool]  # whether it is as it was written; the SHA-256 told beside it
 
     def read(self, path: Path, labels: Labels) -> Iterator[Rows]:
         """Yield the rows of a finished file in blocks."""
-        return (rows_of(cells, labels) for cells in self.cells(path))
+        return (rows_of(columns, labels) for columns in self.columns(path))
 
 
 class TextWriter:
@@ -73,16 +84,72 @@ class TextWriter:
         """Do nothing: every row is written, and what is known at the end stands beside the file."""
 
 
+class ParquetRowWriter:
+    """Writes row groups as rows come; `finish` makes the file complete."""
+
+    def __init__(self, file: OutputFile, table: ResultTable) -> None:
+        arrow, parquet = load_arrow()
+        self._arrow = arrow
+        self._labels = table.labels
+        schema = arrow.schema(
+            [field_of(arrow, column) for column in columns_of(table.labels)],
+            metadata={"title": table.title, "source": table.source, **table.provenance},
+        )
+        self._writer = parquet.ParquetWriter(_Sink(file), schema, compression=COMPRESSION, write_page_checksum=True)
+        self._waiting: list[pyarrow.Table] = []
+
+    def write(self, rows: Rows) -> None:
+        self._waiting.append(table_of([rows], self._labels).to_arrow())
+        if sum(table.num_rows for table in self._waiting) >= GROUP_ROWS:
+            self._write_group()
+
+    def finish(self, closing: Mapping[str, str]) -> None:
+        self._write_group()
+        self._writer.add_key_value_metadata(dict(closing))
+        self._writer.close()
+
+    def _write_group(self) -> None:
+        if self._waiting:
+            table = self._arrow.concat_tables(self._waiting).combine_chunks()
+            self._writer.write_table(table, row_group_size=table.num_rows)
+            self._waiting.clear()
+
+
+class _Sink(io.RawIOBase):
+    """What pyarrow writes to: it closes its file, which is not its to complete."""
+
+    def __init__(self, file: OutputFile) -> None:
+        self._file = file
+        self._bytes = 0
+
+    def writable(self) -> bool:
+        """Say yes."""
+        return True
+
+    def write(self, content: Any) -> int:
+        """Append bytes."""
+        self._file.write(bytes(content))
+        self._bytes += len(content)
+        return len(content)
+
+    def tell(self) -> int:
+        """Return the number of bytes written."""
+        return self._bytes
+
+
 def _csv_writer(file: OutputFile, table: ResultTable) -> TextWriter:
     formatter = RowFormatter(table.labels)
     return TextWriter(file, formatter.text, formatter.header)
 
 
-def read_csv(path: Path) -> Iterator[Cells]:
-    """Yield the cells of a finished CSV file, a block at a time."""
+def read_csv(path: Path) -> Iterator[Columns]:
+    """Yield the columns of a finished CSV file, a block of rows at a time."""
     with open(path, newline="", encoding="utf-8") as file:
         lines = csv.reader(file)
-        yield from Cells.blocks(next(lines), ([cell or None for cell in line] for line in lines))
+        names = next(lines)
+        while block := list(islice(lines, BLOCK_ROWS)):
+            cells = ([cell or None for cell in column] for column in zip(*block, strict=True))
+            yield columns_in(dict(zip(names, cells, strict=True)))
 
 
 def _described_beside(path: Path) -> Description:
@@ -98,7 +165,7 @@ CSV = RowFormat(
     suffixes=(".csv",),
     describes_itself=False,
     open=_csv_writer,
-    cells=read_csv,
+    columns=read_csv,
     description=_described_beside,
     is_intact=_has_digest,
 )
@@ -107,7 +174,7 @@ PARQUET = RowFormat(
     suffixes=(".parquet", ".pq"),
     describes_itself=True,
     open=ParquetRowWriter,
-    cells=read_parquet,
+    columns=read_parquet,
     description=read_parquet_description,
     is_intact=lambda path, _: parquet_is_intact(path),
 )
@@ -116,7 +183,7 @@ JSON_LINES = RowFormat(
     suffixes=(".jsonl", ".ndjson"),
     describes_itself=False,
     open=lambda file, table: TextWriter(file, JsonLines(table.labels).text),
-    cells=read_json_lines,
+    columns=read_json_lines,
     description=_described_beside,
     is_intact=_has_digest,
 )

@@ -9,7 +9,9 @@ from itertools import islice, repeat
 from pathlib import Path
 from typing import Any
 
-from affserve.client.results.rows import BLOCK_ROWS, Cells, Column, Lines, Rows, columns_of
+from numpy.typing import NDArray
+
+from affserve.client.results.rows import BLOCK_ROWS, Column, Lines, Rows, columns_in, columns_of
 
 
 class JsonLines(Lines):
@@ -39,8 +41,8 @@ def _cell(column: Column) -> str:
     return f'"{column.template}"' if column.storage == "string" else column.template
 
 
-def read_json_lines(path: Path) -> Iterator[Cells]:
-    """Yield the cells of a finished file, a block at a time."""
+def read_json_lines(path: Path) -> Iterator[Mapping[str, NDArray[Any]]]:
+    """Yield the columns of a finished file, a block of rows at a time."""
     with open(path, encoding="utf-8") as file:
         while rows := [json.loads(line) for line in islice(file, BLOCK_ROWS)]:
-            yield Cells(columns={name: [row[name] for row in rows] for name in rows[0]})
+            yield columns_in({name: [row[name] for row in rows] for name in rows[0]})

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from affserve.client.results.output_file import write_whole
 from affserve.client.results.rows import Column, columns_of
 
 SUFFIX = "-metadata.json"
@@ -35,6 +36,14 @@ class ResultTable:
 def metadata_path(rows: Path) -> Path:
     """Return where the metadata of a file of rows stands."""
     return rows.with_name(rows.name + SUFFIX)
+
+
+def write_metadata(rows: Path, table: ResultTable, closing: Mapping[str, str]) -> Path:
+    """Write the metadata of a file of rows beside it; closing: provenance that is known only at the end."""
+    path = metadata_path(rows)
+    text = metadata_text(replace(table, provenance={**table.provenance, **closing}))
+    write_whole(path, text.encode())
+    return path
 
 
 def metadata_text(table: ResultTable) -> str:

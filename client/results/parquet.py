@@ -1,22 +1,16 @@
-"""Rows as a Parquet file: typed columns with description, unit and range, and what made the numbers in the schema.
-
-Rows are gathered into row groups of `GROUP_ROWS`, about a megabyte, so that memory stays flat and the file compact.
-"""
+"""Parquet files: typed columns with description, unit and range, and what made the numbers in the schema."""
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from numpy.typing import NDArray
 
-from affserve.client.results.metadata import Description, ResultTable
-from affserve.client.results.output_file import OutputFile
-from affserve.client.results.rows import BLOCK_ROWS, NO_TRACK, Cells, Column, Rows, column_values, columns_of
+from affserve.client.results.metadata import Description
+from affserve.client.results.rows import BLOCK_ROWS, Column, columns_in
 from affserve.train.errors import MissingExtraError, OutputError
 
 if TYPE_CHECKING:
@@ -24,84 +18,17 @@ if TYPE_CHECKING:
     import pyarrow.parquet
 
 
-GROUP_ROWS = 8192
+GROUP_ROWS = 8192  # about a megabyte: memory stays flat and a file compact
 COMPRESSION = "zstd"
 
 
-class ParquetRowWriter:
-    """Writes row groups as rows come; `finish` makes the file complete."""
-
-    def __init__(self, file: OutputFile, table: ResultTable) -> None:
-        arrow, parquet = load_arrow()
-        self._arrow = arrow
-        self._labels = table.labels
-        self._columns = columns_of(table.labels)
-        self._schema = arrow.schema(
-            [field_of(arrow, column) for column in self._columns],
-            metadata={"title": table.title, "source": table.source, **table.provenance},
-        )
-        self._writer = parquet.ParquetWriter(
-            _Sink(file), self._schema, compression=COMPRESSION, write_page_checksum=True
-        )
-        self._waiting: list[pyarrow.RecordBatch] = []
-
-    def write(self, rows: Rows) -> None:
-        self._waiting.append(self._batch(rows))
-        if sum(batch.num_rows for batch in self._waiting) >= GROUP_ROWS:
-            self._write_group()
-
-    def finish(self, closing: Mapping[str, str]) -> None:
-        self._write_group()
-        self._writer.add_key_value_metadata(dict(closing))
-        self._writer.close()
-
-    def _write_group(self) -> None:
-        if self._waiting:
-            table = self._arrow.Table.from_batches(self._waiting, self._schema)
-            self._writer.write_table(table, row_group_size=table.num_rows)
-            self._waiting.clear()
-
-    def _batch(self, rows: Rows) -> pyarrow.RecordBatch:
-        faceless = rows.track_id == NO_TRACK
-        values = zip(self._columns, self._schema.types, column_values(rows, self._labels), strict=True)
-        arrays = [self._array(cells, kind, None if column.always else faceless) for column, kind, cells in values]
-        return self._arrow.RecordBatch.from_arrays(arrays, schema=self._schema)
-
-    def _array(self, cells: NDArray[Any], kind: pyarrow.DataType, empty: NDArray[np.bool_] | None) -> pyarrow.Array:
-        if self._arrow.types.is_dictionary(kind):
-            return self._arrow.array(cells, type=kind.value_type, mask=empty).dictionary_encode()
-        return self._arrow.array(cells, type=kind, mask=empty, from_pandas=True)  # NaN is no value, either
-
-
-class _Sink(io.RawIOBase):
-    """What pyarrow writes to: it closes its file, which is not its to complete."""
-
-    def __init__(self, file: OutputFile) -> None:
-        self._file = file
-        self._bytes = 0
-
-    def writable(self) -> bool:
-        """Say yes."""
-        return True
-
-    def write(self, content: Any) -> int:
-        """Append bytes."""
-        self._file.write(bytes(content))
-        self._bytes += len(content)
-        return len(content)
-
-    def tell(self) -> int:
-        """Return the number of bytes written."""
-        return self._bytes
-
-
-def read_parquet(path: Path) -> Iterator[Cells]:
-    """Yield the cells of a finished file, a block at a time."""
+def read_parquet(path: Path) -> Iterator[Mapping[str, NDArray[Any]]]:
+    """Yield the columns of a finished file, a block of rows at a time."""
     _, parquet = load_arrow()
     # Opened here: pyarrow takes names in UTF-8 only.
     with open(path, "rb") as content, parquet.ParquetFile(content) as file:
         for batch in file.iter_batches(batch_size=BLOCK_ROWS):
-            yield Cells(columns=batch.to_pydict())
+            yield columns_in(batch.to_pydict())
 
 
 def parquet_is_intact(path: Path) -> bool:

@@ -7,16 +7,14 @@ import os
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from affserve.client.results.edits import read_edits
 from affserve.client.results.formats import FORMATS, format_of
 from affserve.client.results.parquet import load_arrow
-from affserve.client.results.rows import NO_TRACK, Cells, columns_of, kind_of
-from affserve.client.results.table import WHOLE, Table, labels_in
+from affserve.client.results.rows import NO_TRACK, columns_of
+from affserve.client.results.table import Table, labels_in
 from affserve.train.errors import MissingExtraError, OutputError
 
 FIRST_COLUMNS = (b"frame,timestamp_s,", b'{"frame": ')  # of CSV and JSON lines
@@ -78,7 +76,7 @@ def _as_written(path: Path) -> Table:
         suffixes = ", ".join(suffix for one in FORMATS.values() for suffix in one.suffixes)
         raise OutputError(f"{path} is not named like a file of rows; expected a name in {suffixes}")
     try:
-        blocks = [{name: _column(cells, name) for name in cells.columns} for cells in row_format.cells(path)]
+        blocks = list(row_format.columns(path))
         names = list(dict.fromkeys(name for block in blocks for name in block))
         values = {name: np.concatenate([block[name] for block in blocks]) for name in names}
         if missing := {"frame", "timestamp_s", "track_id"} - set(values):
@@ -93,9 +91,3 @@ def _as_written(path: Path) -> Table:
         for name, column in told.columns.items()
     }
     return Table(values, columns={**known, **columns}, source=told.source, provenance=told.provenance)
-
-
-def _column(cells: Cells, name: str) -> NDArray[Any]:
-    if name in WHOLE:
-        return cells.whole(name, empty=NO_TRACK)
-    return np.array(cells.columns[name], dtype=object) if kind_of(name) == "one_of" else cells.numbers(name)

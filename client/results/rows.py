@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice, repeat
+from itertools import repeat
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,6 +23,7 @@ from affserve.train.windows import Outputs
 PROBABILITY_DIGITS = 4  # after the point
 INTERPOLATED = "interpolated"  # among labels, where not every frame was encoded: the column that marks the others
 NO_TRACK = -1  # track_id of a row without a face
+WHOLE = ("frame", "track_id")  # columns of whole numbers in a table
 PROBABILITY_PREFIX = "p_"
 SMOOTH_SUFFIX, ON_SUFFIX = "_smooth", "_on"  # of columns of what is made of numbers and of units
 Box = tuple[float, float, float, float]
@@ -408,45 +409,34 @@ BLOCK_ROWS = 1024
 BOX_COLUMNS = ("box_x_px", "box_y_px", "box_w_px", "box_h_px")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Cells:
-    """A block of n rows as a file holds them: the cells of each column, None where a cell is empty."""
-
-    columns: Mapping[str, Sequence[Any]]
-
-    @classmethod
-    def blocks(cls, names: Sequence[str], lines: Iterable[Sequence[Any]]) -> Iterator[Cells]:
-        """Gather lines of cells into blocks."""
-        lines = iter(lines)
-        while block := list(islice(lines, BLOCK_ROWS)):
-            yield cls(columns=dict(zip(names, zip(*block, strict=True), strict=True)))
-
-    def numbers(self, name: str) -> NDArray[np.float64]:
-        """Return a column (n,) with NaN where it is empty."""
-        return np.array(self.columns[name], dtype=np.float64)  # None becomes NaN
-
-    def whole(self, name: str, *, empty: int = 0) -> NDArray[np.int64]:
-        """Return a column (n,) of whole numbers."""
-        return np.array([empty if cell is None else cell for cell in self.columns[name]], dtype=np.int64)
+def columns_in(cells: Mapping[str, Sequence[Any]]) -> dict[str, NDArray[Any]]:
+    """Return n rows as a file holds them, cells by column, None where one is empty, as arrays (n,): see Table."""
+    return {name: _array(name, column) for name, column in cells.items()}
 
 
-def rows_of(cells: Cells, labels: Mapping[str, Sequence[str]]) -> Rows:
-    """Turn the cells of a file back into a block of rows."""
+def _array(name: str, cells: Sequence[Any]) -> NDArray[Any]:
+    if name in WHOLE:
+        return np.array([NO_TRACK if cell is None else cell for cell in cells], dtype=np.int64)
+    return np.array(cells, dtype=object if kind_of(name) == "one_of" else np.float64)  # None becomes NaN
+
+
+def rows_of(columns: Mapping[str, NDArray[Any]], labels: Mapping[str, Sequence[str]]) -> Rows:
+    """Turn the columns of a file back into a block of rows."""
     return Rows(
-        frame=cells.whole("frame"),
-        timestamp_s=cells.numbers("timestamp_s"),
-        track_id=cells.whole("track_id", empty=NO_TRACK),
-        box_px=np.stack([cells.numbers(name) for name in BOX_COLUMNS], axis=1),
-        face_score=cells.numbers("face_score"),
-        quality=np.stack([cells.numbers(name) for name in QUALITY_COLUMNS], axis=1),
-        predictions={task: _numbers(cells, task, names) for task, names in labels.items()},
+        frame=columns["frame"],
+        timestamp_s=columns["timestamp_s"],
+        track_id=columns["track_id"],
+        box_px=np.stack([columns[name] for name in BOX_COLUMNS], axis=1),
+        face_score=columns["face_score"],
+        quality=np.stack([columns[name] for name in QUALITY_COLUMNS], axis=1),
+        predictions={task: _numbers(columns, task, names) for task, names in labels.items()},
     )
 
 
-def _numbers(cells: Cells, task: str, names: Sequence[str]) -> NDArray[np.float32]:
+def _numbers(columns: Mapping[str, NDArray[Any]], task: str, names: Sequence[str]) -> NDArray[np.float32]:
     """Return the numbers of a task (n, K); of a choice 1 for the class that is chosen, 0 for the others."""
     if task.endswith(PROCESSED) and kind_of(raw := task.removesuffix(PROCESSED)) == "one_of":
-        chosen = np.array(cells.columns[raw], dtype=object)
-        one_hot: NDArray[np.float32] = (chosen[:, None] == np.array(names, dtype=object)).astype(np.float32)
-        return one_hot
-    return np.stack([cells.numbers(name) for name in prediction_columns(task, names)], axis=1).astype(np.float32)
+        numbers = columns[raw][:, None] == np.array(names, dtype=object)
+    else:
+        numbers = np.stack([columns[name] for name in prediction_columns(task, names)], axis=1)
+    return np.asarray(numbers, dtype=np.float32)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from affserve.client.results.rows import (
     NO_TRACK,
     PROBABILITY_PREFIX,
+    WHOLE,
     Column,
     Rows,
     column_values,
@@ -19,7 +20,6 @@ from affserve.client.results.rows import (
 )
 from affserve.train.labels import TASKS
 
-WHOLE = ("frame", "track_id")
 EMPTY: Mapping[str, Any] = {"f": np.nan, "O": None}  # by NumPy's kind of type
 
 

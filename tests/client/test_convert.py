@@ -21,8 +21,7 @@ from result_rows import people, written
 from typer.testing import CliRunner
 
 from affserve.client.cli import app
-from affserve.client.exchange.convert import convert, plan
-from affserve.client.exchange.exchange import EXCHANGES
+from affserve.client.exchange.exchange import EXCHANGES, convert, plan
 from affserve.client.results import read
 from affserve.client.results.people import frames_of, people_of, states_of
 from affserve.client.results.table import Table
