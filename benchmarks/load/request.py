@@ -21,7 +21,7 @@ from tritonclient.grpc import service_pb2
 from tritonclient.utils import InferenceServerException
 
 from affserve.benchmarks.measuring.films import smooth_jpeg
-from affserve.client.wire.endpoint import parse_endpoint
+from affserve.client.wire.endpoint import addresses_of, parse_endpoint
 from affserve.client.wire.shared_memory import Region
 from affserve.client.wire.transport import Transport
 from affserve.export.contract import AFFECT, AFFECT_JPEG, CLIP_ENCODER, CLIP_ENCODER_JPEG, MODELS, TEMPORAL_HEAD
@@ -64,8 +64,14 @@ class Target:
 
     def client_options(self) -> dict[str, Any]:
         """Return the arguments of a tritonclient that shares no connection with others of this process."""
-        options = parse_endpoint(self.url).client_options()
-        return {**options, "channel_args": [*options["channel_args"], ("grpc.use_local_subchannel_pool", 1)]}
+        addresses = parse_endpoint(self.url).addresses
+        options = addresses[0].client_options()
+        arguments = [*options["channel_args"], ("grpc.use_local_subchannel_pool", 1)]
+        if len(addresses) > 1:  # gRPC takes a list of numeric addresses only
+            numeric = [f"{ip}:{one.port}" for one in addresses for ip in addresses_of(one.host)]
+            options["url"] = f"ipv4:{','.join(numeric)}"
+            arguments.append(("grpc.lb_policy_name", "round_robin"))
+        return {**options, "channel_args": arguments}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -56,7 +56,7 @@ def settled_statistics(url: str) -> Counters:
 
 
 def _counters(address: str) -> Counters:
-    with triton.InferenceServerClient(**parse_endpoint(address).client_options()) as client:
+    with triton.InferenceServerClient(**parse_endpoint(address).addresses[0].client_options()) as client:
         try:
             answer = client.get_inference_statistics(client_timeout=ASK_TIMEOUT_S)
         except InferenceServerException as error:

@@ -1,4 +1,4 @@
-"""From `HOST:PORT[,HOST:PORT...]` to the arguments of a gRPC channel: addresses, encryption, keepalive, balancing."""
+"""From `HOST:PORT[,HOST:PORT...]` to the arguments of gRPC channels: addresses, encryption, keepalive."""
 
 from __future__ import annotations
 
@@ -52,6 +52,22 @@ class Address:
             return not is_loopback(bare) and not is_private(self.host)
         return False
 
+    def client_options(self, tls: CallerTls | None = None) -> dict[str, Any]:
+        """Return the arguments of tritonclient's client."""
+        arguments = list(CHANNEL_ARGUMENTS)
+        if is_loopback(self.host.strip("[]")):
+            # Unlike browsers, gRPC asks the environment's proxy for this machine, too.
+            arguments.append(("grpc.enable_http_proxy", 0))
+        by_name: ChannelArguments = []  # the name that certificates are checked for
+        if self.found_as is not None:  # a gateway in front of the server goes by the name
+            arguments.append(("grpc.default_authority", f"{self.found_as}:{self.port}"))
+            by_name.append(("grpc.ssl_target_name_override", self.found_as))
+        if tls is not None:
+            arguments += tls.channel_arguments() or by_name
+        scheme = "" if self.found_as is None else "ipv6:" if self.host.startswith("[") else "ipv4:"
+        encryption = tls.client_options() if tls is not None else {}
+        return {"url": f"{scheme}{self.host}:{self.port}", "channel_args": arguments, **encryption}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Endpoint:
@@ -77,7 +93,7 @@ class Endpoint:
         """Whether the servers may become others."""
         return any(address.is_name for address in self.addresses)
 
-    def each(self, resolve: Resolver) -> tuple[Endpoint, ...]:
+    def each(self, resolve: Resolver) -> tuple[Address, ...]:
         """Return the servers one by one, all that stand behind each name now.
 
         A name without an address stays what it is: a proxy may know it, and gRPC tells what is wrong with it.
@@ -90,41 +106,7 @@ class Endpoint:
                 hosts = ()
             behind = [Address(host=host, port=address.port, found_as=address.host) for host in hosts]
             found.update(dict.fromkeys(behind or [address]))
-        return tuple(Endpoint(addresses=(address,), tls=self.tls) for address in found)
-
-    def client_options(self) -> dict[str, Any]:
-        """Return the arguments of tritonclient's client; names are looked up here."""
-        return {
-            "url": self._target(),
-            "channel_args": [*CHANNEL_ARGUMENTS, *self._arguments()],
-            **(self.tls.client_options() if self.tls is not None else {}),
-        }
-
-    def _target(self) -> str:
-        (first, *more) = self.addresses
-        if not more:
-            scheme = "" if first.found_as is None else "ipv6:" if first.host.startswith("[") else "ipv4:"
-            return f"{scheme}{first.host}:{first.port}"
-        # gRPC takes a list of numeric addresses only.
-        numeric = [f"{ip}:{address.port}" for address in self.addresses for ip in ipv4_of(address.host)]
-        return f"ipv4:{','.join(dict.fromkeys(numeric))}"
-
-    def _arguments(self) -> ChannelArguments:
-        arguments: ChannelArguments = []
-        if all(is_loopback(address.host.strip("[]")) for address in self.addresses):
-            # Unlike browsers, gRPC asks the environment's proxy for this machine, too.
-            arguments.append(("grpc.enable_http_proxy", 0))
-        (first, *more) = self.addresses
-        name = first.host if more else first.found_as
-        if more:
-            arguments.append(("grpc.lb_policy_name", "round_robin"))
-        if first.found_as is not None:  # a gateway in front of the server goes by the name
-            arguments.append(("grpc.default_authority", f"{name}:{first.port}"))
-        if self.tls is not None:
-            # One channel has one name that certificates are checked for: with several servers, that of the first.
-            of_first = [] if name is None else [("grpc.ssl_target_name_override", name)]
-            arguments += self.tls.channel_arguments() or of_first
-        return arguments
+        return tuple(found)
 
 
 def parse_endpoint(url: str, tls: CallerTls | None = None) -> Endpoint:
@@ -147,14 +129,3 @@ def addresses_of(host: str) -> list[str]:
     found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     by_kind = {kind: [str(place[0]) for one, *_, place in found if one == kind] for kind, *_ in found}
     return by_kind.get(socket.AF_INET) or [f"[{host}]" for host in by_kind.get(socket.AF_INET6, [])]
-
-
-def ipv4_of(host: str) -> list[str]:
-    """Return all IPv4 addresses of a host; ServerError when it has none."""
-    try:
-        found = socket.getaddrinfo(host, None, socket.AF_INET, socket.SOCK_STREAM)
-    except OSError as error:
-        raise ServerError(
-            f"{host} has no IPv4 address ({error}): where several servers are named, each needs one"
-        ) from error
-    return [str(place[0]) for *_, place in found]

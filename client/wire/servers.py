@@ -18,7 +18,7 @@ import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
 from affserve.client.wire.calls import is_transient
-from affserve.client.wire.endpoint import Endpoint, Resolver
+from affserve.client.wire.endpoint import Address, Endpoint, Resolver
 from affserve.train.errors import ServerError
 
 FOLLOW_S = 5.0  # from one look at the names to the next; a cluster's own names live as long
@@ -77,7 +77,7 @@ class Servers:
 
     def __init__(self, endpoint: Endpoint, resolve: Resolver) -> None:
         self._endpoint, self._resolve = endpoint, resolve
-        self._servers: dict[Endpoint, Server] = {}
+        self._servers: dict[Address, Server] = {}
         self._lock = threading.Lock()
         self._turns = itertools.count(1)
         self._closed = threading.Event()
@@ -93,12 +93,14 @@ class Servers:
     def follow(self) -> list[str]:
         """Look the names up, return those without an address; a server that is gone is asked no more."""
         wanted = self._endpoint.each(self._resolve)
-        unknown = [address.host for one in wanted for address in one.addresses if address.is_name]
+        unknown = [one.host for one in wanted if one.is_name]
         with self._lock:
             # Where who answers for names is away, what was known is the best there is.
             if not self._closed.is_set() and not (self._servers and unknown):
                 new = [one for one in wanted if one not in self._servers]
-                made = {one: Server(triton.InferenceServerClient(**one.client_options())) for one in new}
+                made = {
+                    one: Server(triton.InferenceServerClient(**one.client_options(self._endpoint.tls))) for one in new
+                }
                 # The channel of one that is gone closes itself when the last call or stream lets go of it.
                 self._servers = {one: made.get(one) or self._servers[one] for one in wanted}
         return unknown

@@ -84,7 +84,7 @@ def test_a_server_that_failed_rests_and_comes_back() -> None:
 def test_every_address_of_a_name_is_a_server_called_by_the_name(tmp_path: Path) -> None:
     (tmp_path / "ca.pem").write_text("")
     endpoint = parse_endpoint("affect.lab:8001", CallerTls(root=tmp_path / "ca.pem"))
-    found = [one.client_options() for one in endpoint.each(lambda host: ["10.0.0.1", "[fd00::2]"])]
+    found = [one.client_options(endpoint.tls) for one in endpoint.each(lambda host: ["10.0.0.1", "[fd00::2]"])]
     assert [one["url"] for one in found] == ["ipv4:10.0.0.1:8001", "ipv6:[fd00::2]:8001"]
     for one in found:
         told = dict(one["channel_args"])
