@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -17,8 +18,6 @@ from numpy.typing import NDArray
 
 from affserve.client.client import AffectClient
 from affserve.client.wire.frames import Frames
-from affserve.export.contract import HeadDescription
-from affserve.train.windows import Outputs
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -29,7 +28,10 @@ Chunks = Iterable[Frames] | AsyncIterable[Frames]
 
 
 class AsyncAffectClient:
-    """An asynchronous context manager; url and keywords as AffectClient has them."""
+    """An asynchronous context manager; url and keywords as AffectClient has them.
+
+    So are its attributes and calls, `await client.encode(frames)`; only a stream is another one here.
+    """
 
     def __init__(self, url: str, **settings: Any) -> None:
         self._client = AffectClient(url, **settings)
@@ -43,33 +45,14 @@ class AsyncAffectClient:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Close the connection."""
-        await self.close()
-
-    async def close(self) -> None:
-        """As AffectClient.close."""
         await _in_thread(self._client.close)
 
-    @property
-    def url(self) -> str:
-        """The address, as it was given."""
-        return self._client.url
-
-    @property
-    def transport(self) -> str:
-        """As AffectClient.transport."""
-        return self._client.transport
-
-    async def describe(self) -> HeadDescription:
-        """As AffectClient.describe."""
-        return await _in_thread(self._client.describe)
-
-    async def engine(self) -> str:
-        """As AffectClient.engine."""
-        return await _in_thread(self._client.engine)
-
-    async def encode(self, frames: Frames) -> NDArray[np.float32]:
-        """As AffectClient.encode."""
-        return await _in_thread(self._client.encode, frames)
+    def __getattr__(self, name: str) -> Any:
+        """Return what AffectClient has under this name; a call is to be awaited."""
+        if name.startswith("_"):
+            raise AttributeError(f"{type(self).__name__!r} has no attribute {name!r}")
+        found = getattr(self._client, name)
+        return partial(_in_thread, found) if callable(found) else found
 
     async def encode_stream(self, chunks: Chunks) -> AsyncIterator[NDArray[np.float32]]:
         """As AffectClient.encode_stream, `chunks_in_flight` chunks at a time; they may come from an async iterator."""
@@ -85,18 +68,6 @@ class AsyncAffectClient:
             for task in under_way:
                 task.cancel()
             await asyncio.gather(*under_way, return_exceptions=True)
-
-    async def predict(self, features: NDArray[np.float32]) -> Outputs:
-        """As AffectClient.predict."""
-        return await _in_thread(self._client.predict, features)
-
-    async def affect(self, frames: Frames) -> Outputs:
-        """As AffectClient.affect."""
-        return await _in_thread(self._client.affect, frames)
-
-    async def analyze(self, frames: Frames) -> Outputs:
-        """As AffectClient.analyze."""
-        return await _in_thread(self._client.analyze, frames)
 
 
 async def _in_thread(call: Callable[..., T], *arguments: object) -> T:
