@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 from tritonclient.utils import InferenceServerException
 
 from affserve.client.wire.answers import engines_of, head_of
@@ -19,10 +22,15 @@ from affserve.client.wire.endpoint import Address, Endpoint, parse_endpoint
 from affserve.client.wire.unreachable import START, way_out
 from affserve.export.contract import CLIP_ENCODER, MODELS, OPTIONAL_MODELS, TEMPORAL_HEAD, HeadDescription, ModelSpec
 from affserve.export.server.own_folder import notes
-from affserve.export.server.probe import ModelStatistics, Prober, pending_requests
+from affserve.export.server.probe import ModelStatistics, Prober
 from affserve.export.server.security import CallerTls, is_loopback
-from affserve.train.errors import RepositoryError, ServerError
+from affserve.train.errors import RepositoryError, printable
+from affserve.train.labels import TASKS
 
+COLUMNS = (
+    *("model", "version", "ready", "answer ms", "requests", "failed", "inferences", "per batch"),
+    *("request ms", "queue ms", "compute ms"),
+)
 RESTART = "look at the server's log and restart it (affserve serve does that by itself)"
 
 
@@ -55,18 +63,16 @@ class ServerStatus:
         }
 
 
-def server_status(
-    url: str, *, tls: CallerTls | None = None, metrics_port: int | None = None, timeout_s: float = 10.0
-) -> list[ServerStatus]:
+def server_status(url: str, *, tls: CallerTls | None = None, timeout_s: float = 10.0) -> list[ServerStatus]:
     """Ask each server of `url`, HOST:PORT or several with commas between.
 
-    metrics_port: of each server, for the requests that wait now. timeout_s: of each question. What is wrong with a
-    server is told in its status; ServerError only for an address that is none.
+    timeout_s: of each question. What is wrong with a server is told in its status; ServerError only for an address that
+    is none.
     """
-    return [_status(address, tls, metrics_port, timeout_s) for address in parse_endpoint(url, tls).addresses]
+    return [_status(address, tls, timeout_s) for address in parse_endpoint(url, tls).addresses]
 
 
-def _status(address: Address, tls: CallerTls | None, metrics_port: int | None, timeout_s: float) -> ServerStatus:
+def _status(address: Address, tls: CallerTls | None, timeout_s: float) -> ServerStatus:
     url, endpoint = f"{address.host}:{address.port}", Endpoint(addresses=(address,), tls=tls)
     with Prober(url, tls=tls) as prober:
         try:
@@ -77,9 +83,6 @@ def _status(address: Address, tls: CallerTls | None, metrics_port: int | None, t
             return ServerStatus(url=url, ready=False, problems=(problem,))
         lacking = _missing(statistics)
         problems = [*lacking]
-        if metrics_port is not None:
-            statistics, trouble = _with_pending(statistics, f"{address.host}:{metrics_port}", timeout_s)
-            problems += trouble
         models = []
         for model in MODELS.values():
             if model.name in statistics:
@@ -123,16 +126,6 @@ def _missing(loaded: Mapping[str, object]) -> list[str]:
     return [f"the server has no {', '.join(missing)} (its models: {found}): it serves no affserve repository; {START}"]
 
 
-def _with_pending(
-    statistics: Mapping[str, ModelStatistics], address: str, timeout_s: float
-) -> tuple[dict[str, ModelStatistics], list[str]]:
-    try:
-        pending = pending_requests(address, timeout_s)
-    except ServerError as error:
-        return dict(statistics), [str(error)]
-    return {name: dataclasses.replace(one, pending=pending.get(name)) for name, one in statistics.items()}, []
-
-
 def _ask(
     prober: Prober, model: ModelSpec, statistics: ModelStatistics, timeout_s: float
 ) -> tuple[ModelStatus, list[str]]:
@@ -168,3 +161,54 @@ def _described(
     except RepositoryError as error:
         return engine, None, [str(error)]
     return engine, head, []
+
+
+def show(servers: Sequence[ServerStatus], console: Console) -> None:
+    """Print the status of each server: a few words and a table."""
+    for server in servers:
+        console.print(Text(printable(_headline(server))), soft_wrap=True)
+        if server.models:
+            console.print(_table(server.models))
+        for problem in server.problems:
+            console.print(Text(printable(f"  {problem}")), soft_wrap=True)
+
+
+def _headline(server: ServerStatus) -> str:
+    """Return what a server is in a line or two."""
+    line = f"{server.url}: {'ready' if server.ready else 'NOT READY'}"
+    if versions := {model.statistics.version for model in server.models if model.statistics is not None}:
+        line += f", serves version {' and '.join(sorted(versions))} of its repository"
+    if server.version:
+        line += f", Triton {server.version}"
+    if server.engine:
+        line += f", {server.engine}"
+    if (head := server.head) is not None:
+        tasks = "; ".join(f"{task} ({', '.join(names)})" for task, names in sorted(head.labels.items(), key=_order))
+        line += f"\nwindows of {head.window_frames} frames, trained on {head.trained_on}: {tasks}"
+    return line
+
+
+def _order(labels: tuple[str, object]) -> int:
+    """Sort tasks as the project does; those unknown here come last."""
+    return [*TASKS, labels[0]].index(labels[0])
+
+
+def _table(models: Sequence[ModelStatus]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for name in COLUMNS:
+        table.add_column(name, justify="left" if name in ("model", "ready") else "right")
+    for model in models:
+        told = model.statistics
+        cells: dict[str, object] = {"model": model.name, "ready": "yes" if model.ready else "NO"}
+        if told is not None:
+            cells |= {"version": told.version, "requests": told.succeeded, "failed": told.failed}
+            cells |= {"inferences": told.frames, "per batch": told.mean_batch, "answer ms": model.answer_ms}
+            cells |= {"request ms": told.request_ms, "queue ms": told.queue_ms, "compute ms": told.compute_ms}
+        table.add_row(*(printable(_cell(cells.get(name))) for name in COLUMNS), style="" if model.ready else "red")
+    return table
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.3g}" if value < 100 else f"{value:.0f}"
+    return "-" if value is None else str(value)

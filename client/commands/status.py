@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from affserve.client.commands.options import TlsOptions, spread
-
-if TYPE_CHECKING:
-    from affserve.client.commands.server_status import ServerStatus
-
 
 PIPE_WIDTH = 200  # characters: no row of the table is broken where nobody looks at a screen
 URL_HELP = "HOST:PORT of a gRPC endpoint, or several with commas between."
@@ -21,10 +17,6 @@ URL_HELP = "HOST:PORT of a gRPC endpoint, or several with commas between."
 def status(
     *,
     url: Annotated[str, typer.Argument(envvar="AFFSERVE_URL", help=URL_HELP)] = "127.0.0.1:8001",
-    metrics_port: Annotated[
-        int | None,
-        typer.Option(min=1, max=65535, help="Where the server tells its metrics: counts the requests that wait."),
-    ] = None,
     timeout_s: Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds for each answer.")] = 10.0,
     tls: TlsOptions,
     json: Annotated[bool, typer.Option("--json", help="Print a JSON list, one object for each server.")] = False,
@@ -36,22 +28,16 @@ def status(
     """
     from json import dumps
 
-    from affserve.client.commands.server_status import server_status
+    from rich.console import Console
+
+    from affserve.client.commands.server_status import server_status, show
     from affserve.client.connection import Connection
 
     caller_tls = Connection(url=url, **vars(tls)).caller_tls
-    servers = server_status(url, tls=caller_tls, metrics_port=metrics_port, timeout_s=timeout_s)
+    servers = server_status(url, tls=caller_tls, timeout_s=timeout_s)
     if json:
         typer.echo(dumps([server.as_dict() for server in servers]))
     else:
-        _show(servers)
+        show(servers, Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH))
     if any(server.problems or not server.ready for server in servers):
         raise typer.Exit(1)
-
-
-def _show(servers: list[ServerStatus]) -> None:
-    from rich.console import Console
-
-    from affserve.client.commands.status_view import show
-
-    show(servers, Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH))

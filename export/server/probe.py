@@ -8,9 +8,7 @@ port where there is one: only the latter knows how many requests are waiting rig
 from __future__ import annotations
 
 import functools
-import re
 import secrets
-import urllib.request
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,7 +20,6 @@ from tritonclient.utils import InferenceServerException
 
 from affserve.export.contract import FRAMES, MODELS, ModelSpec, TensorSpec
 from affserve.export.server.security import CallerTls
-from affserve.train.errors import ServerError
 
 # tritonclient drops its message sizes when channel arguments are given, and probes of one process must not share the
 # reconnect delays of its other connections.
@@ -115,10 +112,6 @@ def _black_jpeg() -> bytes:
     return cv2.imencode(".jpg", np.zeros(FRAMES.shape, np.uint8))[1].tobytes()
 
 
-_PENDING = re.compile(r"^nv_inference_pending_request_count\{(?P<labels>[^}]*)\} (?P<count>\S+)$", re.MULTILINE)
-_MODEL_LABEL = re.compile(r'model="([^"]*)"')
-
-
 @dataclass(frozen=True, kw_only=True)
 class ModelStatistics:
     """What one version of one model has done since it was loaded."""
@@ -133,7 +126,6 @@ class ModelStatistics:
     queue_ms: float | None  # of it, waiting
     compute_ms: float | None  # of it, input, inference and output; of an ensemble, those of its steps
     batches: Mapping[int, int] = field(default_factory=dict)  # frames in a batch -> number of such batches
-    pending: int | None = None  # requests that wait now; None: unknown without metrics
 
     @property
     def mean_batch(self) -> float | None:
@@ -167,22 +159,3 @@ def parse_statistics(model_statistics: Any) -> ModelStatistics:
 
 def _mean_ms(total_ns: int, count: int) -> float | None:
     return total_ns / count / 1e6 if count else None
-
-
-def pending_requests(address: str, timeout_s: float) -> dict[str, int]:
-    """Return how many requests wait for each model, from the metrics at `address` (HOST:PORT)."""
-    # Never through the proxy that the environment may name: metrics are read from the machine itself or its neighbour.
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    try:
-        with opener.open(f"http://{address}/metrics", timeout=timeout_s) as answer:
-            text = answer.read().decode()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ServerError(
-            f"no metrics at http://{address}/metrics ({error}): start the server with affserve serve --metrics-port, "
-            "and give that port"
-        ) from error
-    found: dict[str, int] = {}
-    for match in _PENDING.finditer(text):
-        if (name := _MODEL_LABEL.search(match["labels"])) is not None:
-            found[name[1]] = found.get(name[1], 0) + int(float(match["count"]))
-    return found
