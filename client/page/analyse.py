@@ -11,6 +11,7 @@ import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -22,8 +23,8 @@ from affserve.client.faces.settings import FACE_CHOICES
 from affserve.client.infer.analyze_files import Job, analyze_to_files
 from affserve.client.infer.output_paths import OutputPaths, OutputWishes, plan_outputs
 from affserve.client.infer.run_record import options_of
-from affserve.client.infer.task_queue import Task
 from affserve.client.page.page import Page, json_body
+from affserve.client.page.task_queue import Task
 from affserve.client.results.formats import CSV
 from affserve.client.video.source import FOLDER_FPS, Progress, open_source
 from affserve.train.errors import OutputError
@@ -41,9 +42,7 @@ def routes(page: Page) -> list[BaseRoute]:
 
     def queue(_: Request) -> Response:
         tasks = [{**task.as_json(), "error": shown(task.error)} for task in list(page.queue.tasks.values())]
-        return JSONResponse(
-            {"paused": page.queue.paused, "tasks": tasks, "out": str(page.out.resolve()), "room": _room(page)}
-        )
+        return JSONResponse({"paused": page.queue.paused, "tasks": tasks, "out": str(page.out.resolve())})
 
     async def pause(request: Request) -> Response:
         page.queue.pause(await json_body(request) is True)
@@ -60,7 +59,7 @@ def routes(page: Page) -> list[BaseRoute]:
         entry = page.entry(request)
         if entry.video is None:
             raise HTTPException(404, "no video")
-        return JSONResponse(_queued(page, entry.video, _faces(request)).as_json())
+        return JSONResponse(page.queue.add(_task(page, entry.video, _faces(request))).as_json())
 
     async def upload(request: Request) -> Response:
         """Take a video as the body of the request."""
@@ -69,16 +68,20 @@ def routes(page: Page) -> list[BaseRoute]:
             raise HTTPException(400, f"{name[:40]!r} is no name of a video")
         folder = page.temporary / f"upload-{secrets.token_hex(8)}"
         folder.mkdir()
-        drop = partial(shutil.rmtree, folder, ignore_errors=True)
+        task = _task(
+            page, folder / name, faces, undo=partial(shutil.rmtree, folder, ignore_errors=True), state="copying"
+        )
+        page.queue.tasks[task.id] = task
         try:
-            await _received(request, folder / name, _room(page))
-        except ClientDisconnect:
-            drop()
-            return Response(status_code=GONE)
-        except BaseException:
-            drop()
+            await _received(request, folder / name, _room(page), task)
+        except BaseException as error:
+            task.state, task.error = "failed", getattr(error, "detail", "the copy broke off")
+            task.undo()
+            if isinstance(error, ClientDisconnect):
+                return Response(status_code=GONE)
             raise
-        return JSONResponse(_queued(page, folder / name, faces, drop).as_json())
+        task.state, task.done, task.total = "waiting" if task.state == "copying" else task.state, 0, None
+        return JSONResponse(page.queue.add(task).as_json())
 
     return [
         Route("/api/queue", queue),
@@ -107,23 +110,22 @@ def _room(page: Page) -> int:
     return max(0, min(MOST_UPLOAD_BYTES, shutil.disk_usage(page.temporary).free - SPARE_BYTES))
 
 
-async def _received(request: Request, path: Path, room: int) -> None:
+async def _received(request: Request, path: Path, room: int, task: Task) -> None:
     """Write the body of a request to a file; 413 where it is more than may be, or than the disk has room for."""
-    told, came = int(request.headers.get("content-length", 0)), 0
+    task.total = int(request.headers.get("content-length", 0))
     with open(path, "wb") as file:
-        if told <= room:
+        if task.total <= room:
             async for piece in request.stream():
-                if (came := came + len(piece)) > room:
+                task.done += len(piece)
+                if task.done > room or task.state == "cancelled":
                     break
                 await run_in_threadpool(file.write, piece)
-    if max(told, came) > room:
-        raise HTTPException(413, f"{path.name} has {max(told, came)} bytes, and {room} are taken")
+    if max(task.total, task.done) > room:
+        raise HTTPException(413, f"{path.name} has {max(task.total, task.done)} bytes, and {room} are taken")
 
 
-def _queued(page: Page, video: Path, faces: str, undo: partial[None] | None = None) -> Task:
-    task = Task(name=video.name, work=partial(_analysed, page, video, faces))
-    task.undo = undo or task.undo
-    return page.queue.add(task)
+def _task(page: Page, video: Path, faces: str, **more: Any) -> Task:
+    return Task(name=video.name, work=partial(_analysed, page, video, faces), **more)
 
 
 def _analysed(page: Page, video: Path, faces: str, progress: Progress) -> str:

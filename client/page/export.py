@@ -18,8 +18,8 @@ from starlette.routing import BaseRoute, Route
 from affserve.client.drawing.overlay import draw_overlay
 from affserve.client.drawing.plots import draw_result
 from affserve.client.exchange.columns import lines_of, printed
-from affserve.client.infer.task_queue import Task
 from affserve.client.page.page import Page
+from affserve.client.page.task_queue import Task
 from affserve.client.results.edits import read_edits
 from affserve.client.results.formats import format_of
 from affserve.client.results.rows import Rows, Tally

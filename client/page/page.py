@@ -12,10 +12,10 @@ from starlette.requests import Request
 
 from affserve.client.connection import SharedClient
 from affserve.client.faces.cropper import Croppers
-from affserve.client.infer.task_queue import Queue
 from affserve.client.page.library import Entry, Library
 from affserve.client.page.media import Media
 from affserve.client.page.security import new_token
+from affserve.client.page.task_queue import Queue
 from affserve.client.results.edits import Edits
 
 MOST_JSON_BYTES = 1_000_000

@@ -31,14 +31,6 @@ def summary_of(table: Table) -> dict[str, Any]:
     }
 
 
-def described(table: Table) -> list[dict[str, str]]:
-    """Return name, meaning, unit and range of every column."""
-    return [
-        {"name": one.name, "description": one.description, "unit": one.unit, "range": one.range}
-        for one in table.columns.values()
-    ]
-
-
 def payload(table: Table) -> bytes:
     """Return the numbers as bytes: little-endian, a length, a JSON header, then arrays, each aligned to 8 bytes.
 

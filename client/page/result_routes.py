@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
@@ -15,9 +16,9 @@ from affserve.client.drawing.plots import LINE_COLOURS, SYNTHETIC_NOTICE
 from affserve.client.page.library import Entry
 from affserve.client.page.media import Playable
 from affserve.client.page.page import Page, json_body
-from affserve.client.page.result_data import described, payload, summary_of
+from affserve.client.page.result_data import payload, summary_of
 from affserve.client.results.edits import Edits, parse_edits, read_edits, write_edits
-from affserve.client.results.rows import ACTION_UNIT_MEANINGS
+from affserve.client.results.rows import ACTION_UNIT_MEANINGS, Column
 from affserve.client.results.table import labels_in
 from affserve.train.provenance import SYNTHETIC
 
@@ -78,17 +79,21 @@ def routes(page: Page) -> list[BaseRoute]:
     ]
 
 
+def drawn_with(labels: Mapping[str, Sequence[str]], columns: Iterable[Column]) -> dict[str, Any]:
+    """Return what the page needs to draw rows: colours, labels, and what each column means."""
+    told = [{"name": one.name, "description": one.description, "unit": one.unit, "range": one.range} for one in columns]
+    return {"colours": COLOURS, "labels": labels, "meanings": ACTION_UNIT_MEANINGS, "columns": told}
+
+
 def facts_of(page: Page, entry: Entry, playable: Playable | None) -> dict[str, Any]:
     """Return what the page must know of an entry beside its rows; playable: the file that it plays."""
-    facts: dict[str, Any] = {**entry.as_json(), "colours": COLOURS, "features": page.features}
+    facts: dict[str, Any] = {**entry.as_json(), "features": page.features}
     facts["playing"] = playable.as_json() if playable is not None else None
     if entry.result is not None:
         table = page.library.table(entry)
         facts |= {
             "summary": summary_of(table),
-            "labels": labels_in(table),
-            "meanings": ACTION_UNIT_MEANINGS,
-            "columns": described(table),
+            **drawn_with(labels_in(table), table.columns.values()),
             "provenance": table.provenance,
             "notice": SYNTHETIC_NOTICE if table.provenance.get("trained_on") == SYNTHETIC else "",
             **_told(page, entry.id, read_edits(entry.result)),

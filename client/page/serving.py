@@ -1,4 +1,7 @@
-"""Serves the page on a loopback port until Ctrl-C, and opens it in a browser."""
+"""Serves the page on a loopback port until Ctrl-C, and opens it in a browser.
+
+Its routes, behind the guard, are those of the modules in ROUTES, each of which has `routes(page) -> list[BaseRoute]`.
+"""
 
 from __future__ import annotations
 
@@ -14,18 +17,26 @@ from pathlib import Path
 
 import typer
 import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp
 
 from affserve.client.connection import Connection, SharedClient
 from affserve.client.faces.cropper import Croppers
-from affserve.client.page.app import create_app
+from affserve.client.page import analyse, export, live, result_routes
 from affserve.client.page.library import Library
 from affserve.client.page.page import Page
-from affserve.train.errors import UsageError
+from affserve.client.page.security import Guard
+from affserve.train.errors import AffserveError, UsageError
 from affserve.train.signals import handled
 
 HOST = "127.0.0.1"
+STATIC = Path(__file__).parent / "static"
+ROUTES = (result_routes, analyse, export, live)
 LAST_WORDS_S = 1  # that open requests, a video being sent, get when the page ends
-
 LAST_RECORD_S = 10  # that a live record gets to be put in place
 
 
@@ -54,9 +65,7 @@ def run_view(options: ViewOptions) -> None:
         typer.echo(address)
         if options.browser:
             webbrowser.open(address)
-        config = uvicorn.Config(
-            create_app(page), log_level="warning", lifespan="off", timeout_graceful_shutdown=LAST_WORDS_S
-        )
+        config = uvicorn.Config(_app(page), log_level="warning", lifespan="off", timeout_graceful_shutdown=LAST_WORDS_S)
         uvicorn.Server(config).run(sockets=[listening])
 
 
@@ -72,6 +81,27 @@ def _page(options: ViewOptions, library: Library, temporary: Path, stack: ExitSt
     stack.callback(page.queue.close)
     stack.callback(page.watching.acquire, timeout=LAST_RECORD_S)
     return page
+
+
+def _app(page: Page) -> ASGIApp:
+    """Return the application, guarded."""
+    app = Starlette(
+        routes=[
+            Route("/", _index),
+            *(route for module in ROUTES for route in module.routes(page)),
+            Mount("/static", StaticFiles(directory=STATIC)),
+        ],
+        exception_handlers={AffserveError: _told},
+    )
+    return Guard(app, page.token)
+
+
+def _index(_: Request) -> Response:
+    return FileResponse(STATIC / "index.html")
+
+
+def _told(_: Request, error: Exception) -> Response:
+    return JSONResponse({"error": str(error)}, status_code=400)
 
 
 def _bound(port: int) -> socket.socket:

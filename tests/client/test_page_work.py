@@ -201,7 +201,7 @@ def test_a_file_that_is_watched_shows_its_curves_and_its_record_has_the_rows_of_
     tab.get_by_role("button", name="Watch").click()
     tab.wait_for_function("() => globalThis.affserve?.film?.drawn > 0")
     tab.get_by_role("link", name="Show the record").wait_for()
-    shown = tab.evaluate("() => [...affserve.film.people.values()].map(({columns}) => [...columns.valence])")[0]
+    shown = tab.evaluate("() => [...affserve.state.data.people[0].columns.valence]")
     (record,) = folder.glob("square 2*.affect.csv")
     watched, whole = read(record), read(folder / "results" / "square.affect.csv")
     same = np.isin(whole["frame"], watched["frame"])

@@ -1,12 +1,12 @@
 // The queue: videos that are dropped here, chosen, or were found by the page are analysed, one after the other.
 
-import { getJSON, send, source } from "./api.js";
+import { asked, getJSON, send, source } from "./api.js";
 import { button, h, percent, plural, say } from "./dom.js";
 
-const OPEN = ["waiting", "running"];
+const OPEN = ["copying", "waiting", "running"];
 const FACES = { all: "everybody", largest: "the largest face", left: "the left one of two", right: "the right one of two" };
-const copies = []; // {id, name, state, file, faces, sent, error} of videos that are sent to the page, in order
-let told = { paused: false, tasks: [], out: "", room: Infinity }, view = null, asking = false, changed = false, sending = false;
+const toSend = []; // {file, faces} of videos that are still to be copied to the page, in order
+let told = { paused: false, tasks: [], out: "" }, view = null, asking = false, changed = false, sending = false;
 
 // Return an element for the page, or null where there is nothing to offer; `refresh` reads the list of results again.
 export function analysing(features, refresh) {
@@ -29,7 +29,7 @@ async function ask() {
       view.show();
       if (told.tasks.filter(({ state }) => state === "done").length !== former) view.renew();
       await new Promise((done) => setTimeout(done, 400));
-    } while (changed || copies.some(({ state }) => state !== "failed") || told.tasks.some(({ state }) => OPEN.includes(state)));
+    } while (changed || sending || told.tasks.some(({ state }) => OPEN.includes(state)));
   } catch (error) {
     say(error.message);
   }
@@ -40,30 +40,16 @@ async function ask() {
 async function sendAll() {
   if (sending) return;
   sending = true;
-  for (let next; (next = copies.find(({ state }) => state === "to send"));) {
-    next.state = "sending";
-    try {
-      if (next.file.size > told.room) throw new Error("there is no room on the disk for a copy: start affserve view on its folder");
-      await put(next);
-      copies.splice(copies.indexOf(next), 1);
-    } catch (error) {
-      Object.assign(next, { state: "failed", error: error.message });
-    }
+  for (let next; (next = toSend.shift());) {
     ask();
+    try {
+      await asked(`/api/uploads/${encodeURIComponent(next.file.name)}?faces=${next.faces}`, { method: "PUT", body: next.file });
+    } catch (error) {
+      say(error.message);
+    }
   }
   sending = false;
-}
-
-function put(copy) {
-  return new Promise((done, failed) => {
-    const request = (copy.request = new XMLHttpRequest());
-    request.upload.onprogress = ({ loaded, total }) => { copy.sent = loaded / total; view.show(); };
-    request.onload = () => (request.status === 200 ? done() : failed(new Error(request.responseText)));
-    request.onerror = () => failed(new Error("the copy broke off"));
-    request.onabort = () => failed(new Error("cancelled"));
-    request.open("PUT", `/api/uploads/${encodeURIComponent(copy.file.name)}?faces=${copy.faces}`);
-    request.send(copy.file);
-  });
+  ask();
 }
 
 // The files of what was dropped: of folders, the videos in them and below.
@@ -109,8 +95,7 @@ class Work {
 
   take(taken) {
     if (!taken.length) return say("there is no video among them");
-    copies.push(...taken.map((file) => ({ id: crypto.randomUUID(), name: file.name, state: "to send", file, faces: this.faces.value, sent: 0 })));
-    this.show();
+    toSend.push(...taken.map((file) => ({ file, faces: this.faces.value })));
     return sendAll();
   }
 
@@ -129,15 +114,8 @@ class Work {
     return ask();
   }
 
-  cancel(task) {
-    if (task.request) return task.request.abort();
-    if (task.file) return copies.splice(copies.indexOf(task), 1) && this.show();
-    return this.change("DELETE", `/api/queue/${task.id}`, null);
-  }
-
   clearAll() {
     for (const { id, state } of told.tasks) if (!OPEN.includes(state)) this.cleared.add(id);
-    copies.splice(0, copies.length, ...copies.filter(({ state }) => state !== "failed"));
     sessionStorage.setItem("cleared", JSON.stringify([...this.cleared]));
     this.show();
   }
@@ -150,22 +128,22 @@ class Work {
   }
 
   show() {
-    const shown = [...told.tasks.filter(({ id }) => !this.cleared.has(id)), ...copies];
+    const shown = told.tasks.filter(({ id }) => !this.cleared.has(id)), left = toSend.length ? `${plural(toSend.length, "video")} still to copy; ` : "";
     for (const task of shown) this.line(task);
     const lines = shown.map(({ id }) => this.rows.get(id).element), { children } = this.list;
     if (lines.length !== children.length || lines.some((line, place) => line !== children[place])) this.list.replaceChildren(...lines);
     this.pause.textContent = told.paused ? "Go on" : "Pause";
     this.pause.hidden = !shown.some(({ state }) => OPEN.includes(state));
-    this.out.textContent = `results go to ${told.out}`;
+    this.out.textContent = `${left}results go to ${told.out}`;
     this.foot.hidden = !shown.length;
   }
 
   line(task) {
     if (!this.rows.has(task.id)) this.rows.set(task.id, this.newLine(task));
-    const { bar, text, link, cancel } = this.rows.get(task.id), part = task.file ? task.sent : task.total ? task.done / task.total : NaN;
-    const words = { "to send": "waiting", sending: `copying, ${percent(task.sent ?? 0)}`, failed: task.error, done: "",
+    const { bar, text, link, cancel } = this.rows.get(task.id), part = task.total ? task.done / task.total : NaN;
+    const words = { copying: `copying, ${percent(part)}`, failed: task.error, done: "",
       running: !task.done ? "starting" : Number.isNaN(part) ? plural(task.done, "frame") : percent(part) };
-    const isOpen = !["done", "failed", "cancelled"].includes(task.state), state = words[task.state] ?? task.state;
+    const isOpen = OPEN.includes(task.state), state = words[task.state] ?? task.state;
     text.textContent = told.paused && task.state === "running" ? `paused at ${state}` : state;
     text.className = task.state === "failed" ? "note" : "quiet";
     bar.style.setProperty("--found", task.state === "done" ? 1 : part || 0);
@@ -178,7 +156,7 @@ class Work {
 
   newLine(task) {
     const bar = h("i", { class: "found", "aria-hidden": "true" }), text = h("small"), link = h("a", {}, "Show");
-    const cancel = button("Cancel", () => this.cancel(copies.find(({ id }) => id === task.id) ?? task), { "aria-label": `Cancel ${task.name}` });
+    const cancel = button("Cancel", () => this.change("DELETE", `/api/queue/${task.id}`, null), { "aria-label": `Cancel ${task.name}` });
     return { bar, text, link, cancel, element: h("li", {}, h("strong", {}, task.name), link, cancel, text, bar) };
   }
 }

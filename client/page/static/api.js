@@ -1,6 +1,6 @@
 // The only module that asks the server. A page that carries its own result replaces what `source` does.
 
-async function asked(path, options = {}) {
+export async function asked(path, options = {}) {
   const answer = await fetch(path, options);
   if (answer.ok) return answer;
   const told = await answer.text();

@@ -2,7 +2,7 @@
 
 import { source } from "./api.js";
 import { Curves } from "./curves.js";
-import { before } from "./data.js";
+import { before, decode } from "./data.js";
 import { button, h, plural } from "./dom.js";
 import { Plane } from "./plane.js";
 import { Player } from "./player.js";
@@ -59,16 +59,14 @@ export function watch(main, place) {
   };
   socket.onmessage = async ({ data }) => {
     if (data instanceof ArrayBuffer) {
-      const [index, width, height] = new Uint32Array(data, 0, 3);
-      pictures.set(index, { width, height, bitmap: await createImageBitmap(new Blob([new Uint8Array(data, 12)], { type: "image/jpeg" })) });
+      const [kind, index, width, height] = new Uint32Array(data, 0, 4);
+      if (kind) return film.take(decode(data));
+      pictures.set(index, { width, height, bitmap: await createImageBitmap(new Blob([new Uint8Array(data, 16)], { type: "image/jpeg" })) });
       return;
     }
     const message = JSON.parse(data);
     if (message.entry) film = new Film(message.entry, pictures, main, stop, told);
-    if (message.rows) {
-      film.take(message.rows);
-      told.textContent = `${plural(film.count, "frame")} answered${message.dropped ? `, ${message.dropped} dropped` : ""}${asked.record ? ", recording" : ""}`;
-    }
+    if (message.answered) told.textContent = `${plural(message.answered, "frame")} answered${message.dropped ? `, ${message.dropped} dropped` : ""}${asked.record ? ", recording" : ""}`;
     if ("ended" in message) end(message.ended, message.record);
   };
   socket.onclose = () => over || end("the connection was lost");
@@ -96,10 +94,8 @@ async function sendPictures(camera, socket, over) {
 
 class Film {
   constructor(entry, pictures, main, ...words) {
-    Object.assign(this, { pictures, count: 0, room: 1024, people: new Map(), playhead: 0, width: 0 });
-    this.times = new Float64Array(this.room);
-    this.frames = new Int32Array(this.room);
-    this.state = new State(entry, { times: this.times.subarray(0, 0), frames: this.frames.subarray(0, 0), people: [] });
+    Object.assign(this, { pictures, playhead: 0 });
+    this.state = new State(entry, { times: [], frames: [], people: [] });
     const { state } = this, plane = entry.labels.valence_arousal && new Plane(state);
     this.player = new Player(state);
     this.player.tell("");
@@ -113,53 +109,14 @@ class Film {
     requestAnimationFrame(this.tick);
   }
 
-  // Append rows; arrays double, so that an hour costs no more per row than a minute.
-  take({ frame, time, track, columns }) {
-    const before = this.people.size;
-    for (let row = 0; row < frame.length; row++) {
-      if (!this.count || this.frames[this.count - 1] !== frame[row]) this.addFrame(frame[row], time[row]);
-      if (track[row] >= 0) this.addRow(this.person(track[row], columns), row, columns);
-    }
-    const { state, count } = this, all = [...this.people.values()].sort((a, b) => a.track - b.track);
-    for (const person of all) {
-      person.at = person.whole.at.subarray(0, person.rows);
-      person.rowAt = person.whole.rowAt.subarray(0, count);
-      for (const [name, values] of Object.entries(person.whole.columns)) person.columns[name] = values.subarray(0, person.rows);
-    }
-    state.take({ times: this.times.subarray(0, count), frames: this.frames.subarray(0, count), people: all });
-    if (this.people.size !== before) state.tell("data");
+  // The rows of the last seconds; who is known stays the same object, which the curves hold.
+  take(data) {
+    const { state } = this, former = new Map(state.data.people.map((person) => [person.track, person]));
+    data.people = data.people.map((person) => Object.assign(former.get(person.track) ?? {}, person));
+    state.take(data);
+    if (data.people.length !== former.size || data.people.some(({ track }) => !former.has(track))) state.tell("data");
+    state.k = before(data.times, this.playhead);
     state.look(state.end - SHOWN_S, state.end);
-  }
-
-  addFrame(frame, time) {
-    if (this.count === this.room) {
-      this.room *= 2;
-      this.times = grown(this.times, this.room);
-      this.frames = grown(this.frames, this.room);
-      for (const { whole } of this.people.values()) whole.rowAt = grown(whole.rowAt, this.room, -1);
-    }
-    this.times[this.count] = time;
-    this.frames[this.count++] = frame;
-  }
-
-  person(track, columns) {
-    if (!this.people.has(track)) {
-      const whole = { at: new Int32Array(1024), rowAt: new Int32Array(this.room).fill(-1), columns: {} };
-      for (const name of Object.keys(columns)) whole.columns[name] = new Float32Array(1024);
-      this.people.set(track, { track, rows: 0, whole, columns: {} });
-    }
-    return this.people.get(track);
-  }
-
-  addRow(person, row, columns) {
-    const { whole } = person, at = person.rows++;
-    if (at === whole.at.length) {
-      whole.at = grown(whole.at, 2 * at);
-      for (const name of Object.keys(whole.columns)) whole.columns[name] = grown(whole.columns[name], 2 * at);
-    }
-    whole.at[at] = this.count - 1;
-    whole.rowAt[this.count - 1] = at;
-    for (const [name, values] of Object.entries(columns)) whole.columns[name][at] = values[row] ?? NaN;
   }
 
   // Answers come in bursts: the film goes on at its own pace, and shows what is drawn over the very picture it is of.
@@ -191,10 +148,4 @@ class Film {
     this.gone = true;
     this.player.leave();
   }
-}
-
-function grown(values, length, filled = 0) {
-  const larger = new values.constructor(length).fill(filled, values.length);
-  larger.set(values);
-  return larger;
 }

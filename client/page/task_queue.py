@@ -17,7 +17,7 @@ from typing import Any
 from affserve.client.video.source import Progress
 from affserve.train.errors import AffserveError
 
-OPEN_STATES = ("waiting", "running")
+OPEN_STATES = ("copying", "waiting", "running")
 
 
 class Cancelled(Exception):
@@ -32,8 +32,8 @@ class Task:
     work: Callable[[Progress], str]  # returns an address of what came of it; AffserveError: it failed
     undo: Callable[[], None] = lambda: None  # called when it has failed or was cancelled
     id: str = field(default_factory=partial(secrets.token_hex, 8))
-    state: str = "waiting"  # running, done, failed or cancelled
-    done: int = 0  # frames
+    state: str = "waiting"  # or copying, before it is in the queue; running, done, failed or cancelled
+    done: int = 0  # frames; bytes while copying
     total: int | None = None
     outcome: str = ""
     error: str = ""
