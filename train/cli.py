@@ -227,7 +227,8 @@ def evaluate(
 ) -> None:
     """Score a trained model on the validation set, or fill the challenge's templates with its answers.
 
-    The official validator counts each labelled frame once; the paper's counts full windows only.
+    The official validator counts each labelled frame once; the paper's counts full windows only. In brackets: 95 %
+    intervals of the official one's scores over people.
     """
     from affserve.train.corpus.affwild2 import open_corpus
     from affserve.train.evaluation.submission import FillOptions, read_template
@@ -258,7 +259,9 @@ def _scores_table(scores: Mapping[str, Scores], trained_on: Sequence[str]) -> st
         values = [one.summary().get(name) for one in scores.values()]
         if any(value is not None for value in values):
             title += next(one.share(name) for one in scores.values() if name in one.summary())
-            lines.append(f"{title:<36}" + "".join(f"{'–' if v is None else f'{v:.4f}':>10}" for v in values))
+            told = "".join(f"{'–' if v is None else f'{v:.4f}':>10}" for v in values)
+            ends = next((one.intervals[name] for one in scores.values() if name in one.intervals), None)
+            lines.append(f"{title:<36}{told}" + (f"  [{ends[0]:.4f}, {ends[1]:.4f}]" if ends else ""))
     return "\n".join(lines)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ class Provenance:
     trained_on: str  # corpus name
     data: Mapping[str, Any] = field(default_factory=dict)  # fingerprint and counts of the corpus
     metrics: Mapping[str, float] = field(default_factory=dict)  # on videos never trained on
+    intervals: Mapping[str, Sequence[float]] = field(default_factory=dict)  # of them, 95 % over people
     training: Mapping[str, Any] = field(default_factory=dict)  # the training configuration
     encoder: str | None = None  # heads: fingerprint of the encoder whose features they were trained on
     window_frames: int | None = None  # heads: longest segment seen in training

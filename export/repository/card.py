@@ -54,8 +54,8 @@ def _body(version: int, record: Any) -> Iterator[str]:
         yield f"**It saw no label of {', '.join(names)}: what it answers for these means nothing.**"
     yield "\n| model | scores on people it was not trained on | fingerprint | data |\n|---|---|---|---|"
     for name, one in (("encoder", record.encoder), *(("head", head) for head in record.heads)):
-        yield f"| {name} | {_scores(one.get('metrics', {}))} | {one['fingerprint']} | {_data(one.get('data', {}))} |"
-    yield "\nNo intervals are recorded with scores; `affserve evaluate` measures anew."
+        yield f"| {name} | {_scores(one)} | {one['fingerprint']} | {_data(one.get('data', {}))} |"
+    yield "\nIn brackets: 95 % intervals over people; `affserve evaluate` measures anew."
     yield "\n## Parity\n\nEvery file was compared with PyTorch at export; the comparison closest to its limit:\n"
     yield "| file | precision | for | |\n|---|---|---|---|"
     for artefact in record.artefacts:
@@ -65,8 +65,10 @@ def _body(version: int, record: Any) -> Iterator[str]:
     yield from (f"\n{note}" for note in record.notes)
 
 
-def _scores(metrics: Mapping[str, float]) -> str:
-    told = (f"{name} {SCORED.get(name, 'mean F1')} {value:.3f}" for name, value in metrics.items())
+def _scores(one: Mapping[str, Any]) -> str:
+    ends = {name: f" [{low:.3f}, {high:.3f}]" for name, (low, high) in one.get("intervals", {}).items()}
+    scored = one.get("metrics", {}).items()
+    told = (f"{name} {SCORED.get(name, 'mean F1')} {value:.3f}{ends.get(name, '')}" for name, value in scored)
     return ", ".join(told) or "none recorded"
 
 

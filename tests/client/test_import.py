@@ -169,7 +169,6 @@ def test_real_photographs_become_a_corpus_and_what_is_wrong_is_told(shared_data:
         shutil.copy(shared_data / "faces" / row.split(",")[0], tmp_path)
     (tmp_path / "broken.jpg").write_bytes((tmp_path / rows[0].split(",")[0]).read_bytes()[:500])
     cv2.imwrite(str(tmp_path / "nobody.png"), np.full((200, 200, 3), 90, np.uint8))
-    # The same person, split by image: the owners say so, and the check warns.
     more = ["broken.jpg,Ann,fear", "gone.jpg,Ann,fear", "nobody.png,Ann,anger", f"{rows[0].split(',')[0]},Ann,bored"]
     write(tmp_path / "legend.csv", "\n".join(["image,subject,emotion", *rows, *more]) + "\n")
     arguments = [
@@ -200,3 +199,11 @@ def test_real_photographs_become_a_corpus_and_what_is_wrong_is_told(shared_data:
     assert checked.exit_code == 0
     assert "not labelled here: valence-arousal, action units" in checked.stdout
     assert "356" not in checked.stdout
+    assert "warning" not in checked.stdout
+    described = tmp_path / "corpus" / "corpus.json"
+    everybody = json.loads(described.read_text())
+    everybody["people"] = dict.fromkeys(everybody["people"], "Ann")  # as if the owners had split by image
+    described.write_text(json.dumps(everybody))
+    warned = CliRunner().invoke(app, ["data", "check", str(tmp_path / "corpus")])
+    count = len(everybody["people"])
+    assert f"warning: expressions: people or recordings in both sets: {count} videos" in warned.stdout

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import fsspec
@@ -20,7 +21,8 @@ from typer.testing import CliRunner
 from affserve.client.cli import app
 from affserve.client.connection import Connection, connected
 from affserve.export.contract import MANIFEST_FILE
-from affserve.export.repository.card import CARD_FILE
+from affserve.export.repository.card import CARD_FILE, model_card
+from affserve.export.repository.manifest import read_manifest
 from affserve.export.repository.placement import in_order
 from affserve.export.server.config import ServerConfig
 from affserve.export.server.server import verified
@@ -30,7 +32,7 @@ from affserve.export.sharing.signing import SIGNATURE_FILE, sign, verify
 from affserve.train.errors import AffserveError, ExportError, OutputError, RepositoryError
 from affserve.train.models.checkpoint import load_encoder, save_encoder
 from affserve.train.models.encoder import ClipEncoder, EncoderConfig
-from affserve.train.provenance import Provenance
+from affserve.train.provenance import UNTAUGHT, Provenance
 
 BUCKET = "models"
 
@@ -47,6 +49,13 @@ def test_a_card_tells_what_the_manifest_knows(repository: Path) -> None:
     assert card.startswith("---\nlibrary_name: affserve\nlicense: other  # to be filled in\n")
     for told in ("drawn faces", "`clip_encoder/1/model.onnx` | fp32", "(at ", "## Limits", "## Licence", "AU12"):
         assert told in card
+    manifest = read_manifest(repository)
+    record = manifest.versions[manifest.served]
+    head = {"metrics": {"action_units": 0.5}, "intervals": {"action_units": [0.4, 0.61]}, "data": {UNTAUGHT: ["AU7"]}}
+    taught = replace(record, heads=[{**record.heads[0], **head}])
+    card = model_card(replace(manifest, versions={manifest.served: taught})).decode()
+    assert "action_units mean F1 0.500 [0.400, 0.610]" in card
+    assert "**It saw no label of AU7: what it answers for these means nothing.**" in card
 
 
 # --- copies of what lies in a store ---

@@ -111,3 +111,27 @@ def test_degenerate_answers_give_a_report_without_nan(case: str, tmp_path: Path)
     assert all(math.isfinite(value) for value in scores.summary().values())
     text = (tmp_path / "report.json").read_text()
     json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} in report.json"))
+
+
+def test_intervals_over_people_are_those_of_drawing_them() -> None:
+    rng = np.random.default_rng(1)
+    truth = {
+        key: rng.integers(0, max(task.high, 1) + 1, (90, task.columns)).astype(np.float32)
+        for key, task in TASKS.items()
+    }
+    predicted = {key: rng.random((90, task.outputs)).astype(np.float32) for key, task in TASKS.items()}
+    truth[VALENCE_AROUSAL.key] = (predicted[VALENCE_AROUSAL.key] + rng.normal(0, 0.3, (90, 2))).astype(np.float32)
+    truth["action_units"][:, 3] = -1  # not labelled
+    person = np.repeat([0, 1], [30, 60])
+    told = score(predicted, truth, {key: np.ones(90, bool) for key in TASKS}, dict.fromkeys(TASKS, person))
+    # Of two people the same one is drawn twice half of the time.
+    drawn = [
+        score(predicted, truth, dict.fromkeys(TASKS, rows)).summary()
+        for rows in (person == 0, person == 1, person >= 0)
+    ]
+    for name, ends in told.intervals.items():
+        values = [one[name] for one in drawn]
+        assert ends == pytest.approx([min(values), max(values)], abs=1e-4)
+    assert set(told.intervals) == set(told.summary())
+    assert told.share("action_units") == ", 11 of 12 units"
+    assert not score(predicted, truth, dict.fromkeys(TASKS, person == 0), dict.fromkeys(TASKS, person)).intervals

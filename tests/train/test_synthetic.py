@@ -23,12 +23,13 @@ from affserve.train.crops import CROP_SIZE_PX, REFERENCE_LANDMARKS_PX, align_fac
 from affserve.train.errors import DataError
 from affserve.train.labels import ACTION_UNITS, EXPRESSION, TASKS, VALENCE_AROUSAL
 from affserve.train.synthetic.anatomy import LEFT, Anatomy, FaceState, Placement
-from affserve.train.synthetic.corpus import read_description, write_corpus
+from affserve.train.synthetic.corpus import read_description, write_corpus, write_films
 from affserve.train.synthetic.face import draw_face
 from affserve.train.synthetic.light import Lighting
 from affserve.train.synthetic.motion import ACTIVE_INTENSITY, draw_motion
 from affserve.train.synthetic.plan import Difficulty, SyntheticConfig, plan_videos
 from affserve.train.synthetic.scene import draw_performance, draw_person
+from affserve.train.synthetic.video import LANDMARK_COLUMNS
 
 WHOLE = SyntheticConfig(whole_frame_videos=2, whole_frame_frames=40)
 # At 10 frames per second, 60 frames hold two expressions.
@@ -123,6 +124,23 @@ def test_any_number_of_workers_writes_the_same_bytes_and_another_seed_others(tmp
     assert _tree(one.root) == _tree(two.root)
     crops = [{digest for path, digest in _tree(made.root).items() if path.endswith(".jpg")} for made in (one, other)]
     assert not crops[0] & crops[1]
+
+    # Their films show the same people doing the same.
+    assert write_films(one.root, TINY, workers=1) == 3
+    corpus = open_corpus(one.root)
+    for film in sorted(one.root.glob("batch1/*.mp4")):
+        truth = list(csv.DictReader(film.with_suffix(".csv").read_text().splitlines()))
+        with av.open(str(film)) as container:
+            frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+        assert len(frames) == len(truth)
+        part = next(part for part in (TRAIN, VALIDATION) if film.stem in corpus.videos(EXPRESSION, part))
+        labels = corpus.annotation(EXPRESSION, part, film.stem)
+        told = [int(row["expression"]) for row in truth]
+        assert all(told[k] == int(v) for k, v in enumerate(labels.values[: len(told), 0]) if labels.valid[k])
+        number, path = next(iter(corpus.crops(film.stem).items()))
+        points = [float(truth[number - 1][name]) for name in LANDMARK_COLUMNS]
+        again = align_face(frames[number - 1], np.array(points).reshape(5, 2))
+        assert np.abs(again.astype(int) - cv2.imread(str(path))[..., ::-1]).mean() < 20
 
 
 def test_a_finished_corpus_is_reused_and_any_other_target_refused(root: Path, tmp_path: Path) -> None:

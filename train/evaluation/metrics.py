@@ -44,15 +44,6 @@ def pearson(x: ArrayLike, y: ArrayLike) -> float:
     return float(np.mean((a - a.mean()) * (b - b.mean())) / scale) if scale > 0 else 0.0
 
 
-def binary_f1(truth: ArrayLike, prediction: ArrayLike) -> float:
-    """F1 of two boolean (N,) series; 0 where neither holds a positive (scikit-learn's zero_division=0)."""
-    t = np.asarray(truth, dtype=bool)
-    p = np.asarray(prediction, dtype=bool)
-    hits = np.count_nonzero(t & p)
-    total = np.count_nonzero(t) + np.count_nonzero(p)
-    return 2 * hits / total if total else 0.0
-
-
 def confusion_counts(
     truth: NDArray[np.integer[Any]], prediction: NDArray[np.integer[Any]], classes: int
 ) -> NDArray[np.int64]:
@@ -77,15 +68,50 @@ def ccc_of_each(truth: Floats, outputs: Floats) -> NDArray[np.float64]:
 
 def f1_of_classes(truth: Floats, outputs: Floats) -> NDArray[np.float64]:
     """F1 of each class, (K,), from class indices (N, 1) and outputs (N, K)."""
-    called = chosen_class(outputs)
-    return np.array([binary_f1(truth[:, 0] == k, called == k) for k in range(outputs.shape[1])])
+    return f1_of_sums(sums_of("one_of", truth, outputs))
 
 
 def f1_of_units(truth: Floats, outputs: Floats) -> NDArray[np.float64]:
     """F1 of each unit, (K,), from two (N, K) arrays, on the frames that have a label of it: truth is not -1."""
-    return np.array([binary_f1(x[x >= 0] > 0.5, y[x >= 0]) for x, y in zip(truth.T, is_active(outputs).T, strict=True)])
+    return f1_of_sums(sums_of("any_of", truth, outputs))
 
 
+def sums_of(kind: Kind, truth: Floats, outputs: Floats) -> NDArray[np.float64]:
+    """Return what the score of each output is made of, summed over frames, (S, K); sums of people add up.
+
+    S is 3 for F1: frames rightly called, with the label, called; 0 where neither is nor is called. 6 for CCC: frames,
+    x, y, x x, y y, x y of truth x and outputs y.
+    """
+    if kind == "regression":
+        x, y = truth.astype(np.float64), outputs.astype(np.float64)
+        return np.asarray(np.stack([np.ones_like(x), x, y, x * x, y * y, x * y]).sum(axis=1))
+    if kind == "one_of":
+        classes = np.arange(outputs.shape[1])
+        true, called = truth == classes, chosen_class(outputs)[:, None] == classes
+    else:
+        true, called = truth > 0.5, is_active(outputs) & (truth >= 0)
+    return np.asarray(np.stack([true & called, true, called]).sum(axis=1), np.float64)
+
+
+def f1_of_sums(sums: Floats) -> NDArray[np.float64]:
+    """F1 of sums (..., 3, K), (..., K); 0 where there is nothing to find and nothing was found."""
+    hits, actual, called = np.moveaxis(sums, -2, 0)
+    return np.asarray(2 * hits / np.maximum(actual + called, 1))
+
+
+def ccc_of_sums(sums: Floats) -> NDArray[np.float64]:
+    """CCC of sums (..., 6, K), (..., K), to the rounding of differences of squares: for intervals."""
+    frames, *others = np.moveaxis(sums, -2, 0)
+    x, y, xx, yy, xy = (one / np.maximum(frames, 1) for one in others)
+    distance = xx - x * x + yy - y * y + (x - y) ** 2
+    return np.asarray(np.nan_to_num(2 * (xy - x * y) / np.maximum(distance, 1e-12)))
+
+
+FROM_SUMS: dict[Kind, Callable[[Floats], NDArray[np.float64]]] = {
+    "regression": ccc_of_sums,
+    "one_of": f1_of_sums,
+    "any_of": f1_of_sums,
+}
 SCORE_EACH: dict[Kind, Callable[[Floats, Floats], NDArray[np.float64]]] = {
     "regression": ccc_of_each,
     "one_of": f1_of_classes,

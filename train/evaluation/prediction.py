@@ -39,14 +39,14 @@ class Segmenting:
 
 @dataclass(frozen=True, kw_only=True)
 class Validation:
-    """What a model said about the validation set, by validator: arrays by task of (N, K), (N, columns) and (N,)."""
+    """What a model said about the validation set, by validator: arrays by task of (N, K), (N, columns), (N,), (N,)."""
 
-    arrays: Mapping[str, tuple[Arrays, Arrays, Arrays]]  # predicted, truth, valid
+    arrays: Mapping[str, tuple[Arrays, ...]]  # predicted, truth, valid, whose frame
 
     @cached_property
     def scores(self) -> dict[str, Scores]:
         """The challenge's numbers, by validator."""
-        return {validator: score(*three) for validator, three in self.arrays.items()}
+        return {validator: score(*four) for validator, four in self.arrays.items()}
 
 
 def predict_all(
@@ -75,7 +75,7 @@ def judge(
     processing: what is made of the answers: of a whole video's, or of a window's where windows are what is scored.
     """
     labels = {key: task_by_key(key).names for key in keys}
-    arrays: dict[str, tuple[Arrays, Arrays, Arrays]] = {}
+    arrays: dict[str, tuple[Arrays, ...]] = {}
     for name, protocol in {OFFICIAL: _merged, PAPER: _full_windows}.items():
         pieces = [
             (processed(outputs, processing, labels), video, span)
@@ -102,11 +102,14 @@ def _full_windows(
             yield outputs, span
 
 
-def _join(pieces: Sequence[tuple[Outputs, LabelledVideo, slice]], keys: Sequence[str]) -> tuple[Arrays, Arrays, Arrays]:
+def _join(pieces: Sequence[tuple[Outputs, LabelledVideo, slice]], keys: Sequence[str]) -> tuple[Arrays, ...]:
+    people = {person: k for k, person in enumerate(sorted({video.person for _, video, _ in pieces}))}
+    whose = np.concatenate([np.full(span.stop - span.start, people[video.person]) for _, video, span in pieces])
     return (
         {key: np.concatenate([outputs[key] for outputs, _, _ in pieces]) for key in keys},
         {key: np.concatenate([video.truth[key][span] for _, video, span in pieces]) for key in keys},
         {key: np.concatenate([video.valid[key][span] for _, video, span in pieces]) for key in keys},
+        dict.fromkeys(keys, whose),
     )
 
 

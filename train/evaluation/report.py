@@ -24,14 +24,15 @@ from affserve.train.labels import EXPRESSION, TASKS, Kind
 JSON_FILE, MARKDOWN_FILE, PICTURE_FILE = "report.json", "report.md", "report.png"
 
 
-def write_report(folder: Path, predicted: Arrays, truth: Arrays, valid: Arrays) -> Scores:
+def write_report(folder: Path, predicted: Arrays, truth: Arrays, valid: Arrays, person: Arrays | None = None) -> Scores:
     """Score served outputs (N, K) against labels (N, columns) on the valid (N,) frames and write the report.
 
+    person: (N,) by task, for intervals.
     Tasks without a labelled frame are left out. The three files in `folder` are replaced one by one, each whole.
     """
     from affserve.train.evaluation.report_plot import draw_evaluation
 
-    evaluation = evaluate(predicted, truth, valid)
+    evaluation = evaluate(predicted, truth, valid, person)
     folder.mkdir(parents=True, exist_ok=True)
     write_file(folder / JSON_FILE, (json.dumps(as_document(evaluation), indent=2) + "\n").encode())
     write_file(folder / MARKDOWN_FILE, as_markdown(evaluation).encode())
@@ -43,6 +44,7 @@ def as_document(evaluation: Evaluation) -> dict[str, Any]:
     """Return every number of the report for JSON; no value is NaN."""
     document: dict[str, Any] = {
         "scores": evaluation.scores.summary(),
+        "intervals": dict(evaluation.scores.intervals),
         "frames": dict(evaluation.scores.frames),
         "constant_guess": evaluation.constant.summary(),
     }

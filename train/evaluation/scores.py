@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from affserve.train.corpus.annotations import labelled_columns
-from affserve.train.evaluation.metrics import SCORE_EACH, chosen_class, confusion_counts
+from affserve.train.evaluation.metrics import FROM_SUMS, SCORE_EACH, chosen_class, confusion_counts, sums_of
 from affserve.train.labels import EXPRESSION, TASKS, Kind, Task
 
 OFFICIAL = "official"  # each labelled frame once, after overlapping segments are averaged: the challenge's way
 PAPER = "paper"  # full windows only, a frame as often as it lies in one: the way of the paper's authors
 PROTOCOLS = (OFFICIAL, PAPER)
+RESAMPLINGS = 1000  # of people, for an interval
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,11 +26,16 @@ class Scores:
     by_task: Mapping[str, float]  # P_VA, P_EXPR, P_AU
     parts: Mapping[str, Mapping[str, float]]  # CCC of valence and arousal, F1 of each class and labelled unit
     frames: Mapping[str, int]  # labelled frames that were scored
+    intervals: Mapping[str, Sequence[float]] = field(default_factory=dict)  # 95 % over people, of the summary's numbers
 
     def summary(self) -> dict[str, float]:
         """Return the numbers of the tables: one per task, and valence and arousal apart."""
         apart = (part for key, part in self.parts.items() if TASKS[key].kind == "regression")
         return {**self.by_task, **{name: value for part in apart for name, value in part.items()}}
+
+    def record(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps of them."""
+        return {"metrics": self.summary(), "intervals": self.intervals}
 
     def share(self, name: str) -> str:
         """Say that a number of the summary is a mean over some units only, ", 8 of 12 units"; else nothing."""
@@ -40,11 +46,15 @@ class Scores:
 Arrays = Mapping[str, NDArray[Any]]
 
 
-def score(predicted: Arrays, truth: Arrays, valid: Arrays) -> Scores:
-    """Score served outputs (N, K) against file labels (N, columns) on the valid frames, task by task."""
+def score(predicted: Arrays, truth: Arrays, valid: Arrays, person: Arrays | None = None) -> Scores:
+    """Score served outputs (N, K) against file labels (N, columns) on the valid frames, task by task.
+
+    person: (N,) whose each frame is, numbered from 0; then there are intervals, where there are two people or more.
+    """
     by_task: dict[str, float] = {}
     parts: dict[str, dict[str, float]] = {}
     frames: dict[str, int] = {}
+    intervals: dict[str, Sequence[float]] = {}
     for key in (key for key in TASKS if key in predicted and valid[key].any()):
         chosen = valid[key]
         task, labels = TASKS[key], truth[key][chosen]
@@ -53,7 +63,24 @@ def score(predicted: Arrays, truth: Arrays, valid: Arrays) -> Scores:
         parts[key] = {name: float(values[k]) for k, name in enumerate(task.names) if labelled[k]}
         by_task[key] = float(np.mean(values[labelled]))
         frames[key] = int(chosen.sum())
-    return Scores(by_task=by_task, parts=parts, frames=frames)
+        if person is not None:
+            intervals |= _intervals(task, labels, predicted[key][chosen], person[key][chosen], labelled)
+    return Scores(by_task=by_task, parts=parts, frames=frames, intervals=intervals)
+
+
+def _intervals(
+    task: Task, truth: NDArray[Any], outputs: NDArray[Any], person: NDArray[Any], labelled: NDArray[np.bool_]
+) -> dict[str, Sequence[float]]:
+    """Return the intervals of a task's numbers: of as many people as there are, drawn with replacement."""
+    people = [person == one for one in np.unique(person)]
+    if len(people) < 2:
+        return {}
+    sums = np.stack([sums_of(task.kind, truth[rows], outputs[rows]) for rows in people])  # (P, S, K)
+    draws = np.random.default_rng(0).multinomial(len(people), np.full(len(people), 1 / len(people)), RESAMPLINGS)
+    values = FROM_SUMS[task.kind](np.tensordot(draws, sums, 1))[:, labelled]  # (R, K)
+    apart = zip(task.names, values.T, strict=True) if task.kind == "regression" else ()
+    drawn = {task.key: values.mean(axis=1), **dict(apart)}
+    return {name: np.percentile(one, (2.5, 97.5)).round(4).tolist() for name, one in drawn.items()}
 
 
 BEST_CONSTANT: dict[Kind, Callable[[NDArray[Any], Task], NDArray[Any]]] = {
@@ -96,9 +123,9 @@ class Evaluation:
         return confusion_counts(truth[answered], predicted[answered], EXPRESSION.outputs)
 
 
-def evaluate(predicted: Arrays, truth: Arrays, valid: Arrays) -> Evaluation:
+def evaluate(predicted: Arrays, truth: Arrays, valid: Arrays, person: Arrays | None = None) -> Evaluation:
     """Score, and keep the labelled frames of every scored task for a closer look."""
-    scores = score(predicted, truth, valid)
+    scores = score(predicted, truth, valid, person)
     keys = list(scores.by_task)
     constant = score(constant_guess({key: truth[key] for key in keys}, valid), truth, valid)
     return Evaluation(

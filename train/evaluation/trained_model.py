@@ -36,6 +36,7 @@ from affserve.train.processing.record import Processing, chosen_processing
 from affserve.train.windows import STRIDE_FRAMES, WINDOW_FRAMES, Outputs
 
 SCORES_FILE = "scores.json"
+KEPT = ("intervals", "parts", "frames")  # of scores, beside the summary
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -104,16 +105,16 @@ def evaluate_heads(
     features: the folder of an extraction. report: folder for the report on the official protocol's
     frames, and for `scores.json` with both protocols. A protocol that finds no frame to score has empty scores.
     """
-    arrays: dict[str, list[dict[str, Any]]] = {name: [{}, {}, {}] for name in PROTOCOLS}  # predicted, truth, valid
+    arrays: dict[str, list[dict[str, Any]]] = {name: [{}, {}, {}, {}] for name in PROTOCOLS}  # as in Validation
     for head in heads:
         tasks = [task_by_key(key) for key in head.tasks]
         videos = load_videos(corpus, features, tasks, VALIDATION, gaps=head.segmenting.gaps)
         predicted = predict_all(head.model, videos, head.segmenting)
         found = judge(videos, predicted, head.segmenting, head.tasks, head.processing)
-        for protocol, three in found.arrays.items():
-            for joined, part in zip(arrays[protocol], three, strict=True):
+        for protocol, four in found.arrays.items():
+            for joined, part in zip(arrays[protocol], four, strict=True):
                 joined.update(part)
-    scores = {protocol: score(*three) for protocol, three in arrays.items()}
+    scores = {protocol: score(*four) for protocol, four in arrays.items()}
     if report:
         write_report(report, *arrays[OFFICIAL])
         write_file(report / SCORES_FILE, (json.dumps(as_document(scores), indent=2) + "\n").encode())
@@ -123,7 +124,7 @@ def evaluate_heads(
 def as_document(scores: Mapping[str, Scores]) -> dict[str, Any]:
     """Return scores by protocol for JSON."""
     return {
-        protocol: {"scores": one.summary(), "parts": dict(one.parts), "frames": dict(one.frames)}
+        protocol: {"scores": one.summary(), **{name: dict(getattr(one, name)) for name in KEPT}}
         for protocol, one in scores.items()
     }
 

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from affserve.train.corpus.annotations import labelled_columns
 from affserve.train.errors import DataError
-from affserve.train.evaluation.metrics import chosen_class, is_active
+from affserve.train.evaluation.metrics import f1_of_sums, sums_of
+from affserve.train.evaluation.scores import RESAMPLINGS
 from affserve.train.labels import TASKS, Kind
 from affserve.train.processing.processor import processed
 from affserve.train.processing.record import Choice, Episodes, Processing, Record
@@ -26,10 +27,6 @@ THRESHOLDS: NDArray[np.float64] = np.arange(1, 100) / 100
 BIASES: NDArray[np.float64] = np.arange(-15, 16) / 5
 ROUNDS = 5  # over all classes, at most
 LEAST_GAIN = 1e-4  # of F1, for a bias to be changed
-RESAMPLINGS = 1000  # of people, for the interval
-
-Counts = NDArray[np.float64]
-"""(3, K): frames that were rightly called, that have the label, that were called."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -105,29 +102,15 @@ def _gain(task: str, videos: Sequence[AnsweredVideo], base: Processing, folds: i
     )
 
 
-def _counts(task: str, video: AnsweredVideo, processing: Processing) -> Counts:
+def _counts(task: str, video: AnsweredVideo, processing: Processing) -> NDArray[np.float64]:
     own = {key: one for key, one in processing.items() if key == task}
     made = processed({task: video.outputs[task]}, own, {task: TASKS[task].names})[task]
-    truth, called = _one_hot(task, video.truth[task], made, video.valid[task])
-    counts: Counts = np.stack([(truth & called).sum(axis=0), truth.sum(axis=0), called.sum(axis=0)]).astype(np.float64)
-    return counts
+    valid = video.valid[task]
+    return sums_of(TASKS[task].kind, video.truth[task][valid], made[valid])
 
 
-def _one_hot(
-    task: str, truth: NDArray[Any], made: NDArray[np.float32], valid: NDArray[np.bool_]
-) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Return what is true and what is called of each valid frame, (M, K) each; nothing of a unit without a label."""
-    if TASKS[task].kind == "any_of":
-        return truth[valid] > 0.5, is_active(made[valid]) & (truth[valid] >= 0)
-    classes = np.eye(TASKS[task].outputs + 1, dtype=bool)[:, :-1]  # -1, what is no answer, calls none
-    return classes[truth[valid][:, 0].astype(np.int64)], classes[chosen_class(made[valid])]
-
-
-def _f1(counts: Counts) -> NDArray[np.float64]:
-    """Return the mean F1 of counts (..., 3, K); 0 where a label neither is nor is called."""
-    hits, actual, called = np.moveaxis(counts, -2, 0)
-    mean: NDArray[np.float64] = np.asarray((2 * hits / np.maximum(actual + called, 1)).mean(axis=-1))
-    return mean
+def _f1(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.asarray(f1_of_sums(sums).mean(axis=-1))
 
 
 def _tuned(task: str, videos: Sequence[AnsweredVideo], base: Processing) -> Record:

@@ -32,6 +32,7 @@ class LabelledVideo:
     valid: dict[str, NDArray[np.bool_]]  # (N,) by task: labelled, and the frame has a crop
     crops: CropFeatures  # on disk
     gaps: str = HOLD  # what frames without a crop look like
+    person: str = ""  # who is in it
 
     def features(self, span: slice = slice(None)) -> NDArray[np.float32]:
         """Return the features (T, D) of some frames, counted from 0; only their rows are read."""
@@ -74,6 +75,7 @@ def _lay_out(
         valid={key: valid & present for key, (_, valid) in labels.items()},
         crops=crops,
         gaps=gaps,
+        person=corpus.person(name),
     )
 
 

@@ -130,10 +130,12 @@ class _Frames(Stage):
                 mine[key].append(values.cpu().numpy())
         parts = ranks.gather_objects(mine)
         predicted = {key: np.concatenate([piece for part in parts for piece in part[key]]) for key in keys}
-        return Validation(arrays={OFFICIAL: (predicted, self.held_out.frames.truth, self.held_out.frames.valid)})
+        frames = self.held_out.frames
+        whose = dict.fromkeys(keys, frames.person)
+        return Validation(arrays={OFFICIAL: (predicted, frames.truth, frames.valid, whose)})
 
     def save(self, path: Path, scores: Scores) -> str:
-        return save_encoder(path, self.model.encoder, replace(self.provenance, metrics=scores.summary()))
+        return save_encoder(path, self.model.encoder, replace(self.provenance, **scores.record()))
 
 
 def frame_outputs(model: nn.Module, batch: Batch, device: str) -> dict[str, Tensor]:

@@ -163,7 +163,7 @@ class _Windows(Stage):
         return judge(self.held_out, predicted, self.segmenting, self.config.head.tasks)
 
     def save(self, path: Path, scores: Scores) -> str:
-        return save_head(path, self.model, replace(self.provenance, metrics=scores.summary()))
+        return save_head(path, self.model, replace(self.provenance, **scores.record()))
 
 
 def window_outputs(model: nn.Module, batch: Batch, device: str) -> dict[str, Tensor]:

@@ -33,6 +33,7 @@ class LabelledFrames:
     truth: dict[str, NDArray[np.float32]]  # (N, columns) by task
     valid: dict[str, NDArray[np.bool_]]  # (N,) by task
     weights: NDArray[np.float64]  # (N,) how often each is drawn, beside the others
+    person: NDArray[np.int64]  # (N,) whose each is, numbered from 0
 
 
 class FrameDataset(Dataset[dict[str, Any]]):
@@ -62,6 +63,7 @@ def labelled_frames(
     """Collect the crops of a set that are labelled for at least one of the tasks; hold_out as in Corpus.part_videos."""
     paths: list[Path] = []
     weights: list[NDArray[np.float64]] = []
+    whose: list[str] = []
     truth: dict[str, list[NDArray[np.float32]]] = {task.key: [] for task in tasks}
     valid: dict[str, list[NDArray[np.bool_]]] = {task.key: [] for task in tasks}
     for video in corpus.part_videos(tasks, part, hold_out):
@@ -70,6 +72,7 @@ def labelled_frames(
         labels = {task.key: aligned(corpus.annotation(task, part, video), task, numbers) for task in tasks}
         keep = np.any([ok for _, ok in labels.values()], axis=0)
         paths += [crops[number] for number in numbers[keep].tolist()]
+        whose += [corpus.person(video)] * int(keep.sum())
         weights.append(np.full(int(keep.sum()), corpus.weights.get(video, 1.0)))
         for key, (rows, ok) in labels.items():
             truth[key].append(rows[keep])
@@ -81,6 +84,7 @@ def labelled_frames(
         truth={key: np.concatenate(rows) for key, rows in truth.items()},
         valid={key: np.concatenate(rows) for key, rows in valid.items()},
         weights=np.concatenate(weights),
+        person=np.unique(whose, return_inverse=True)[1],
     )
 
 

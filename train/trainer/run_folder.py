@@ -135,14 +135,14 @@ class RunFolder:
         return state
 
     def save_predictions(self, arrays: Sequence[Mapping[str, NDArray[Any]]]) -> None:
-        """Keep what the best epoch said about the validation set: predicted, truth and valid, arrays by task."""
+        """Keep what the best epoch said about the validation set: arrays by task, as in Validation."""
         named = {f"{index}.{key}": values for index, one in enumerate(arrays) for key, values in one.items()}
         with staged_file(self._predictions) as file:
             np.savez(file, **named)
 
     def load_predictions(self) -> list[dict[str, NDArray[Any]]]:
         """Return what `save_predictions` was given."""
-        arrays: list[dict[str, NDArray[Any]]] = [{}, {}, {}]
+        arrays: list[dict[str, NDArray[Any]]] = [{}, {}, {}, {}]
         with np.load(self._predictions) as stored:
             for name in stored.files:
                 index, _, key = name.partition(".")
