@@ -34,7 +34,7 @@ check: lint ## lint, types and the quick tests, for while you edit
 	$(VENV)/bin/pytest $(QUICK)
 
 test: lint ## lint, types and all tests, with the real Triton server
-	$(VENV)/bin/pytest --numprocesses 2 --dist loadfile
+	$(VENV)/bin/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test-page: setup ## the page of `affserve view` in Chromium, which is installed where it is missing
 	command -v chromium || (apt-get update && apt-get install --yes chromium)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cv2
@@ -19,6 +19,7 @@ from affserve.export.artefacts.material import parity_only
 from affserve.export.repository.exporting import CPU_FP32, export_repository
 from affserve.export.server.config import ServerConfig
 from affserve.export.server.server import TritonServer
+from affserve.train.files import sole_user
 from affserve.train.models.checkpoint import load_encoder, save_encoder, save_head
 from affserve.train.models.encoder import DEMO_ARCHITECTURE, create_encoder
 from affserve.train.models.temporal_head import TemporalHead, demo_head_config
@@ -33,6 +34,26 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 THREADS = 2 // min(2, int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
 os.environ.setdefault("OMP_NUM_THREADS", str(THREADS))  # of commands that tests start
 torch.set_num_threads(THREADS)
+
+
+# Files whose tests are few and long begin first: at the end there are short ones left, for both processes to share.
+LONGEST = "annotate demo distributed export package paper_sizes servers stages tables training".split()  # noqa: SIM905
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest files."""
+    items.sort(key=lambda item: item.path.stem.removeprefix("test_") not in LONGEST)
+
+
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """Return a folder of this run, made by whichever of the processes that test side by side comes first."""
+    base = factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    with sole_user(base, wait=True):
+        if not (base / name).exists():
+            make(base / f"{name}.unfinished")
+            (base / f"{name}.unfinished").rename(base / name)
+    return base / name
 
 
 @pytest.fixture
@@ -60,33 +81,40 @@ def blurred_noise(count: int, seed: int = 0) -> NDArray[np.uint8]:
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """An encoder and a head for all tasks, untrained."""
-    folder = tmp_path_factory.mktemp("checkpoints")
-    torch.manual_seed(0)
-    encoder = create_encoder(DEMO_ARCHITECTURE)
-    fingerprint = save_encoder(folder / "encoder", encoder, Provenance(trained_on="synthetic"))
-    head = TemporalHead(demo_head_config())
-    save_head(folder / "head", head, Provenance(trained_on="synthetic", encoder=fingerprint))
+
+    def make(folder: Path) -> None:
+        torch.manual_seed(0)
+        encoder = create_encoder(DEMO_ARCHITECTURE)
+        fingerprint = save_encoder(folder / "encoder", encoder, Provenance(trained_on="synthetic"))
+        head = TemporalHead(demo_head_config())
+        save_head(folder / "head", head, Provenance(trained_on="synthetic", encoder=fingerprint))
+
+    folder = made_once(tmp_path_factory, "checkpoints", make)
     return folder / "encoder", folder / "head"
 
 
 @pytest.fixture(scope="session")
 def repository(checkpoints: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A complete model repository of small untrained models, as `affserve export` writes it."""
-    target = tmp_path_factory.mktemp("export") / "repository"
+    return made_once(tmp_path_factory, "repository", lambda target: export_small(checkpoints, target))
+
+
+def export_small(checkpoints: tuple[Path, Path], target: Path) -> None:
     encoder, head = checkpoints
     export_repository(encoder, [head], target, material=parity_only(blurred_noise(8)), options=CPU_FP32)
-    return target
 
 
 @pytest.fixture(scope="session")
 def stream_head(checkpoints: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A head that streams, for the encoder of `checkpoints`: it sees 70 frames back and 2 ahead."""
-    folder = tmp_path_factory.mktemp("stream") / "head"
-    torch.manual_seed(0)
-    head = TemporalHead(demo_head_config(context_frames=8, lookahead_frames=2))
-    encoder = load_encoder(checkpoints[0])[1].fingerprint
-    save_head(folder, head, Provenance(trained_on="synthetic", encoder=encoder))
-    return folder
+
+    def make(folder: Path) -> None:
+        torch.manual_seed(0)
+        head = TemporalHead(demo_head_config(context_frames=8, lookahead_frames=2))
+        encoder = load_encoder(checkpoints[0])[1].fingerprint
+        save_head(folder, head, Provenance(trained_on="synthetic", encoder=encoder))
+
+    return made_once(tmp_path_factory, "stream-head", make)
 
 
 @pytest.fixture(scope="session")
@@ -94,9 +122,8 @@ def stream_repository(
     checkpoints: tuple[Path, Path], stream_head: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """A repository like `repository`, with a head that streams."""
-    target = tmp_path_factory.mktemp("export") / "stream"
-    export_repository(checkpoints[0], [stream_head], target, material=parity_only(blurred_noise(8)), options=CPU_FP32)
-    return target
+    both = checkpoints[0], stream_head
+    return made_once(tmp_path_factory, "stream-repository", lambda target: export_small(both, target))
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""What test_distributed.py runs alone and, by torchrun, on two ranks: rank_cases.py CORPUS OUT."""
+"""What test_distributed.py runs alone and, by torchrun, on two ranks: rank_cases.py CORPUS OUT [COMMAND ...]."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from restart_case import run_command
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -76,9 +77,10 @@ def train(corpus: Path, out: Path) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    corpus, out = map(Path, sys.argv[1:])
+    corpus, out = map(Path, sys.argv[1:3])
     with joined_ranks("cpu") as ranks:
         found = {case: gradients_of(case, ranks) for case in CASES}
         if ranks.first:
             torch.save(found, out / "gradients.pt")
         train(corpus, out / "head")
+        run_command(*sys.argv[3:])

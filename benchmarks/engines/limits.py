@@ -1,13 +1,12 @@
-"""What the machine could do at best: matrix products of each type, measured here, and bytes on the wire.
+"""What the machine could do at best: matrix products of each type, measured here.
 
 A figure of a benchmark means something beside these: frames a second cannot exceed the peak divided by the arithmetic
-of a frame, nor the network's bytes divided by those of a frame.
+of a frame.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,14 +16,13 @@ import onnx  # noqa: TID253 - this file makes graphs of one product
 import onnxruntime as ort  # noqa: TID253 - this file measures with it
 
 from affserve.benchmarks.engines.specs import FP16, FP32, INT8, TF32
-from affserve.export.contract import CPU, FEATURE_WIDTH, FRAMES
+from affserve.export.contract import CPU
 
 # Rows, inner, columns: a square one, and layers of ViT-B-32 over 32 frames and over 8 (50 tokens each).
 CPU_SHAPES = ((1024, 1024, 1024), (1600, 768, 768), (1600, 768, 3072), (1600, 3072, 768), (400, 768, 3072))
 GPU_ROWS = 8192
 ROUNDS = 10
 OPSET = 20
-NETWORKS_MBIT = (100, 1000, 10_000)
 
 
 def measure_peaks(device: str, threads: int) -> dict[str, dict[str, Any]]:
@@ -123,20 +121,3 @@ def _gpu_peaks() -> dict[str, dict[str, Any]]:
 
         peaks[name] = best_rate([(f"PyTorch {shape}", product, shape)])
     return peaks
-
-
-def wire_limits() -> dict[str, Any]:
-    """Return the bytes of a frame on the wire by transport, and the frames a second that networks carry at best."""
-    from affserve.benchmarks.measuring.films import smooth_jpeg
-
-    raw = int(np.prod(FRAMES.shape))
-    jpeg = round(statistics.mean(len(smooth_jpeg(seed)) for seed in range(8)))
-    return {
-        "raw_bytes_per_frame": raw,
-        "jpeg_bytes_per_frame": jpeg,  # of smooth random content
-        "feature_bytes_per_frame": 4 * FEATURE_WIDTH,
-        "frames_per_second": {
-            f"{megabits} Mbit/s": {"raw": round(megabits * 125_000 / raw), "jpeg": round(megabits * 125_000 / jpeg)}
-            for megabits in NETWORKS_MBIT
-        },
-    }

@@ -102,8 +102,7 @@ def measure_stages(config: StagesConfig, progress: Callable[[str], None] = lambd
     flops = {(model, n): _flops(found, model, n) for model in found.flops_graphs for n in config.batches}
     with _process() as alone:  # no library's threads and memory are left in this one
         before = alone.submit(limits.measure_peaks, config.device, config.threads).result()
-        told = tell_limits(before, flops, config)
-        progress("\n".join(told["lines"]))
+        progress("\n".join(_limits(before, flops, config)))
         timed = {model: _measure_model(model, found, config, progress) for model in MODELS}
         peaks = limits.better(before, alone.submit(limits.measure_peaks, config.device, config.threads).result())
     return {
@@ -112,27 +111,21 @@ def measure_stages(config: StagesConfig, progress: Callable[[str], None] = lambd
         "device": config.device,
         "threads": config.threads,
         "times": "from a NumPy array in main memory to one, after two calls that are not counted",
-        "limits": {"peaks": peaks, "peaks_before": before, "wire": told["wire"]},
+        "limits": {"peaks": peaks, "peaks_before": before},
         "skipped": [vars(skipped) for skipped in found.skipped],
         "graphs": list(found.graphs),
         **{model: [_rated(row, flops[model, row["frames"]], peaks) for row in rows] for model, rows in timed.items()},
     }
 
 
-def tell_limits(peaks: Peaks, flops: Mapping[tuple[str, int], int], config: StagesConfig) -> dict[str, Any]:
-    """Return what the machine allows, as lines for people and the wire's limits."""
-    wire = limits.wire_limits()
-    lines = [f"{name}: {peak['gflops']:.0f} GFLOP/s ({peak['with']})" for name, peak in peaks.items()]
+def _limits(peaks: Peaks, flops: Mapping[tuple[str, int], int], config: StagesConfig) -> Iterator[str]:
+    """Say what the machine allows at most."""
+    yield from (f"{name}: {peak['gflops']:.0f} GFLOP/s ({peak['with']})" for name, peak in peaks.items())
     size = max(config.batches)
     for model in MODELS:
         per_frame = flops[model, size] / size
         best = ", ".join(f"{1e9 * float(peak['gflops']) / per_frame:.0f} in {name}" for name, peak in peaks.items())
-        lines.append(f"{model}: {per_frame / 1e9:.3f} GFLOP a frame at {size} frames; at most frames/s: {best}")
-    lines.append(
-        f"wire: {wire['raw_bytes_per_frame']} bytes a frame raw, {wire['jpeg_bytes_per_frame']} as JPEG; frames/s at "
-        "most: " + ", ".join(f"{net} {n['raw']} and {n['jpeg']}" for net, n in wire["frames_per_second"].items())
-    )
-    return {"lines": lines, "wire": wire}
+        yield f"{model}: {per_frame / 1e9:.3f} GFLOP a frame at {size} frames; at most frames/s: {best}"
 
 
 def _flops(found: Found, model: str, frames: int) -> int:

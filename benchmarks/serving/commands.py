@@ -1,4 +1,4 @@
-"""The commands about a server and its callers: `affserve bench served`, `transports`, `faults`, `gpus`."""
+"""The commands about a server and its callers: `affserve bench served`, `jpeg`, `faults`, `gpus`."""
 
 from __future__ import annotations
 
@@ -31,20 +31,14 @@ def served(
         raise typer.Exit(1)
 
 
-def transports(
-    frames: Annotated[int, typer.Option(min=32, help="Face crops to encode.")] = 320,
-    rounds: Annotated[int, typer.Option(min=1, help="Times that each transport is measured, in turns.")] = 9,
-    repository: Annotated[
-        Path | None, typer.Option(help="Model repository whose answers JPEG changes.  [default: a random model]")
-    ] = None,
+def jpeg(
+    repository: Annotated[Path, typer.Argument(help="Model repository whose answers JPEG changes.")],
     folder: Folder = None,
 ) -> None:
-    """Compare raw frames, shared memory and JPEG: time, bytes on the wire, and what JPEG changes in the answers."""
-    from affserve.benchmarks.serving.transports import measure_transports
+    """Measure what JPEG of each quality weighs, and what it changes in the answers."""
+    from affserve.benchmarks.serving.jpeg import measure_jpeg
 
-    with tempfile.TemporaryDirectory() as scratch:
-        measured = measure_transports(frames, rounds, Path(scratch), repository=repository, progress=progress)
-    keep("transports", measured, folder)
+    keep("jpeg", measure_jpeg(repository), folder)
 
 
 def faults(
@@ -88,4 +82,4 @@ def gpus(
     keep("gpus", measure_gpus(repository, name, chosen, frames, rounds, progress), folder)
 
 
-COMMANDS = (served, transports, faults, gpus)
+COMMANDS = (served, jpeg, faults, gpus)

@@ -18,14 +18,21 @@ from affserve.benchmarks.measuring.record import environment, save, without_samp
 from affserve.train.errors import DataError, RepositoryError
 
 
+def peaks_of_small_products(device: str, threads: int) -> dict[str, dict[str, Any]]:
+    """Run in a process of its own, as the real one is."""
+    limits.CPU_SHAPES = limits.CPU_SHAPES[-1:]
+    return limits.measure_peaks(device, threads)
+
+
 @pytest.fixture(scope="module")
 def measured(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str]:
     """The result of one small run, and what it printed on the way."""
     folder = tmp_path_factory.mktemp("stages")
     options = ["--repository", str(repository), "--engines", "pytorch-eager,onnxruntime,tensorrt", "--batches", "1,6"]
-    result = CliRunner().invoke(
-        bench_app, ["stages", *options, "--threads", "1", "--seconds", "0.2", "--folder", str(folder)]
-    )
+    options += ["--threads", "1", "--seconds", "0.2", "--folder", str(folder)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(limits, "measure_peaks", peaks_of_small_products)
+        result = CliRunner().invoke(bench_app, ["stages", *options])
     assert result.exit_code == 0, result.output
     return json.loads((folder / "stages-affserve-demo.json").read_text())["measured"], result.stderr
 
@@ -59,8 +66,6 @@ def test_limits_come_before_the_measurement(measured: tuple[dict[str, Any], str]
     )
     assert peak < first
     assert measured[0]["limits"]["peaks"]["int8"]["gflops"] > 1
-    rates = measured[0]["limits"]["wire"]["frames_per_second"]["1000 Mbit/s"]
-    assert rates["raw"] == round(125e6 / (224 * 224 * 3))
 
 
 def test_parity_of_the_graphs_is_told(measured: tuple[dict[str, Any], str]) -> None:

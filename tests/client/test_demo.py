@@ -72,7 +72,14 @@ def test_the_whole_way_and_what_a_second_run_reuses(tmp_path: Path, monkeypatch:
     assert second.served == first.served
 
     third_log: list[str] = []
-    run_demo(folder, tiny(epochs=2), log=third_log.append)
+
+    def stopped_before_the_export(line: str) -> None:
+        third_log.append(line)
+        if line == "repository: ...":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_demo(folder, tiny(epochs=2), log=stopped_before_the_export)
     reused = {line.partition(":")[0] for line in third_log if "reusing" in line}
     assert reused == {"corpus", "encoder", "features", "head-single-frame"}
 

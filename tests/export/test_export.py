@@ -6,7 +6,6 @@ import hashlib
 import json
 import shutil
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,11 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from click.testing import Result
 from conftest import blurred_noise
+from typer.testing import CliRunner
 
+from affserve.client.cli import app
 from affserve.export.artefacts.choice import Chosen, candidates, check_usable, choose, wanted
 from affserve.export.artefacts.comparing import Check
 from affserve.export.artefacts.material import parity_only
@@ -270,9 +272,8 @@ def test_arithmetic_that_is_not_known_is_an_error_not_a_smaller_number(tmp_path:
 # --- the command ---
 
 
-def affserve(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "affserve.client", *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, check=False)
+def affserve(*arguments: object) -> Result:
+    return CliRunner().invoke(app, list(map(str, arguments)))
 
 
 @pytest.mark.parametrize(
@@ -286,9 +287,12 @@ def affserve(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     ],
     ids=["nothing", "no-encoder", "no-head", "fp16-on-cpu", "int8-on-gpu"],
 )
-def test_wrong_usage_exits_2_with_the_reason(tmp_path: Path, arguments: list[str], complaint: str) -> None:
-    result = affserve("export", *arguments, cwd=tmp_path)
-    assert result.returncode == 2
+def test_wrong_usage_exits_2_with_the_reason(
+    tmp_path: Path, arguments: list[str], complaint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = affserve("export", *arguments)
+    assert result.exit_code == 2
     assert complaint in " ".join(result.stderr.split())
     assert not list(tmp_path.iterdir())
 
@@ -296,9 +300,10 @@ def test_wrong_usage_exits_2_with_the_reason(tmp_path: Path, arguments: list[str
 def test_command_makes_both_devices_graphs_in_the_precision_that_pays(
     checkpoints: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    options = ("--out", "repository", "--parity-frames", 8, "--calibration-frames", 16, "--json")
-    result = affserve("export", "--encoder", checkpoints[0], "--head", checkpoints[1], *options, cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
+    repository = tmp_path / "repository"
+    options = ("--out", repository, "--parity-frames", 8, "--calibration-frames", 16, "--json")
+    result = affserve("export", "--encoder", checkpoints[0], "--head", checkpoints[1], *options)
+    assert result.exit_code == 0, result.stderr
     summary = json.loads(result.stdout)
     artefacts = summary["record"]["artefacts"]
     assert {(one["model"], one["use"]) for one in artefacts} >= {
@@ -306,9 +311,9 @@ def test_command_makes_both_devices_graphs_in_the_precision_that_pays(
     }
     assert {one["precision"] for one in artefacts if one["use"] == GPU} == {"fp16"}
     assert {one["precision"] for one in artefacts if one["use"] == CPU} <= {"fp32", "bf16", "int8"}
-    assert all((tmp_path / "repository" / one["path"]).stat().st_size == one["bytes"] for one in artefacts)
+    assert all((repository / one["path"]).stat().st_size == one["bytes"] for one in artefacts)
 
-    script = affserve("export", "--print-trtexec", "repository", cwd=tmp_path)
-    assert script.returncode == 0, script.stderr
+    script = affserve("export", "--print-trtexec", repository)
+    assert script.exit_code == 0, script.stderr
     assert subprocess.run(["sh", "-n"], input=script.stdout, text=True, check=False).returncode == 0
     assert "/repository/clip_encoder/1/model.gpu.onnx" in script.stdout

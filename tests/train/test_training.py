@@ -322,7 +322,10 @@ def test_the_commands_of_the_readme_lead_from_a_corpus_to_a_repository(tmp_path:
     run(f"{head} --out @gru --task action_units --gru")
     told = run("evaluate @corpus --encoder @encoder --head @stream --head @gru --features @features --report @report")
     assert "expressions" in told
-    told = run("export --encoder @encoder --head @va --head @other --out @repository --parity-data @corpus")
+    told = run(
+        "export --encoder @encoder --head @va --head @other --out @repository --parity-data @corpus "
+        "--target cpu --precision fp32"
+    )
     assert "valence_arousal, expression, action_units" in told
     manifest = json.loads((tmp_path / "repository/manifest.json").read_text())
     assert [head["training"]["head"]["use_encoder"] for head in manifest["versions"]["1"]["heads"]] == [True, False]
