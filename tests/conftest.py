@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from restart_case import draw_nothing
 from tiny_server import write_repository
 
 from affserve.client.client import AffectClient
@@ -62,6 +63,14 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(THREADS)
+
+
+@pytest.fixture(scope="module")
+def no_pictures() -> Iterator[None]:
+    """Trainings of tests that are about something else draw nothing: a second and a half for each."""
+    with pytest.MonkeyPatch.context() as patch:
+        draw_nothing(patch.setattr)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -17,12 +17,19 @@ import torch
 
 from affserve.train.corpus.affwild2 import open_corpus
 from affserve.train.errors import AffserveError, TrainingStopped
+from affserve.train.evaluation import report_plot
 from affserve.train.stages.fit import FitConfig, fit
+from affserve.train.trainer import loop
 from affserve.train.trainer.log import TrainingLog
 
 START = multiprocessing.get_context("forkserver")
 START.set_forkserver_preload(
-    ["affserve.train.stages.fit", "affserve.train.stages.finetune", "torch.utils.tensorboard", "matplotlib.figure"]
+    [
+        "affserve.train.stages.fit",
+        "affserve.train.stages.finetune",
+        "torch.utils.tensorboard",
+        "affserve.train.evaluation.report_plot",
+    ]
 )
 
 
@@ -50,9 +57,16 @@ def start(output: Path, work: Callable[..., None], *arguments: object) -> Traini
     return Training(process=process, output=output)
 
 
+def draw_nothing(set_to: Callable[[Any, str, Callable[..., bytes]], None] = setattr) -> None:
+    """Have trainings of this process end without their pictures."""
+    set_to(loop, "draw_curves", lambda *_: b"")
+    set_to(report_plot, "draw_evaluation", lambda _: b"")
+
+
 def _run(output: Path, work: Callable[..., None], *arguments: object) -> None:
     multiprocessing.set_start_method("fork", force=True)  # data loaders start like this outside of tests
     torch.set_num_threads(1)
+    draw_nothing()
     with output.open("w", buffering=1) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)

@@ -1,4 +1,4 @@
-"""The commands about whole videos and cameras: `affserve bench e2e`, `scale`, `live`, `cameras`, `demo`, `page`."""
+"""The commands about whole videos and cameras: `affserve bench e2e`, `scale`, `live`, `cameras`, `faces` and `demo`."""
 
 from __future__ import annotations
 
@@ -57,6 +57,22 @@ def live(
             processes=processes,
         )
     keep("live" if streams == 1 else f"live-{streams}-streams", measured, folder)
+
+
+def faces(
+    videos: Annotated[list[Path], typer.Argument(metavar="VIDEO...", help="Films with faces.")],
+    face_detector: FaceDetector = "auto",
+    face_model: FaceModel = None,
+    frames: Annotated[int, typer.Option(min=3, help="Frames of each film that are used.")] = 150,
+    turns: Annotated[int, typer.Option(min=1, help="Times that everything is measured.")] = 3,
+    folder: Folder = None,
+) -> None:
+    """Measure what finding and following faces costs per frame, and how far it strays from searching every frame."""
+    from affserve.benchmarks.video.faces import measure_faces
+    from affserve.client.faces.detector_file import find_detector
+
+    detector = find_detector(face_detector, face_model)
+    keep("faces", measure_faces(videos, detector, frames=frames, turns=turns, tell=progress), folder)
 
 
 def demo(
@@ -193,4 +209,4 @@ def page(
     keep("page", measure_page(frames), folder)
 
 
-COMMANDS = (live, cameras, e2e, scale, demo, page)
+COMMANDS = (live, cameras, faces, e2e, scale, demo, page)

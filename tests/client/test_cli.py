@@ -9,16 +9,18 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from clips import moving_square, noise, truncated, write_crops, write_sound, write_video
 
-from affserve.client.cli import app
+from affserve.client.cli import app, main
 from affserve.client.faces.detector_file import YUNET_FILE
 from affserve.client.results.rows import described_columns
 from affserve.export.contract import default_head_description
 
+Refused = Callable[..., tuple[int, str]]
 CLIENT = Path(__file__).parents[2] / "client"
 CLIENT_MODULES = sorted(".".join(path.relative_to(CLIENT).with_suffix("").parts) for path in CLIENT.rglob("[a-z]*.py"))
 
@@ -35,6 +37,22 @@ def affserve(*arguments: object, cwd: Path, **environment: str) -> subprocess.Co
     clean |= {"XDG_CACHE_HOME": str(cwd / ".cache"), "https_proxy": "http://127.0.0.1:9", **environment}
     command = [sys.executable, "-m", "affserve.client", *map(str, arguments)]
     return subprocess.run(command, cwd=cwd, env=clean, capture_output=True, text=True, timeout=120, check=False)
+
+
+@pytest.fixture
+def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Refused:
+    """The command in this process, for what it refuses: its exit code and stderr."""
+    for name in [name for name in os.environ if name.startswith("AFFSERVE_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["affserve", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return int(ended.value.code or 0), capfd.readouterr().err
+
+    return run
 
 
 def table(path: Path) -> list[dict[str, str]]:
@@ -173,12 +191,10 @@ def test_truncated_video_keeps_its_rows_and_exits_1(server_url: str, tmp_path: P
     assert 20 < len(table(tmp_path / "rows.csv")) < 50
 
 
-def test_nothing_usable_needs_no_server(tmp_path: Path) -> None:
-    result = affserve("infer", "missing.mp4", "--repository", "missing", cwd=tmp_path)
-
-    assert result.returncode == 1
-    assert result.stderr == (
-        "error: missing.mp4 does not exist; expected a video, an image or a folder of numbered images\n"
+def test_nothing_usable_needs_no_server(refused: Refused) -> None:
+    assert refused("infer", "missing.mp4", "--repository", "missing") == (
+        1,
+        "error: missing.mp4 does not exist; expected a video, an image or a folder of numbered images\n",
     )
 
 
@@ -198,12 +214,12 @@ def test_place_of_the_result(server_url: str, crops: Path, tmp_path: Path, out: 
         assert "Traceback" not in result.stderr
 
 
-def test_wrong_address_is_one_line(crops: Path, tmp_path: Path) -> None:
-    result = affserve("infer", crops, "--url", "127.0.0.1:9", cwd=tmp_path)
+def test_wrong_address_is_one_line(crops: Path, tmp_path: Path, refused: Refused) -> None:
+    code, stderr = refused("infer", crops, "--url", "127.0.0.1:9")
 
-    assert result.returncode == 1
-    assert result.stderr.startswith("error: no server at 127.0.0.1:9")
-    assert result.stderr.count("\n") == 1
+    assert code == 1
+    assert stderr.startswith("error: no server at 127.0.0.1:9")
+    assert stderr.count("\n") == 1
     assert not list(tmp_path.glob("*.csv*"))
 
 
@@ -220,24 +236,23 @@ def test_wrong_address_is_one_line(crops: Path, tmp_path: Path) -> None:
     ],
     ids=["no-server", "two-servers", "plot-on-stdout", "json-on-stdout", "another-format", "address", "unknown-option"],
 )
-def test_wrong_usage_exits_2(crops: Path, tmp_path: Path, arguments: list[str], complaint: str) -> None:
-    result = affserve("infer", crops, *arguments, cwd=tmp_path)
+def test_wrong_usage_exits_2(crops: Path, refused: Refused, arguments: list[str], complaint: str) -> None:
+    code, stderr = refused("infer", crops, *arguments)
 
-    assert result.returncode == 2
-    assert complaint in result.stderr
-    assert "Traceback" not in result.stderr
+    assert code == 2
+    assert complaint in stderr
 
 
-def test_sources_of_one_name_and_own_result_are_refused(tmp_path: Path) -> None:
+def test_sources_of_one_name_and_own_result_are_refused(tmp_path: Path, refused: Refused) -> None:
     first = write_crops(tmp_path / "crops", [1])
     (tmp_path / "deeper").mkdir()
     second = write_crops(tmp_path / "deeper" / "crops", [1])
     clip = write_video(tmp_path / "clip.mp4", moving_square(2))
 
-    assert affserve("infer", first, second, "--url", "a:1", cwd=tmp_path).returncode == 2
-    result = affserve("infer", clip, "--url", "a:1", "--overlay", clip, cwd=tmp_path)
-    assert result.returncode == 2
-    assert "overwrite the source" in result.stderr
+    assert refused("infer", first, second, "--url", "a:1")[0] == 2
+    code, stderr = refused("infer", clip, "--url", "a:1", "--overlay", clip)
+    assert code == 2
+    assert "overwrite the source" in stderr
 
 
 def test_address_may_come_from_the_environment(server_url: str, crops: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from affserve.benchmarks.video.faces import crop_distance_px
 from affserve.client.faces.cropper import FaceCropper, WholeImageCropper
 from affserve.client.faces.detector_file import MODEL_ENVIRONMENT, YUNET_FILE, cache_folder, find_detector
 from affserve.client.faces.detectors import HaarDetector, YuNetDetector
@@ -144,6 +145,12 @@ def test_haar_crops_agree_with_yunets_on_a_frontal_face(shared_data: Path, yunet
         placed = landmarks_in_crop(theirs.landmarks_px, similarity_to_reference(ours.landmarks_px))
         shifts.append(np.linalg.norm(placed - expected, axis=1).mean())
     assert np.mean(shifts) < 3.5  # pixels of 112; 2.1 measured
+
+
+def test_distance_of_crops_is_told_in_pixels_of_the_crop() -> None:
+    twice = 2 * REFERENCE_LANDMARKS_PX + 50  # in a frame that shows the face twice as large
+    assert crop_distance_px(twice, twice) == pytest.approx(0, abs=1e-4)
+    assert crop_distance_px(twice, twice + np.array([6, 8], dtype=np.float32)) == pytest.approx(5, abs=1e-3)
 
 
 def test_overlap_is_intersection_over_union() -> None:

@@ -25,7 +25,7 @@ from affserve.train.synthetic.plan import SyntheticConfig
 from affserve.train.trainer.log import read_log
 from affserve.train.trainer.run_folder import RunFolder
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
 KILL, TERMINATE = signal.SIGKILL, signal.SIGTERM
 
 

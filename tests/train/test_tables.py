@@ -29,6 +29,7 @@ from affserve.train.study.tables import PAPER_TABLE_1, PAPER_TABLE_2, RunScores,
 from affserve.train.synthetic.corpus import write_corpus
 from affserve.train.synthetic.plan import SyntheticConfig
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
 TINY = ("--quick", "--folds", "0,1", "--seeds", "0,1", "--epochs", "1", "--encoder-epochs", "1")
 
 

@@ -35,7 +35,7 @@ from affserve.train.synthetic.plan import SyntheticConfig
 from affserve.train.trainer.log import read_log
 from affserve.train.trainer.losses import BalanceConfig, class_weights, drawn_order, loss_weights
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
 
 
 @pytest.fixture(scope="module")

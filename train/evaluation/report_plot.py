@@ -13,6 +13,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: TID253 - this file is about it
 from matplotlib.colors import LogNorm  # noqa: TID253
 from matplotlib.figure import Figure  # noqa: TID253
+from matplotlib.image import imsave  # noqa: TID253
 from matplotlib.layout_engine import ConstrainedLayoutEngine  # noqa: TID253
 from matplotlib.ticker import FuncFormatter, PercentFormatter  # noqa: TID253
 
@@ -36,14 +37,20 @@ def draw_evaluation(evaluation: Evaluation) -> bytes:
     heights = [EXPRESSION_HEIGHT_IN] * upper + [LOWER_HEIGHT_IN] * bool(lower)
     layout = ConstrainedLayoutEngine(w_pad=PAD_IN, h_pad=PAD_IN)
     figure = Figure(figsize=(WIDTH_IN, sum(heights) or 1), dpi=DPI, layout=layout)
-    FigureCanvasAgg(figure)
     rows: Any = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0] if heights else []
     if upper:
         _draw_expressions(rows[0], evaluation)
     if lower:
         _draw_lower(rows[-1], evaluation, lower)
+    return as_png(figure)
+
+
+def as_png(figure: Figure) -> bytes:
+    """Return a figure as a PNG, drawn once: `savefig` would draw it a second time, for its layout."""
+    canvas: Any = FigureCanvasAgg(figure)  # matplotlib declares no types for what follows
     image = io.BytesIO()
-    figure.savefig(image, format="png")
+    canvas.draw()
+    imsave(image, canvas.buffer_rgba(), format="png")
     return image.getvalue()
 
 

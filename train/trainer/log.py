@@ -11,7 +11,6 @@ All have `time`, UTC in ISO 8601. Lines are flushed one by one; after a restart 
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import sys
@@ -163,6 +162,8 @@ def draw_curves(log: Path, target: Path) -> None:
     """Draw loss, learning rate and scores over the steps of a training."""
     from matplotlib.figure import Figure
 
+    from affserve.train.evaluation.report_plot import as_png
+
     lines = read_log(log)
     steps = [line for line in lines if line["kind"] == "step"]
     epochs = [line for line in lines if line["kind"] == "epoch"]
@@ -176,9 +177,7 @@ def draw_curves(log: Path, target: Path) -> None:
     for axes in (loss, rate, scores):
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png")
-    write_file(target, picture.getvalue())
+    write_file(target, as_png(figure))
 
 
 def _draw_loss(axes: Axes, steps: list[Line], epochs: list[Line]) -> None:
