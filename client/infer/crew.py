@@ -86,6 +86,7 @@ class Crew:
         self._patience_s = patience_s
         self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
         self._workers: set[_Worker] = set()
+        self._hiring = threading.Lock()  # of two threads that hire at once each takes a number of its own
         self._closing = False
 
     def __enter__(self) -> Crew:
@@ -125,10 +126,11 @@ class Crew:
         try:
             return self._idle.get_nowait()
         except queue.Empty:
-            taken = {worker.number for worker in self._workers}
-            number = next(number for number in itertools.count(1) if number not in taken)
-            worker = _Worker(number, *self._given)
-            self._workers.add(worker)
+            with self._hiring:
+                taken = {worker.number for worker in self._workers}
+                number = next(number for number in itertools.count(1) if number not in taken)
+                worker = _Worker(number, *self._given)
+                self._workers.add(worker)
             return worker
 
     def outcomes(self, tasks: Iterable[Task], told: Told = lambda *_: None) -> Iterator[Outcome]:
