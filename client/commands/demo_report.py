@@ -7,6 +7,7 @@ replacement, each with all their frames.
 
 from __future__ import annotations
 
+import csv
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from affserve.client.results.formats import CSV, read_csv
+from affserve.client.results.formats import CSV
 from affserve.train.errors import DataError
 from affserve.train.evaluation.metrics import metric_titles, people_drawn
 from affserve.train.evaluation.scores import Scores, constant_guess, score
@@ -75,12 +76,10 @@ class Comparison:
 
 def read_truth(path: Path) -> Labels:
     """Read the truth beside a generated video: (N, columns) by task."""
-    truth: dict[str, list[NDArray[np.float64]]] = {key: [] for key in TASKS}
-    for columns in read_csv(path):
-        for key, task in TASKS.items():
-            names = (key,) if task.kind == "one_of" else task.names
-            truth[key].append(np.stack([columns[name].astype(np.float64) for name in names], axis=1))
-    return {key: np.concatenate(blocks).astype(np.float32) for key, blocks in truth.items()}
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    names = {key: (key,) if task.kind == "one_of" else task.names for key, task in TASKS.items()}
+    return {key: np.array([[row[name] for name in names[key]] for row in rows], np.float32) for key in TASKS}
 
 
 def read_predictions(path: Path) -> Labels:
