@@ -23,7 +23,7 @@ from conftest import blurred_noise
 from numpy.typing import NDArray
 from rich.console import Console
 from rtsp_server import RtspServer
-from tiny_server import wait_for
+from tiny_server import pause, wait_for
 
 from affserve.benchmarks.video.live import grows, slope
 from affserve.client.client import AffectClient
@@ -373,7 +373,7 @@ def test_a_stopped_and_a_killed_server_cost_frames_and_nothing_else(repository: 
             wait_for(lambda: counters.decoded >= decoded)
             os.kill(server.pid, signal.SIGCONT)
 
-        os.kill(server.pid, signal.SIGSTOP)
+        pause(server.pid)
         before = counters.dropped
         threading.Thread(target=go_on_after, args=(counters.decoded + 40,)).start()
         answers_until(lambda: counters.dropped >= before + 10)

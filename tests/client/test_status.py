@@ -14,7 +14,7 @@ import psutil
 import pytest
 import tritonclient.grpc as triton
 from rich.console import Console
-from tiny_server import ask, make_frames, needs_wheel, stub_of, wait_for, write_repository
+from tiny_server import ask, make_frames, needs_wheel, pause, stub_of, wait_for, write_repository
 from tritonclient.utils import InferenceServerException
 from typer.testing import CliRunner
 
@@ -115,7 +115,7 @@ def test_wrong_port_says_so(server: TritonServer) -> None:
 
 def test_stuck_model_is_the_one_that_is_named(server: TritonServer) -> None:
     stub = stub_of(server.pid, "temporal_head")
-    os.kill(stub, signal.SIGSTOP)
+    pause(stub)
     seen = []
 
     def the_encoder_answered_in_time() -> bool:

@@ -15,6 +15,7 @@ import pytest
 import torch
 from clips import moving_square, write_crops, write_video
 from numpy.typing import NDArray
+from tiny_server import pause
 
 from affserve.benchmarks.serving.live_rows import write_live_rows
 from affserve.benchmarks.video import live
@@ -213,7 +214,7 @@ def test_an_error_that_lasts_loses_no_frame(server: SupervisedServer, expected: 
     with AffectClient(server.grpc_url, retry_for_s=0.0, timeout_s=0.5) as client:
         sequence = client.sequence()
         assert client.describe().stream is not None
-        os.kill(server.pid, signal.SIGSTOP)
+        pause(server.pid)
         with pytest.raises(InferenceError):
             blocks += sequence.push(FEATURES[:10])
         os.kill(server.pid, signal.SIGCONT)

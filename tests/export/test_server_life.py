@@ -27,6 +27,7 @@ from tiny_server import (
     has_ended,
     leftovers,
     needs_wheel,
+    pause,
     run_in_process,
     serve_command,
     server_name,
@@ -106,7 +107,7 @@ def test_a_stopped_model_that_answers_nobody_is_restarted(tiny: Path, monkeypatc
         events.append(event)
 
     with SupervisedServer(ServerConfig(repository=tiny, drain_timeout_s=0), on_event=be_patient_again) as running:
-        os.kill(stub_of(running.pid, "temporal_head"), signal.SIGSTOP)
+        pause(stub_of(running.pid, "temporal_head"))
         for name in ("PROBE_PERIOD_S", "PROBE_TIMEOUT_S", "STUCK_AFTER_S"):
             monkeypatch.setattr(supervisor, name, 0.1)
         wait_for(lambda: events)
