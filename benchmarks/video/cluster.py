@@ -34,7 +34,7 @@ def measure_cluster(repository: Path, film: Path, scratch: Path, progress: Progr
     """Return speeds, and the memory of the command with few and many paths."""
     clips = linked_clips(film, CLIP_FRAMES, scratch / "clips")
     speeds = _speeds(repository, clips, scratch, progress)
-    memory = {paths: _driver_mib(repository, paths, clips / "00.mp4", scratch) for paths in PATHS}
+    memory = {str(paths): _driver_mib(repository, paths, clips / "00.mp4", scratch) for paths in PATHS}
     figures = {
         "one node against infer": speeds["one_node_clips_per_s"] / speeds["infer_clips_per_s"],
         "two nodes against one": speeds["two_nodes_clips_per_s"] / speeds["one_core_clips_per_s"],
