@@ -235,7 +235,7 @@ def _rated(row: dict[str, Any], flops: int, peaks: Peaks) -> dict[str, Any]:
     rate = flops / (row["latency"]["p50_ms"] / 1000) / 1e9
     kind = row["product_type"]
     peak = float(peaks[kind if kind in peaks else FP16]["gflops"])
-    return {**row, "gflop": round(flops / 1e9, 4), "gflops": round(rate, 1), "of_peak": round(rate / peak, 3)}
+    return {**row, "gflop": round(flops / 1e9, 4), "gflops": round(rate, 1), "of_peak": float(f"{rate / peak:.3g}")}
 
 
 def _line(model: str, row: Mapping[str, Any]) -> str:
