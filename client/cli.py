@@ -5,6 +5,8 @@ Everything heavy is imported inside a command's body, so that `affserve --help` 
 
 from __future__ import annotations
 
+import errno
+import resource
 import signal
 import sys
 from pathlib import Path
@@ -34,6 +36,9 @@ EXTRA_OF = {
     **dict.fromkeys(("starlette", "uvicorn", "websockets", "python_multipart"), "page"),
     "ray": "ray",
 }
+
+LEAST_OPEN_FILES = 64  # a server, its shared memory and one video have some 25
+OPEN_FILES = 10_240  # more than any command needs, and the most that macOS allows
 
 
 class Sentences(TyperGroup):
@@ -143,6 +148,7 @@ def main() -> None:
 
 def _run() -> None:
     try:
+        _allow_open_files()
         app()
     except AffserveError as error:
         _fail(error)
@@ -154,6 +160,19 @@ def _run() -> None:
         if (what_to_do := remedy(error)) is None:
             raise
         _fail(AffserveError(f"{error}; {what_to_do}"))
+
+
+def _allow_open_files() -> None:
+    """Let this process open what the machine allows: at its own limit every library says something else, or aborts."""
+    now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if 0 <= most < LEAST_OPEN_FILES:  # -1 is no limit
+        raise AffserveError(
+            f"a process may have {most} files open here, and affserve needs {LEAST_OPEN_FILES}; "
+            f"{remedy(OSError(errno.EMFILE, ''))}"
+        )
+    wanted = OPEN_FILES if most < 0 else min(OPEN_FILES, most)
+    if 0 <= now < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
 
 
 def _fail(error: AffserveError) -> NoReturn:

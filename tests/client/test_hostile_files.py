@@ -351,12 +351,20 @@ def test_a_description_that_cannot_be_is_an_error(
 # --- few files may be open ---
 
 
-@needs_wheel
-def test_too_many_open_files_are_called_that(tiny: Path, tmp_path: Path) -> None:
+def infer_with_few_files(limits: str, tiny: Path, tmp_path: Path) -> subprocess.CompletedProcess[str]:
     crops = write_crops(tmp_path / "crops", [1, 2])
-    script = f"ulimit -n 12; exec {sys.executable} -m affserve.client infer {crops} --crops --repository {tiny}"
-    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    script = f"ulimit {limits}; exec {sys.executable} -m affserve.client infer {crops} --crops --repository {tiny}"
+    return subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=120, cwd=tmp_path)
+
+
+@needs_wheel
+def test_a_limit_of_open_files_that_can_be_raised_is(tiny: Path, tmp_path: Path) -> None:
+    done = infer_with_few_files("-S -n 16", tiny, tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_too_few_open_files_are_called_that(tmp_path: Path) -> None:
+    done = infer_with_few_files("-n 63", tmp_path, tmp_path)
     assert done.returncode == 1
-    assert done.stderr.startswith("error: "), done.stderr
+    assert done.stderr.startswith("error: a process may have 63 files open here, and affserve needs 64"), done.stderr
     assert "ulimit -n 4096" in done.stderr
-    assert "Traceback" not in done.stderr
