@@ -7,13 +7,14 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 from clips import moving_square, write_video
+from tiny_server import pause
 
 from affserve.benchmarks.measuring.processes import family
 from affserve.client.annotate.places import videos
@@ -99,15 +100,29 @@ def test_names_do_not_depend_on_other_videos(corpus: Path, tmp_path: Path) -> No
         list(videos(str(tmp_path)))
 
 
+@contextlib.contextmanager
+def may_be_paused(server_url: str) -> Iterator[Callable[[], None]]:
+    """Yield what stops a server, which goes on afterwards."""
+    port = int(server_url.rpartition(":")[2])
+    (pid,) = {one.pid for one in psutil.net_connections("tcp") if one.laddr.port == port and one.status == "LISTEN"}
+    try:
+        yield lambda: pause(pid)
+    finally:
+        psutil.Process(pid).resume()
+
+
 def test_a_killed_run_ends_with_its_workers_and_goes_on_when_called_again(
     server_url: str, corpus: Path, expected: Path, tmp_path: Path
 ) -> None:
-    with annotate(server_url, corpus, tmp_path, "--jobs", "2") as killed:
+    with annotate(server_url, corpus, tmp_path, "--jobs", "2") as killed, may_be_paused(server_url) as pause_server:
         wait_for(lambda: rows(tmp_path), killed)
         workers = family(killed.pid)[1:]
+        pause_server()  # so that they have nothing to tell, and do not find out by that
         killed.kill()
         killed.wait()
         wait_for(lambda: not any(map(psutil.pid_exists, workers)), killed, alive=False)
+        assert killed.stderr is not None
+        assert "Traceback" not in killed.stderr.read()
     assert workers
     assert not list(tmp_path.rglob(".*.part"))
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*-metadata.json")}

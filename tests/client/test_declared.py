@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from clips import write_crops
+from clips import moving_square, write_crops, write_video
 from conftest import blurred_noise
 from numpy.typing import NDArray
 from test_row_merger import DESCRIPTION, WIDTH, feature, pushed, seen
@@ -77,7 +77,7 @@ def written(client: AffectClient, crops: Path, out: Path, **choices: Any) -> Pat
     source = open_source(crops)
     row_format = next(one for one in FORMATS.values() if out.suffix in one.suffixes)
     outputs = OutputPaths(rows=out, row_format=row_format)
-    cropper = Croppers().cropper(source.already_cropped)
+    cropper = Croppers(crops=True).cropper(source.already_cropped)
     analyze_to_files(Job(source=source, cropper=cropper, outputs=outputs, **choices), client)
     return out
 
@@ -112,10 +112,14 @@ def test_rows_hold_what_evaluation_scores(
 def test_raw_rows_are_those_of_a_head_that_declares_nothing(
     declaring: tuple[AffectClient, Path], client: AffectClient, tmp_path: Path
 ) -> None:
-    crops = write_crops(tmp_path / "crops", list(range(1, FRAMES + 1)))
-    raw = written(declaring[0], crops, tmp_path / "raw.csv", raw=True).read_bytes()
-    assert raw == written(client, crops, tmp_path / "plain.csv").read_bytes()
-    assert raw != written(declaring[0], crops, tmp_path / "made.csv").read_bytes()
+    video = write_video(tmp_path / "clip.mp4", moving_square(FRAMES))
+    raw = written(declaring[0], video, tmp_path / "raw.csv", raw=True).read_bytes()
+    assert raw == written(client, video, tmp_path / "plain.csv").read_bytes()
+    assert raw != written(declaring[0], video, tmp_path / "made.csv").read_bytes()
+    annotate = ["annotate", str(video), "--crops", "--url", declaring[0].url, "--out", str(tmp_path / "out"), "--raw"]
+    told = CliRunner().invoke(app, annotate)
+    assert told.exit_code == 0, told.output
+    assert raw == (tmp_path / "out" / "clip.mp4.affect.csv").read_bytes()
 
 
 def test_frames_in_between_are_marked_and_lie_between(client: AffectClient, tmp_path: Path) -> None:
