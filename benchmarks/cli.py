@@ -13,12 +13,13 @@ import typer
 
 from affserve.benchmarks.engines import commands as engines
 from affserve.benchmarks.load import commands as load
-from affserve.benchmarks.measuring.command_line import FaceModel, Folder, keep, progress
+from affserve.benchmarks.measuring.command_line import FaceModel, Folder, keep
 from affserve.benchmarks.peers import commands as peers
 from affserve.benchmarks.report import commands as report
 from affserve.benchmarks.serving import commands as serving
 from affserve.benchmarks.training import commands as training
 from affserve.benchmarks.video import commands as video
+from affserve.train.cli import picked, tell
 
 bench_app = typer.Typer(help="Measure speed and memory, with results kept as JSON.", no_args_is_help=True)
 
@@ -62,15 +63,5 @@ def everything(
     """
     from affserve.benchmarks.everything import AllOptions, run_all
 
-    options = AllOptions(
-        target=target,
-        quick=quick,
-        fresh=fresh,
-        only=tuple(part or ()),
-        video=video,
-        face_model=face_model,
-        folder=folder,
-        dry_run=dry_run,
-    )
-    if not run_all(options, progress):
+    if not run_all(AllOptions(only=tuple(part or ()), **picked(locals(), AllOptions)), tell):
         raise typer.Exit(1)

@@ -11,9 +11,9 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from affserve.benchmarks.measuring.command_line import VIT
@@ -57,18 +57,20 @@ def run_all(options: AllOptions, tell: Tell) -> bool:
     parts = _chosen(options)
     if options.dry_run:
         for part in parts:
-            print(" ".join([*(f"{name}={value}" for name, value in part.environment.items()), *_shown(part, options)]))
+            environment = (f"{name}={value}" for name, value in part.environment.items())
+            print(" ".join([*environment, "affserve", *part.arguments]))
         return True
     done = {} if options.fresh else _read_state(options)
     failed: list[str] = []
     for number, part in enumerate(parts, start=1):
-        key = {"command": _shown(part, options), "commit": source_commit()}
+        command = ["affserve", *part.arguments]
+        key = {"command": command, "commit": source_commit()}
         if done.get(part.name) == key and part.name != REPORT:
             tell(f"[{number}/{len(parts)}] {part.name}: done before")
             continue
-        tell(f"[{number}/{len(parts)}] {part.name}: {' '.join(_shown(part, options))}")
+        tell(f"[{number}/{len(parts)}] {part.name}: {' '.join(command)}")
         started = time.monotonic()
-        if _run(part, options, tell):
+        if _run(part, tell):
             done[part.name] = key
             _write_state(options, done)
             tell(f"[{number}/{len(parts)}] {part.name}: {time.monotonic() - started:.0f} s")
@@ -94,43 +96,23 @@ def _chosen(options: AllOptions) -> list[Part]:
     names = [part.name for part in parts]
     if unknown := set(options.only) - set(names):
         raise DataError(f"there is no part {', '.join(sorted(unknown))}; expected some of {', '.join(names)}")
-    return [part for part in parts if not options.only or part.name in options.only]
+    chosen = [part for part in parts if not options.only or part.name in options.only]
+    return [part.into(options.folder) if options.folder else part for part in chosen]
 
 
-def _shown(part: Part, options: AllOptions) -> list[str]:
-    return ["affserve", *part.arguments, *_folder(part, options)]
-
-
-def _folder(part: Part, options: AllOptions) -> list[str]:
-    if options.folder is None:
-        return []
-    if part.takes_folder:
-        return ["--folder", str(options.folder)]
-    return [str(options.folder)] if part.name == REPORT else []
-
-
-def _run(part: Part, options: AllOptions, tell: Tell) -> bool:
+def _run(part: Part, tell: Tell) -> bool:
     """Run one part, its progress on our stderr; what it prints is in its JSON anyway."""
-    command = [sys.executable, "-m", "affserve.client", *part.arguments, *_folder(part, options)]
     environment = {**os.environ, **part.environment}
     try:
-        with _server(part) as url:
-            command = [url if argument == URL else argument for argument in command]
+        engine = part.engine or (gpu_sets(part.serves)[0] if part.serves else "")
+        with server_on(part.environment, part.serves, engine) if part.serves else nullcontext("") as url:
+            arguments = [url if argument == URL else argument for argument in part.arguments]
+            command = [sys.executable, "-m", "affserve.client", *arguments]
             done = subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, check=False)
     except AffserveError as error:
         tell(f"error: {error}")
         return False
     return done.returncode == 0
-
-
-@contextmanager
-def _server(part: Part) -> Iterator[str]:
-    """Run the server that a part asks for; yield its address, or nothing for a part without one."""
-    if part.serves is None:
-        yield ""
-        return
-    with server_on(part.environment, part.serves, part.engine or gpu_sets(part.serves)[0]) as url:
-        yield url
 
 
 def _read_state(options: AllOptions) -> dict[str, object]:
@@ -160,7 +142,13 @@ class Part:
     environment: Mapping[str, str] = field(default_factory=dict)
     serves: Path | None = None  # repository of a server that runs meanwhile; its address replaces URL
     engine: str = ""  # its engine set; "": the fastest at hand
-    takes_folder: bool = True  # whether the command has the option --folder
+    before_folder: tuple[str, ...] | None = ("--folder",)  # arguments before a folder of results; None: it takes none
+
+    def into(self, folder: Path) -> Part:
+        """Return the part with its results in a folder."""
+        if self.before_folder is None:
+            return self
+        return replace(self, arguments=(*self.arguments, *self.before_folder, str(folder)))
 
 
 # What a part is told of its size: in full, and quick.
@@ -258,8 +246,8 @@ def _part(
 
 
 def _models(*options: str) -> Part:
-    return Part(name="models", arguments=("bench", "models", "--architecture", VIT, *options), takes_folder=False)
+    return Part(name="models", arguments=("bench", "models", "--architecture", VIT, *options), before_folder=None)
 
 
 def _report() -> Part:
-    return Part(name=REPORT, arguments=("bench", REPORT), takes_folder=False)
+    return Part(name=REPORT, arguments=("bench", REPORT), before_folder=())

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # an import of any of these takes seconds
     from affserve.train.models.temporal_head import TemporalHeadConfig
     from affserve.train.synthetic.corpus import CorpusSummary
 
+Number = TypeVar("Number", int, float)
 STOPPED_EXIT_CODE = 128 + 15  # of a process that SIGTERM ended
 
 # What more than one command asks for.
@@ -42,6 +43,11 @@ Images = Annotated[
 ]
 CheckpointFolder = Annotated[Path, typer.Option("--out", help="Checkpoint folder to write.")]
 EncoderFolder = Annotated[Path, typer.Option(help="Checkpoint of affserve train encoder.")]
+HeadFolders = Annotated[
+    list[Path], typer.Option("--head", help="Checkpoint of a head or an ensemble; repeat it, one a task.")
+]
+Features = Annotated[Path, typer.Option(help="Folder of the features; what is missing there is computed.")]
+FeatureFolder = Annotated[Path, typer.Option(help="Folder of the features; one folder an encoder below it.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
 MicroBatch = Annotated[
     int | None, typer.Option(min=1, help="Samples that go through the model at once.  [default: what fits 24 GB]")
@@ -186,11 +192,11 @@ def tables(
     with _usage_errors():
         config = study_config(
             StudySizes(**picked(locals(), StudySizes)),
-            folds=_numbers("--folds", folds),
-            seeds=_numbers("--seeds", seeds or ("0,1" if quick else "0,1,2")),
+            folds=numbers(folds, int),
+            seeds=numbers(seeds or ("0,1" if quick else "0,1,2"), int),
             encoder_per_fold=encoder_per_fold,
         )
-    study = Study(corpus=open_corpus(corpus, image_root or (), images=images), config=config, out=out, tell=_to_stderr)
+    study = Study(corpus=open_corpus(corpus, image_root or (), images=images), config=config, out=out, tell=tell)
     finished = study.run()
     typer.echo(as_markdown(finished))
     if finished.failures:
@@ -200,8 +206,8 @@ def tables(
 def evaluate(
     corpus: CorpusFolder,
     encoder: EncoderFolder,
-    head: Annotated[list[Path], typer.Option(help="Checkpoint of a head or an ensemble; repeat it, one a task.")],
-    features: Annotated[Path, typer.Option(help="Folder of the features; what is missing there is computed.")],
+    head: HeadFolders,
+    features: Features,
     report: Annotated[
         Path | None, typer.Option(help="Folder for the report.  [default: evaluation; with --template none]")
     ] = None,
@@ -231,7 +237,7 @@ def evaluate(
     intervals of the official one's scores over people.
     """
     from affserve.train.corpus.affwild2 import open_corpus
-    from affserve.train.evaluation.submission import FillOptions, read_template
+    from affserve.train.evaluation.submission import read_template
     from affserve.train.evaluation.trained_model import TrainedModel, as_document
 
     paths = template or []
@@ -241,7 +247,7 @@ def evaluate(
     with progress_bar("computing features") as progress:
         model = TrainedModel(encoder, head, opened, features, device, progress, postprocess)
         if templates:
-            for told in model.fill(templates, FillOptions(**picked(locals(), FillOptions))):
+            for told in model.fill(templates, longest_tail):
                 typer.echo(told)
         if template and not report:
             return
@@ -265,14 +271,16 @@ def _scores_table(scores: Mapping[str, Scores], trained_on: Sequence[str]) -> st
     return "\n".join(lines)
 
 
-def _numbers(option: str, text: str) -> tuple[int, ...]:
+def numbers(text: str | None, kind: Callable[[str], Number]) -> tuple[Number, ...]:
+    """Parse numbers with commas between; kind: int or float."""
     try:
-        return tuple(int(part) for part in text.split(","))
+        return tuple(kind(part) for part in text.split(",")) if text else ()
     except ValueError as error:
-        raise typer.BadParameter(f"{option} is {text!r}, expected numbers like 0,1,2") from error
+        raise typer.BadParameter(f"{text!r} is no list of numbers such as 1,8,32") from error
 
 
-def _to_stderr(text: str) -> None:
+def tell(text: str) -> None:
+    """Say on stderr what is being done or has been found."""
     typer.echo(text, err=True)
 
 
@@ -315,23 +323,18 @@ def encoder(
     from affserve.train.trainer.losses import BalanceConfig
 
     with _usage_errors():
-        config = FinetuneConfig(
-            **{
-                **picked(locals(), FinetuneConfig),
-                "pretrained": None if pretrained == "none" else pretrained,
-                "tasks": tuple(task or [EXPRESSION.key]),
-                "balance": BalanceConfig(**picked(locals(), BalanceConfig)),
-            }
-        )
+        tasks, balance = tuple(task or [EXPRESSION.key]), BalanceConfig(**picked(locals(), BalanceConfig))
+        chosen = picked(locals(), FinetuneConfig)
+        config = FinetuneConfig(**{**chosen, "pretrained": None if pretrained == "none" else pretrained})
     opened = _joined(corpus, image_root, images, weight)
-    _train(out, lambda: finetune(opened, config, out, _to_stderr, fresh=fresh))
+    _train(out, lambda: finetune(opened, config, out, tell, fresh=fresh))
 
 
 @train_app.command()
 def features(
     corpus: Corpora,
     encoder: EncoderFolder,
-    out: Annotated[Path, typer.Option(help="Folder of the features; one folder an encoder below it.")],
+    out: FeatureFolder,
     image_root: ImageRoots = None,
     images: Images = None,
     device: Device = "cpu",
@@ -362,7 +365,7 @@ def features(
             device=local_device(device),
             config=config,
             progress=progress,
-            log=_to_stderr,
+            log=tell,
         )
     rate = f"{done.computed} computed in {done.seconds:.0f} s, {done.computed / max(done.seconds, 1e-9):.0f} a second"
     typer.echo(f"{done.folder}: features of {done.videos} videos, {done.frames} crops ({rate})")
@@ -375,15 +378,17 @@ def features(
 def head(
     corpus: Corpora,
     encoder: EncoderFolder,
-    features: Annotated[Path, typer.Option(help="Folder of the features; one folder an encoder below it.")],
+    features: FeatureFolder,
     out: CheckpointFolder,
     images: Images = None,
     weight: CorpusWeights = None,
     task: Tasks = None,
     size: Annotated[str, typer.Option(help="paper, or demo for a CPU.")] = "paper",
-    tcn: Annotated[bool, typer.Option(help="The temporal convolutions.")] = True,
-    attention: Annotated[bool, typer.Option(help="The Transformer encoder.")] = True,
-    gru: Annotated[bool, typer.Option(help="Two GRU layers of similar cost in place of both; streams.")] = False,
+    use_tcn: Annotated[bool, typer.Option("--tcn/--no-tcn", help="The temporal convolutions.")] = True,
+    use_encoder: Annotated[bool, typer.Option("--attention/--no-attention", help="The Transformer encoder.")] = True,
+    recurrent: Annotated[
+        bool, typer.Option("--gru/--no-gru", help="Two GRU layers of similar cost in place of both; streams.")
+    ] = False,
     norm: Annotated[
         str, typer.Option(help="Where the Transformer normalises: post, as the paper, or pre, better on small corpora.")
     ] = "post",
@@ -425,33 +430,25 @@ def head(
     """
     from affserve.train.labels import TASKS
     from affserve.train.models.checkpoint import load_encoder
+    from affserve.train.models.temporal_head import TemporalHeadConfig
     from affserve.train.stages.fit import FitConfig, fit
     from affserve.train.trainer.losses import BalanceConfig
 
     with _usage_errors():
         balance = BalanceConfig(**picked(locals(), BalanceConfig))
-        architecture = _architecture(
-            size,
-            tasks=tuple(task or TASKS),
-            use_tcn=tcn,
-            use_encoder=attention,
-            recurrent=gru,
-            norm=norm,
-            context_frames=context_frames,
-            lookahead_frames=lookahead_frames,
-        )
+        architecture = _architecture(size, tasks=tuple(task or TASKS), **picked(locals(), TemporalHeadConfig))
         config = FitConfig(head=architecture, **picked(locals(), FitConfig))
     _, checkpoint = load_encoder(encoder)
     opened = _joined(corpus, None, images, weight)
-    _train(out, lambda: fit(opened, features / checkpoint.fingerprint, config, out, _to_stderr, fresh=fresh))
+    _train(out, lambda: fit(opened, features / checkpoint.fingerprint, config, out, tell, fresh=fresh))
 
 
 @train_app.command(name="tune")
 def tune_head(
     corpus: CorpusFolder,
     encoder: EncoderFolder,
-    head: Annotated[list[Path], typer.Option(help="Checkpoint of a head or an ensemble; repeat it, one a task.")],
-    features: Annotated[Path, typer.Option(help="Folder of the features; what is missing there is computed.")],
+    head: HeadFolders,
+    features: Features,
     folds: Annotated[int, typer.Option(min=2, help="Shares of the people, each scored by what the others chose.")] = 5,
     postprocess: Annotated[
         str | None,
@@ -529,7 +526,7 @@ def _train(out: Path, train: Callable[[], Scores]) -> None:
         scores = train()
     except TrainingStopped as stopped:
         if ranks_of_environment().first:
-            _to_stderr(str(stopped))
+            tell(str(stopped))
         raise typer.Exit(STOPPED_EXIT_CODE) from stopped
     if ranks_of_environment().first:
         figures = ", ".join(f"{name} {value:.3f}{scores.share(name)}" for name, value in scores.summary().items())

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from affserve.benchmarks.measuring.command_line import VIT, Architecture, AsJson, Cores, Folder, keep, numbers, progress
+from affserve.benchmarks.measuring.command_line import VIT, Architecture, AsJson, Cores, Folder, keep
+from affserve.train.cli import numbers, tell
 
 
 def stages(
@@ -33,13 +34,12 @@ def stages(
 ) -> None:
     """Measure encoder and head without a server, per engine, beside the machine's limits, which are printed first."""
     from affserve.benchmarks.engines import stages as measuring
+    from affserve.benchmarks.engines.specs import MODELS
     from affserve.benchmarks.measuring.record import environment
     from affserve.export.machine.cores import usable_cores
 
     environment()  # before this process loads the machine
-    repositories, weights, left_out = measuring.find_repositories(
-        repository or [], architecture, device, progress, cache
-    )
+    repositories, weights, left_out = measuring.find_repositories(repository or [], architecture, device, tell, cache)
     config = measuring.StagesConfig(
         repositories=repositories,
         device=device,
@@ -49,31 +49,11 @@ def stages(
         seconds=seconds or (measuring.QUICK_SECONDS if quick else measuring.SECONDS),
         weights=weights,
     )
-    measured = measuring.measure_stages(config, progress)
+    measured = measuring.measure_stages(config, tell)
     measured["skipped"] += left_out
     name = f"stages-{measured['encoder']}" + ("" if device == "cpu" else f"-{device}")
-    keep(name, measured, folder, None if as_json else _table(measured))
-
-
-def _table(measured: dict[str, Any]) -> list[str]:
-    """Return one line for each engine and size."""
-    from affserve.export.contract import CLIP_ENCODER, TEMPORAL_HEAD
-
-    lines = []
-    for model in (CLIP_ENCODER.name, TEMPORAL_HEAD.name):
-        columns = f"{'frames/s':>10} {'median ms':>10} {'p99 ms':>9} {'MiB':>6} {'GFLOP/s':>8} {'of peak':>8}"
-        lines.append(f"{model:<14} {'engine':<24} {columns} {'eager':>7}")
-        for row in measured[model]:
-            if "left_out" in row:
-                continue
-            times = row.get("times_as_fast_as_eager")
-            figures = (
-                f"{row['frames_per_second']:>10.1f} {row['latency']['p50_ms']:>10.2f} {row['latency']['p99_ms']:>9.2f} "
-                f"{row['memory_mib']:>6.0f} {row['gflops']:>8.1f} {row['of_peak']:>8.2f}"
-            )
-            eager = f"{times['value']:>6.2f}x" if times else ""
-            lines.append(f"{row['frames']:>6} frames  {row['engine']:<24} {figures} {eager}")
-    return lines
+    lines = [measuring.line(model, row) for model in MODELS for row in measured[model]]
+    keep(name, measured, folder, None if as_json else lines)
 
 
 def models(
@@ -96,9 +76,9 @@ def models(
     checkpoints = random_checkpoints(architecture)
     engines = EngineOptions() if build_engines and can_build() else None
     if build_engines and engines is None:
-        progress("no plans: this machine has no GPU or no TensorRT for Python; served by ONNX Runtime instead")
+        tell("no plans: this machine has no GPU or no TensorRT for Python; served by ONNX Runtime instead")
     for one in precision or ("int8", "fp32"):
-        typer.echo(repository_of(checkpoints, Precision(one), use=use, engines=engines, progress=progress))
+        typer.echo(repository_of(checkpoints, Precision(one), use=use, engines=engines, progress=tell))
 
 
 COMMANDS = (stages, models)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from affserve.export.contract import CLIP_ENCODER, CPU, FEATURE_WIDTH, FEATURES,
 from affserve.export.engine_sets import ONNX_RUNTIME, OPENVINO
 from affserve.train.errors import ExportError
 
+T = TypeVar("T")
 Call = Callable[[NDArray[Any]], object]
 MIB = 2**20
 
@@ -168,9 +169,7 @@ _OPENERS: Mapping[str, Callable[[EngineSpec], Call]] = {
 
 def gpu_used_bytes(device: str) -> int:
     """Return what is in use on the first GPU, by whomever; engines are opened one after the other."""
-    if device == CPU:
-        return 0
-    library = gpu_library()
+    library = gpu_library() if device != CPU else None
     if library is None:
         return 0
     return int(library.nvmlDeviceGetMemoryInfo(library.nvmlDeviceGetHandleByIndex(0)).used)
@@ -186,22 +185,8 @@ def open_here(spec: EngineSpec) -> float:
     return _engine.open_s
 
 
-def prepare_here(frames: int) -> dict[str, float]:
-    """Call OpenEngine.prepare of this process's engine."""
-    return _opened().prepare(frames)
-
-
-def time_here(calls: int, warm: bool) -> list[float]:
-    """Call OpenEngine.time_calls of this process's engine."""
-    return _opened().time_calls(calls, warm)
-
-
-def memory_here() -> dict[str, float]:
-    """Call OpenEngine.memory_mib of this process's engine."""
-    return _opened().memory_mib()
-
-
-def _opened() -> OpenEngine:
+def do_here(method: Callable[..., T], *arguments: Any) -> T:
+    """Call a method of this process's engine."""
     if _engine is None:
         raise ExportError("this process has opened no engine")
-    return _engine
+    return method(_engine, *arguments)

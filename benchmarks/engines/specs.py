@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ KINDS = (EAGER, COMPILED, ONNX_RUNTIME, OPENVINO, TENSORRT)
 FP32, FP16, BF16, INT8, TF32 = "fp32", "fp16", "bf16", "int8", "tf32"
 # On a CPU, ONNX Runtime converts FP16 to FP32 and back around every operator; larger batches only take longer.
 FP16_ON_CPU_UP_TO = 8
+MODELS = (CLIP_ENCODER.name, TEMPORAL_HEAD.name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,17 +94,22 @@ def find_engines(repositories: Sequence[Path], device: str, threads: int, kinds:
     if device not in DEVICES:
         raise DataError(f"device is {device!r}, expected {' or '.join(DEVICES)}")
     versions = [(root, *_served(root)) for root in repositories]
-    search = _Search(device=device, threads=threads)
-    for model in (CLIP_ENCODER.name, TEMPORAL_HEAD.name):
-        for kind in wanted:
-            search.add(kind, model, versions)
-    graphs = {model: _flops_graph(model, versions) for model in (CLIP_ENCODER.name, TEMPORAL_HEAD.name)}
-    record = versions[0][2]
+    engines: list[EngineSpec] = []
+    skipped: list[Skipped] = []
+    for model, kind in product(MODELS, wanted):
+        obstacle, find_ways = _ENGINES[kind]
+        reason = obstacle(device)
+        ways = [] if reason else find_ways(model, versions, device)
+        engines += [EngineSpec(kind=kind, model=model, device=device, threads=threads, **way) for way in ways]
+        if not ways:
+            skipped.append(
+                Skipped(kind=kind, model=model, reason=reason or (NO_PLAN if kind == TENSORRT else NO_GRAPH))
+            )
     return Found(
-        engines=tuple(search.engines),
-        skipped=tuple(search.skipped),
-        flops_graphs=graphs,
-        encoder=str(record.encoder["architecture"]["architecture"]),
+        engines=tuple(engines),
+        skipped=tuple(skipped),
+        flops_graphs={model: _flops_graph(model, versions) for model in MODELS},
+        encoder=str(versions[0][2].encoder["architecture"]["architecture"]),
         graphs=tuple(
             {name: getattr(one, name) for name in ("model", "precision", "bytes", "parity")}
             for _, one in _artefacts(versions)
@@ -111,68 +118,39 @@ def find_engines(repositories: Sequence[Path], device: str, threads: int, kinds:
 
 
 Versions = Sequence[tuple[Path, int, VersionRecord]]
+Way = dict[str, Any]  # what else an EngineSpec has: the precision, and a path or an architecture
+NO_GRAPH = "the repository has no graph for it: affserve export ... --for gpu writes the FP16 one"
+NO_PLAN = "the repository has no plan for this GPU: affserve export ... --build-engines makes it"
 
 
-@dataclass(kw_only=True)
-class _Search:
-    device: str
-    threads: int
-    engines: list[EngineSpec] = field(default_factory=list)
-    skipped: list[Skipped] = field(default_factory=list)
+def _pytorch(model: str, versions: Versions, device: str) -> list[Way]:
+    record = versions[0][2]
+    heads = {"heads": [head["architecture"] for head in record.heads]}
+    architecture = dict(record.encoder["architecture"]) if model == CLIP_ENCODER.name else heads
+    precisions = (FP32,) if device == CPU else (FP32, FP16)
+    return [{"precision": precision, "architecture": architecture} for precision in precisions]
 
-    def add(self, kind: str, model: str, versions: Versions) -> None:
-        """Note the engines of one kind, or why there are none."""
-        reason = self._obstacle(kind)
-        if reason is None:
-            find = {ONNX_RUNTIME: self._onnx, OPENVINO: self._openvino, TENSORRT: self._plans}.get(kind, self._pytorch)
-            found = find(kind, model, versions)
-            self.engines += found
-            reason = None if found else self._nothing(kind)
-        if reason is not None:
-            self.skipped.append(Skipped(kind=kind, model=model, reason=reason))
 
-    def _obstacle(self, kind: str) -> str | None:
-        if kind in (EAGER, COMPILED):
-            return _pytorch_obstacle(self.device) or (_compiler_obstacle(self.device) if kind == COMPILED else None)
-        if kind == TENSORRT:
-            return _tensorrt_obstacle(self.device)
-        if kind == OPENVINO:
-            return _openvino_obstacle(self.device)
-        return _onnx_obstacle(self.device)
+def _onnx(model: str, versions: Versions, device: str) -> list[Way]:
+    found: dict[str, Path] = {}
+    for path, artefact in _artefacts(versions):
+        # A CPU's INT8 graph has operators in layouts that CUDA only emulates.
+        if artefact.model == model and not (device == CUDA and artefact.precision == INT8):
+            found.setdefault(artefact.precision, path)
+    order = (FP32, FP16, BF16, INT8)
+    return [{"precision": precision, "path": found[precision]} for precision in order if precision in found]
 
-    def _nothing(self, kind: str) -> str:
-        if kind == TENSORRT:
-            return "the repository has no plan for this GPU: affserve export ... --build-engines makes it"
-        return "the repository has no graph for it: affserve export ... --for gpu writes the FP16 one"
 
-    def _pytorch(self, kind: str, model: str, versions: Versions) -> list[EngineSpec]:
-        record = versions[0][2]
-        encoder = dict(record.encoder["architecture"])
-        architecture = encoder if model == CLIP_ENCODER.name else {"heads": [h["architecture"] for h in record.heads]}
-        precisions = (FP32,) if self.device == CPU else (FP32, FP16)
-        return [self._spec(kind, model, precision, architecture=architecture) for precision in precisions]
+def _openvino(model: str, versions: Versions, device: str) -> list[Way]:
+    """OpenVINO rounds the products of the half graph to bfloat16; the others it computes as they are."""
+    graphs = {way["precision"]: way for way in _onnx(model, versions, device)}
+    return [{**way, "precision": BF16 if name in (FP16, BF16) else name} for name, way in graphs.items()]
 
-    def _onnx(self, kind: str, model: str, versions: Versions) -> list[EngineSpec]:
-        found: dict[str, EngineSpec] = {}
-        for path, artefact in _artefacts(versions):
-            # A CPU's INT8 graph has operators in layouts that CUDA only emulates.
-            if artefact.model == model and not (self.device == CUDA and artefact.precision == INT8):
-                found.setdefault(artefact.precision, self._spec(kind, model, artefact.precision, path=path))
-        order = (FP32, FP16, BF16, INT8)
-        return [found[precision] for precision in order if precision in found]
 
-    def _openvino(self, kind: str, model: str, versions: Versions) -> list[EngineSpec]:
-        """OpenVINO rounds the products of the half graph to bfloat16; the others it computes as they are."""
-        graphs = {one.precision: one for one in self._onnx(kind, model, versions)}
-        return [replace(one, precision=BF16 if name in (FP16, BF16) else name) for name, one in graphs.items()]
-
-    def _plans(self, kind: str, model: str, versions: Versions) -> list[EngineSpec]:
-        gpu = find_gpus()[0]
-        paths = [root / model / str(number) / plan_file(gpu.compute_capability) for root, number, _ in versions]
-        return [self._spec(kind, model, FP16, path=path) for path in paths if path.is_file()][:1]
-
-    def _spec(self, kind: str, model: str, precision: str, **more: Any) -> EngineSpec:
-        return EngineSpec(kind=kind, model=model, precision=precision, device=self.device, threads=self.threads, **more)
+def _plans(model: str, versions: Versions, device: str) -> list[Way]:
+    name = plan_file(find_gpus()[0].compute_capability)
+    paths = [root / model / str(number) / name for root, number, _ in versions]
+    return [{"precision": FP16, "path": path} for path in paths if path.is_file()][:1]
 
 
 def _served(root: Path) -> tuple[int, VersionRecord]:
@@ -211,6 +189,8 @@ def _pytorch_obstacle(device: str) -> str | None:
 
 
 def _compiler_obstacle(device: str) -> str | None:
+    if reason := _pytorch_obstacle(device):
+        return reason
     if device == CPU and not any(shutil.which(name) for name in ("g++", "clang++", "c++")):
         return "torch.compile needs a C++ compiler, and g++, clang++ and c++ are not on PATH"
     return None
@@ -239,3 +219,13 @@ def _tensorrt_obstacle(device: str) -> str | None:
     if installed_tensorrt() is None:
         return "TensorRT for Python is not installed, or its libraries cannot be loaded"
     return None if find_gpus() else "no NVIDIA GPU (nvidia-smi finds none)"
+
+
+# Of each kind: what stands in its way on a device, and the ways to run a model of some repositories.
+_ENGINES: Mapping[str, tuple[Callable[[str], str | None], Callable[[str, Versions, str], list[Way]]]] = {
+    EAGER: (_pytorch_obstacle, _pytorch),
+    COMPILED: (_compiler_obstacle, _pytorch),
+    ONNX_RUNTIME: (_onnx_obstacle, _onnx),
+    OPENVINO: (_openvino_obstacle, _openvino),
+    TENSORRT: (_tensorrt_obstacle, _plans),
+}

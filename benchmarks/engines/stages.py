@@ -9,19 +9,19 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any, TypeVar
 
 from affserve.benchmarks.engines import limits
-from affserve.benchmarks.engines import process as engine_process
-from affserve.benchmarks.engines.specs import EAGER, FP16, FP32, EngineSpec, Found, find_engines
+from affserve.benchmarks.engines.process import OpenEngine, do_here, open_here
+from affserve.benchmarks.engines.specs import EAGER, FP16, FP32, MODELS, EngineSpec, Found, find_engines
 from affserve.benchmarks.measuring.gpus import CUDA, DEVICES
 from affserve.benchmarks.measuring.random_models import CACHE, random_checkpoints, repository_of
 from affserve.benchmarks.measuring.samples import ratio_interval, summary_ms
-from affserve.export.contract import CLIP_ENCODER, CPU, FEATURE_WIDTH, FEATURES, FRAMES, GPU, TEMPORAL_HEAD
+from affserve.export.contract import CLIP_ENCODER, CPU, FEATURE_WIDTH, FEATURES, FRAMES, GPU
 from affserve.export.engine_sets import ONNX_RUNTIME
 from affserve.export.graphs.flops import count_flops
 from affserve.export.precision.tolerances import Precision
@@ -31,7 +31,6 @@ from affserve.train.windows import WINDOW_FRAMES
 T = TypeVar("T")
 Peaks = Mapping[str, Mapping[str, Any]]
 
-MODELS = (CLIP_ENCODER.name, TEMPORAL_HEAD.name)
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 300)  # frames
 QUICK_BATCHES = (1, 8, 32)
 SECONDS, QUICK_SECONDS = 10.0, 2.0  # of measuring, for each engine and size
@@ -134,10 +133,8 @@ def _flops(found: Found, model: str, frames: int) -> int:
     return count_flops(found.flops_graphs[model], {FEATURES.name: (1, frames, FEATURE_WIDTH)})
 
 
-@contextmanager
-def _process() -> Iterator[ProcessPoolExecutor]:
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
-        yield process
+def _process() -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
 
 
 class _Runner:
@@ -146,19 +143,11 @@ class _Runner:
     def __init__(self, spec: EngineSpec, process: ProcessPoolExecutor) -> None:
         self.spec = spec
         self._process = process
-        self.open_s = self._do(engine_process.open_here, spec)
+        self.open_s = process.submit(open_here, spec).result()
 
-    def _do(self, work: Callable[..., T], *arguments: Any) -> T:
-        return self._process.submit(work, *arguments).result()
-
-    def prepare(self, frames: int) -> dict[str, float]:
-        return self._do(engine_process.prepare_here, frames)
-
-    def time_calls(self, calls: int, warm: bool) -> list[float]:
-        return self._do(engine_process.time_here, calls, warm)
-
-    def memory(self) -> dict[str, float]:
-        return self._do(engine_process.memory_here)
+    def do(self, method: Callable[..., T], *arguments: Any) -> T:
+        """Call a method of OpenEngine."""
+        return self._process.submit(do_here, method, *arguments).result()
 
 
 def _measure_model(
@@ -172,22 +161,23 @@ def _measure_model(
             runners.append(_Runner(spec, stack.enter_context(_process())))
         for frames in config.batches:
             rows += _measure_size(runners, frames, config.seconds)
-            progress("\n".join(_line(model, row) for row in rows if row["frames"] == frames))
+            progress("\n".join(line(model, row) for row in rows if row["frames"] == frames))
     return rows
 
 
 def _measure_size(runners: Sequence[_Runner], frames: int, seconds: float) -> list[dict[str, Any]]:
     """Time all engines at one size in turns; return a row for each, left-out ones included."""
     taking = [runner for runner in runners if runner.spec.obstacle(frames) is None]
-    first = {runner.spec.name: runner.prepare(frames) for runner in taking}
+    first = {runner.spec.name: runner.do(OpenEngine.prepare, frames) for runner in taking}
     rounds = _rounds(max(one["second_s"] for one in first.values()), seconds)
     slices: dict[str, list[list[float]]] = {runner.spec.name: [] for runner in taking}
     for _ in range(rounds):
         for runner in taking:
             call_s = first[runner.spec.name]["second_s"]
             calls = max(1, min(MOST_CALLS // rounds, int(seconds / rounds / call_s)))
-            slices[runner.spec.name].append(runner.time_calls(calls, warm=call_s < REWARM_BELOW_S))
-    rows = [{**_row(runner, frames, slices), "first_call_ms": _first_ms(first[runner.spec.name])} for runner in taking]
+            slices[runner.spec.name].append(runner.do(OpenEngine.time_calls, calls, call_s < REWARM_BELOW_S))
+    first_ms = {name: round(1000 * one["first_s"], 1) for name, one in first.items()}
+    rows = [{**_row(runner, frames, slices), "first_call_ms": first_ms[runner.spec.name]} for runner in taking]
     left_out = [
         {"engine": runner.spec.name, "frames": frames, "left_out": runner.spec.obstacle(frames)}
         for runner in runners
@@ -198,10 +188,6 @@ def _measure_size(runners: Sequence[_Runner], frames: int, seconds: float) -> li
 
 def _rounds(slowest_s: float, seconds: float) -> int:
     return max(LEAST_ROUNDS, min(MOST_ROUNDS, int(seconds / slowest_s)))
-
-
-def _first_ms(prepared: Mapping[str, float]) -> float:
-    return round(1000 * prepared["first_s"], 1)
 
 
 def _row(runner: _Runner, frames: int, slices: Mapping[str, list[list[float]]]) -> dict[str, Any]:
@@ -217,7 +203,7 @@ def _row(runner: _Runner, frames: int, slices: Mapping[str, list[list[float]]]) 
         "frames_per_second": round(frames / median(times_s), 2),
         "latency": summary_ms(times_s),
         "open_s": round(runner.open_s, 2),
-        **runner.memory(),
+        **runner.do(OpenEngine.memory_mib),
         "samples_ms": [[round(1000 * time, 4) for time in part] for part in mine],
     }
     eager = slices.get(f"{EAGER}-{FP32}")
@@ -238,12 +224,14 @@ def _rated(row: dict[str, Any], flops: int, peaks: Peaks) -> dict[str, Any]:
     return {**row, "gflop": round(flops / 1e9, 4), "gflops": round(rate, 1), "of_peak": float(f"{rate / peak:.3g}")}
 
 
-def _line(model: str, row: Mapping[str, Any]) -> str:
+def line(model: str, row: Mapping[str, Any]) -> str:
+    """Return what one engine did at one size as a line for people."""
     if "left_out" in row:
         return f"{model} x{row['frames']} {row['engine']}: left out: {row['left_out']}"
     latency = row["latency"]
     faster = f", {row['times_as_fast_as_eager']['value']:.2f}x eager" if "times_as_fast_as_eager" in row else ""
+    rate = f", {row['gflops']:.1f} GFLOP/s, {row['of_peak']:.2f} of the peak" if "gflops" in row else ""
     return (
         f"{model} x{row['frames']} {row['engine']}: {row['frames_per_second']:.1f} frames/s, median "
-        f"{latency['p50_ms']:.2f} ms, p99 {latency['p99_ms']:.2f} ms, {row['memory_mib']:.0f} MiB{faster}"
+        f"{latency['p50_ms']:.2f} ms, p99 {latency['p99_ms']:.2f} ms, {row['memory_mib']:.0f} MiB{rate}{faster}"
     )

@@ -6,16 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from affserve.benchmarks.measuring.command_line import (
-    AsJson,
-    Folder,
-    Repository,
-    Threads,
-    keep,
-    numbers,
-    progress,
-    server,
-)
+from affserve.benchmarks.measuring.command_line import AsJson, Folder, Repository, Threads, keep, server
+from affserve.train.cli import numbers, tell
 
 
 def load(
@@ -61,7 +53,7 @@ def load(
         timeout_s=timeout,
     )
     with server(repository, url, threads) as client:
-        measured = measure_load(client.url, config, progress)
+        measured = measure_load(client.url, config, tell)
     keep(name or f"load-{model.replace(',', '-')}", measured, folder, None if as_json else _lines(measured))
     if any(search["requests_per_second"] == 0 for search in measured["slo"]):
         raise typer.Exit(1)

@@ -59,16 +59,14 @@ class Search:
     trials: tuple[Trial, ...]  # in the order they were measured
 
 
-def highest_rate(
-    kept: Callable[[float, bool], bool], first: float, *, tolerance: float = TOLERANCE, whole: bool = False
-) -> Search:
-    """Return the highest rate that keeps the promise, to within `tolerance`.
+def highest_rate(kept: Callable[[float, bool], bool], first: float, *, whole: bool = False) -> Search:
+    """Return the highest rate that keeps the promise, to within TOLERANCE.
 
     kept: measures a rate and says whether the promise held; its second argument says that the answer is to be confirmed
     (measure for longer). first: where to start. whole: only whole numbers, such as cameras.
     """
-    if first <= 0 or not 0 < tolerance < 1:
-        raise ValueError(f"first rate is {first}, tolerance {tolerance}; expected above 0, and between 0 and 1")
+    if first <= 0:
+        raise ValueError(f"first rate is {first}; expected above 0")
     trials: list[Trial] = []
 
     def tried(rate: float, confirming: bool = False) -> bool:
@@ -77,10 +75,10 @@ def highest_rate(
         return held
 
     low, high = _bracket(tried, first, whole)
-    while low > 0 and (high - low > 1 if whole else high > low * (1 + tolerance)):
+    while low > 0 and (high - low > 1 if whole else high > low * (1 + TOLERANCE)):
         middle = (low + high) // 2 if whole else (low + high) / 2
         low, high = (middle, high) if tried(middle) else (low, middle)
-    return Search(rate=_confirmed(tried, low, tolerance, whole), trials=tuple(trials))
+    return Search(rate=_confirmed(tried, low, whole), trials=tuple(trials))
 
 
 def _bracket(tried: Callable[[float], bool], first: float, whole: bool) -> tuple[float, float]:
@@ -100,12 +98,12 @@ def _bracket(tried: Callable[[float], bool], first: float, whole: bool) -> tuple
     return 0, rate
 
 
-def _confirmed(tried: Callable[[float, bool], bool], rate: float, tolerance: float, whole: bool) -> float:
+def _confirmed(tried: Callable[[float, bool], bool], rate: float, whole: bool) -> float:
     """Return the first rate, going down in small steps, that is kept once more; 0 when none of them is."""
     for _ in range(CONFIRMATIONS):
         if rate <= 0:
             return 0
         if tried(rate, True):
             return rate
-        rate = rate - 1 if whole else rate * (1 - tolerance)
+        rate = rate - 1 if whole else rate * (1 - TOLERANCE)
     return 0

@@ -1,12 +1,12 @@
-"""What the commands of `affserve bench` share: options, progress on stderr, a server to ask, and keeping a result."""
+"""What the commands of `affserve bench` share: options, a server to ask, and keeping a result."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -25,12 +25,6 @@ FaceDetector = Annotated[str, typer.Option(help="auto, yunet or haar.")]
 Crops = Annotated[bool, typer.Option("--crops", help="The frames are face crops: find no faces.")]
 
 VIT = "ViT-B-32"
-Number = TypeVar("Number", int, float)
-
-
-def progress(text: str) -> None:
-    """Say on stderr what is being done or has been found."""
-    typer.echo(text, err=True)
 
 
 @contextmanager
@@ -50,11 +44,3 @@ def keep(name: str, measured: dict[str, Any], folder: Path | None, lines: Sequen
 
     typer.echo(json.dumps(without_samples(measured), indent=2) if lines is None else "\n".join(lines))
     typer.echo(f"saved {save(name, measured, folder)}", err=True)
-
-
-def numbers(text: str | None, kind: Callable[[str], Number]) -> tuple[Number, ...]:
-    """Parse numbers with commas between; kind: int or float."""
-    try:
-        return tuple(kind(part) for part in text.split(",")) if text else ()
-    except ValueError as error:
-        raise typer.BadParameter(f"{text!r} is no list of numbers such as 1,8,32") from error

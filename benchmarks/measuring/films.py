@@ -64,7 +64,7 @@ def _tile(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 def _mosaics(tiles: list[NDArray[np.uint8]], faces: int, frames: int) -> Iterator[av.VideoFrame]:
     apart = len(tiles) // MOST_FACES
-    for number in itertools.islice(itertools.count(), frames):
+    for number in range(frames):
         canvas = np.full((ROWS * TILE_PX, COLUMNS * TILE_PX, 3), BACKGROUND, dtype=np.uint8)
         for face in range(faces):
             top, left = (face // COLUMNS) * TILE_PX, (face % COLUMNS) * TILE_PX

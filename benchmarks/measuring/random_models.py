@@ -22,7 +22,7 @@ from affserve.export.artefacts.material import CALIBRATION_FRAMES, PARITY_FRAMES
 from affserve.export.precision.tolerances import Precision
 from affserve.export.repository.manifest import MANIFEST_SCHEMA
 from affserve.train.errors import DataError
-from affserve.train.files import sole_user
+from affserve.train.files import sole_user, staged_file
 from affserve.train.windows import WINDOW_FRAMES
 
 if TYPE_CHECKING:
@@ -148,15 +148,14 @@ def _export(checkpoints: Checkpoints, folder: Path, options: ExportOptions, cach
     export_repository(checkpoints.encoder, heads, target, material=material, options=options)
 
 
-def generated_faces(cache: Path = CACHE, count: int = WINDOW_FRAMES + CALIBRATION_FRAMES) -> NDArray[np.uint8]:
-    """Return (count, 224, 224, 3) uint8 crops of drawn faces; the last CALIBRATION_FRAMES show other people."""
-    path = cache / f"faces-{count}.npy"
+def generated_faces(cache: Path = CACHE) -> NDArray[np.uint8]:
+    """Return (N, 224, 224, 3) uint8 crops of drawn faces; the last CALIBRATION_FRAMES show other people."""
+    path = cache / f"faces-{WINDOW_FRAMES + CALIBRATION_FRAMES}.npy"
     if not path.exists():
-        material = generated_material(count - CALIBRATION_FRAMES, CALIBRATION_FRAMES)
+        material = generated_material(WINDOW_FRAMES, CALIBRATION_FRAMES)
         cache.mkdir(parents=True, exist_ok=True)
-        staging = path.with_suffix(".tmp.npy")
-        np.save(staging, np.concatenate([material.parity, material.calibration]))
-        staging.replace(path)
+        with staged_file(path) as file:
+            np.save(file, np.concatenate([material.parity, material.calibration]))
     faces: NDArray[np.uint8] = np.load(path)
     return faces
 

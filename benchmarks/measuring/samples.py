@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 PERCENTILES = (50, 90, 95, 99)
-CONFIDENCE = 0.95
 RESAMPLES = 2000
 # Values resampled at once: 16 MB of indices at a time, however long the runs are.
 _BLOCK_VALUES = 2_000_000
@@ -22,7 +21,7 @@ _BLOCK_VALUES = 2_000_000
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """A figure and the range that holds the true one with the confidence asked for."""
+    """A figure and the range that holds the true one with a confidence of 95 %."""
 
     value: float  # of the samples as they are
     low: float
@@ -36,9 +35,9 @@ class Interval:
         """Say whether a value lies inside: a ratio whose interval holds 1 has not changed beyond noise."""
         return self.low <= number <= self.high
 
-    def rounded(self, digits: int = 3) -> dict[str, float]:
-        """Return it as plain values for JSON, rounded to so many decimals."""
-        return {name: round(getattr(self, name), digits) for name in ("value", "low", "high")}
+    def rounded(self) -> dict[str, float]:
+        """Return it as plain values for JSON, rounded to three decimals."""
+        return {name: round(getattr(self, name), 3) for name in ("value", "low", "high")}
 
 
 def percentiles(values: Sequence[float], wanted: Sequence[float] = PERCENTILES) -> dict[str, float]:
@@ -56,20 +55,15 @@ def summary_ms(times_s: Sequence[float], digits: int = 3) -> dict[str, float]:
     return {name: round(value, digits) for name, value in (told | {"mean_ms": 1000 * float(np.mean(times_s))}).items()}
 
 
-def median_interval(values: Sequence[float], confidence: float = CONFIDENCE, *, seed: int = 0) -> Interval:
+def median_interval(values: Sequence[float], *, seed: int = 0) -> Interval:
     """Return the median of `values` and its percentile-bootstrap interval."""
     sample = _checked(values)
     medians = _resampled_medians(sample, np.random.default_rng(seed))
-    return _interval(float(np.median(sample)), medians, confidence)
+    return _interval(float(np.median(sample)), medians)
 
 
 def ratio_interval(
-    numerator: Sequence[float],
-    denominator: Sequence[float],
-    confidence: float = CONFIDENCE,
-    *,
-    in_turns: bool,
-    seed: int = 0,
+    numerator: Sequence[float], denominator: Sequence[float], *, in_turns: bool, seed: int = 0
 ) -> Interval:
     """Return median(numerator) / median(denominator) and its percentile-bootstrap interval.
 
@@ -87,7 +81,7 @@ def ratio_interval(
     second = np.random.default_rng(seed if in_turns else seed + 1)
     medians_above = _resampled_medians(above, first)
     medians_below = _resampled_medians(below, second)
-    return _interval(float(np.median(above) / np.median(below)), medians_above / medians_below, confidence)
+    return _interval(float(np.median(above) / np.median(below)), medians_above / medians_below)
 
 
 def _resampled_medians(sample: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
@@ -101,11 +95,8 @@ def _resampled(count: int, rng: np.random.Generator) -> Iterator[NDArray[np.int6
         yield rng.integers(0, count, (min(rows, RESAMPLES - start), count))
 
 
-def _interval(value: float, drawn: NDArray[np.float64], confidence: float) -> Interval:
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence is {confidence}, expected between 0 and 1")
-    outside = 50 * (1 - confidence)
-    low, high = np.percentile(drawn, (outside, 100 - outside))
+def _interval(value: float, drawn: NDArray[np.float64]) -> Interval:
+    low, high = np.percentile(drawn, (2.5, 97.5))
     return Interval(value=value, low=float(low), high=float(high))
 
 

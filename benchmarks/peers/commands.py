@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from affserve.benchmarks.measuring.command_line import VIT, Architecture, Cores, Folder, keep, progress
+from affserve.benchmarks.measuring.command_line import VIT, Architecture, Cores, Folder, keep
+from affserve.train.cli import picked, tell
 
 
 def peers(
@@ -37,20 +38,11 @@ def peers(
 
     if (encoder is None) != (head is None):
         raise typer.BadParameter("give --encoder and --head, or neither")
-    given = Checkpoints(encoder=encoder, head=head, weights="given") if encoder and head else None
-    options = PeerOptions(
-        architecture=architecture if given is None else given.encoder.name,
-        checkpoints=given,
-        frames=frames,
-        trial_frames=trial_frames,
-        rounds=rounds,
-        threads=threads or usable_cores(),
-        device=device,
-        engine=engine,
-        transport=transport,
-        quick=quick,
-    )
-    measured = measure_peers(options, progress)
+    checkpoints = None
+    if encoder and head:
+        checkpoints, architecture = Checkpoints(encoder=encoder, head=head, weights="given"), encoder.name
+    threads = threads or usable_cores()
+    measured = measure_peers(PeerOptions(**picked(locals(), PeerOptions)), tell)
     name = f"peers-{measured['architecture']}"
     keep(name if device == "cpu" else f"{name}-{device.replace(':', '')}", measured, folder)
 

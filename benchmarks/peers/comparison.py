@@ -143,26 +143,21 @@ def _our_systems(repositories: Mapping[Precision, Path], options: PeerOptions) -
         ours[ALONE] = [replace(config, without=(OPENVINO,)) for config in _our_configs(int8, options)]
     if options.device != CPU and options.engine is None:
         for precision, root in repositories.items():
-            (config,) = _our_configs(root, options)
-            first, *others = [replace(config, engine=name) for name in gpu_sets(root)]
-            ours[_ours(precision)] = [first]
-            ours |= {f"{_ours(precision)}, set {one.engine}": [one] for one in others}
+            (fastest,) = ours[_ours(precision)]
+            others = gpu_sets(root)[1:]
+            ours |= {f"{_ours(precision)}, set {name}": [replace(fastest, engine=name)] for name in others}
     return ours
 
 
 def _our_configs(repository: Path, options: PeerOptions) -> list[ServerConfig]:
     """Return the same choices as the peers have: all threads in one instance, or one thread in each of several."""
     cores = options.threads
-    shared = ServerConfig(repository=repository, engine=_engine(repository, options), drain_timeout_s=0.0)
+    engine = options.engine or (engine_sets.CPU if options.device == CPU else gpu_sets(repository)[0])
+    shared = ServerConfig(repository=repository, engine=engine, drain_timeout_s=0.0)
     if options.device != CPU:
         return [shared]
     one = replace(shared, threads=cores, instances=1)
     return [one, replace(shared, threads=1, instances=cores)] if cores > 1 else [one]
-
-
-def _engine(repository: Path, options: PeerOptions) -> str:
-    fastest = engine_sets.CPU if options.device == CPU else gpu_sets(repository)[0]
-    return options.engine or fastest
 
 
 def _ours(precision: Precision) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import importlib.metadata
+import json
 import os
 import shutil
 import signal
@@ -20,6 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from affserve.benchmarks.measuring.random_models import Checkpoints, Progress
 from affserve.export.machine.ports import choose_ports
@@ -70,17 +72,14 @@ class PeerSettings:
 
     def environment(self) -> Mapping[str, str]:
         """Return the environment variables of a peer's processes."""
-        from affserve.benchmarks.peers import model
+        from affserve.benchmarks.peers.model import SETTINGS_VARIABLE
 
+        paths = [str(path.resolve()) for path in (self.checkpoints.encoder, self.checkpoints.head)]
         return {
             **os.environ,
             "PYTHONPATH": str(self.site.resolve()),
             "OMP_NUM_THREADS": str(self.threads),
-            model.ENCODER_VARIABLE: str(self.checkpoints.encoder.resolve()),
-            model.HEAD_VARIABLE: str(self.checkpoints.head.resolve()),
-            model.THREADS_VARIABLE: str(self.threads),
-            model.DEVICE_VARIABLE: self.device,
-            model.ENGINE_VARIABLE: self.engine,
+            SETTINGS_VARIABLE: json.dumps([*paths, self.threads, self.device, self.engine]),
         }
 
 
@@ -91,16 +90,7 @@ def peer_server(module: str, settings: PeerSettings, arguments: Sequence[object]
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "peer.log"
         with log.open("wb") as output:
-            # Outside the checkout, whose folders would otherwise be importable by bare names.
-            process = subprocess.Popen(
-                [sys.executable, "-m", module, str(port), *map(str, arguments)],
-                env=dict(settings.environment()),
-                cwd=folder,
-                stdin=subprocess.PIPE,  # its end is ours: see end_with_parent
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-            )
+            process = _start(folder, [module, port, *arguments], settings, stdout=output, stderr=output)
         try:
             _wait_until_healthy(process, port, log)
             yield port
@@ -112,15 +102,7 @@ def peer_server(module: str, settings: PeerSettings, arguments: Sequence[object]
 def peer_script(module: str, settings: PeerSettings) -> Iterator[subprocess.Popen[str]]:
     """Run a peer that is commanded through its standard input; yield it once it says that it is ready."""
     with tempfile.TemporaryDirectory() as folder:
-        process = subprocess.Popen(
-            [sys.executable, "-m", module],
-            env=dict(settings.environment()),
-            cwd=folder,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
+        process = _start(folder, [module], settings, stdout=subprocess.PIPE)
         try:
             told(process)
             yield process
@@ -132,6 +114,19 @@ def peer_script(module: str, settings: PeerSettings) -> Iterator[subprocess.Pope
             _stop(process)
 
 
+def _start(folder: str, command: Sequence[object], settings: PeerSettings, **output: Any) -> subprocess.Popen[str]:
+    """Start a peer outside the checkout, whose folders would otherwise be importable by bare names."""
+    return subprocess.Popen(
+        [sys.executable, "-m", *map(str, command)],
+        env=dict(settings.environment()),
+        cwd=folder,
+        stdin=subprocess.PIPE,  # its end is ours: see end_with_parent
+        text=True,
+        start_new_session=True,
+        **output,
+    )
+
+
 def told(process: subprocess.Popen[str]) -> str:
     """Return the next line that a commanded peer prints; ServerError when it has ended."""
     line = process.stdout.readline() if process.stdout is not None else ""
@@ -140,7 +135,7 @@ def told(process: subprocess.Popen[str]) -> str:
     return line
 
 
-def _wait_until_healthy(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+def _wait_until_healthy(process: subprocess.Popen[str], port: int, log: Path) -> None:
     deadline = time.monotonic() + START_TIMEOUT_S
     while not _healthy(port):
         if process.poll() is not None or time.monotonic() > deadline:
@@ -161,7 +156,7 @@ def _healthy(port: int) -> bool:
         connection.close()
 
 
-def _stop(process: subprocess.Popen[bytes] | subprocess.Popen[str]) -> None:
+def _stop(process: subprocess.Popen[str]) -> None:
     """End a peer, in peace where it listens, and everything that it started: the group is its own."""
     with contextlib.suppress(ProcessLookupError):
         process.send_signal(signal.SIGINT)

@@ -6,6 +6,7 @@ Runs in the peers' processes. Only training code is imported: what serves is the
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import tempfile
@@ -20,11 +21,7 @@ from numpy.typing import NDArray
 
 from affserve.train.models.checkpoint import load_encoder, load_head
 
-ENCODER_VARIABLE = "AFFSERVE_PEER_ENCODER"
-HEAD_VARIABLE = "AFFSERVE_PEER_HEAD"
-THREADS_VARIABLE = "AFFSERVE_PEER_THREADS"
-DEVICE_VARIABLE = "AFFSERVE_PEER_DEVICE"
-ENGINE_VARIABLE = "AFFSERVE_PEER_ENGINE"  # empty: PyTorch
+SETTINGS_VARIABLE = "AFFSERVE_PEER"  # JSON: paths of encoder and head, threads, device, engine (empty: PyTorch)
 STANDARD_INPUT = 0
 KEEP_ALIVE_S = 600  # between requests of one connection: a peer waits while the others take their turns
 FRAME_SHAPE = (224, 224, 3)
@@ -136,8 +133,7 @@ def end_with_parent() -> None:
 
 
 def model_of_environment() -> PeerModel:
-    """Load what the environment variables of this process name."""
-    values = os.environ
-    paths = Path(values[ENCODER_VARIABLE]), Path(values[HEAD_VARIABLE])
-    threads, engine = int(values[THREADS_VARIABLE]), values[ENGINE_VARIABLE]
-    return ExportedModel(*paths, threads, engine) if engine else PeerModel(*paths, threads, values[DEVICE_VARIABLE])
+    """Load what the environment of this process names."""
+    encoder, head, threads, device, engine = json.loads(os.environ[SETTINGS_VARIABLE])
+    paths = Path(encoder), Path(head)
+    return ExportedModel(*paths, threads, engine) if engine else PeerModel(*paths, threads, device)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import orjson
@@ -18,8 +19,6 @@ from fastapi import FastAPI, Request, Response
 
 from affserve.benchmarks.peers.model import KEEP_ALIVE_S, end_with_parent, model_of_environment
 
-BYTES = "application/octet-stream"
-
 
 def create_app() -> FastAPI:
     """Load the model and make the application of one worker process."""
@@ -27,24 +26,16 @@ def create_app() -> FastAPI:
     app = FastAPI()
     one_thread = ThreadPoolExecutor(max_workers=1)
 
-    def _encode(body: bytes) -> bytes:
-        return model.encode(model.frames_of(body)).tobytes()
+    def serve(path: str, work: Callable[[bytes], bytes], media_type: str) -> None:
+        async def answer(request: Request) -> Response:
+            body = await request.body()
+            done = await asyncio.get_running_loop().run_in_executor(one_thread, work, body)
+            return Response(done, media_type=media_type)
 
-    def _predict(body: bytes) -> bytes:
-        answer: bytes = orjson.dumps(model.predict(model.features_of(body)))
-        return answer
+        app.add_api_route(path, answer, methods=["POST"], response_model=None)
 
-    async def encode(request: Request) -> Response:
-        body = await request.body()
-        return Response(await asyncio.get_running_loop().run_in_executor(one_thread, _encode, body), media_type=BYTES)
-
-    async def predict(request: Request) -> Response:
-        body = await request.body()
-        answer = await asyncio.get_running_loop().run_in_executor(one_thread, _predict, body)
-        return Response(answer, media_type="application/json")
-
-    app.add_api_route("/encode", encode, methods=["POST"], response_model=None)
-    app.add_api_route("/predict", predict, methods=["POST"], response_model=None)
+    serve("/encode", lambda body: model.encode(model.frames_of(body)).tobytes(), "application/octet-stream")
+    serve("/predict", lambda body: orjson.dumps(model.predict(model.features_of(body))), "application/json")
     app.add_api_route("/health", lambda: "ok", methods=["GET"])
     return app
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from affserve.benchmarks.measuring.samples import median_interval
@@ -14,6 +14,11 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
     """Return a Markdown table; the first column is text, the others are figures."""
     rule = ["---", *["--:"] * (len(header) - 1)]
     return [f"| {' | '.join(map(str, cells))} |" for cells in (header, rule, *rows)]
+
+
+def rows_table(header: str, cells: str, rows: Iterable[Measured]) -> list[str]:
+    """Return a Markdown table of results, written as its lines are: headings, and formats of a row's fields."""
+    return table(header.split(" | "), [[cells.format_map(row)] for row in rows])
 
 
 def measured_rate(count: int, times_s: Sequence[float]) -> list[float]:
@@ -29,9 +34,9 @@ def median_text(values: Sequence[float]) -> str:
     return f"{short(interval.value)} [{short(interval.low)}, {short(interval.high)}]"
 
 
-def interval_text(value: Mapping[str, float], unit: str = "") -> str:
-    """Write a figure with its interval."""
-    return f"{value['value']:.2f}{unit} [{value['low']:.2f}, {value['high']:.2f}]"
+def interval_text(value: Mapping[str, float] | None, unit: str = "") -> str:
+    """Write a figure with its interval, where there is one."""
+    return "" if value is None else f"{value['value']:.2f}{unit} [{value['low']:.2f}, {value['high']:.2f}]"
 
 
 def request_text(point: Mapping[str, Any]) -> str:

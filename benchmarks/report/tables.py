@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
+from statistics import median
 
 from affserve.benchmarks.measuring.samples import counted
 from affserve.benchmarks.report.files import Results
@@ -14,25 +16,19 @@ from affserve.benchmarks.report.format import (
     measured_rate,
     median_text,
     request_text,
+    rows_table,
     table,
 )
 
 
 def length_section(measured: Measured) -> Iterator[str]:
     """Time and memory by length of the video."""
-    rows = [
-        (
-            row["frames"],
-            median_text(row["times_s"]),
-            f"{row['ms_per_frame']:.2f}",
-            row["client_peak_mib"],
-            row["server_peak_mib"],
-        )
-        for row in measured["rows"]
-    ]
     yield from _detector(measured)
-    header = ("frames of the video", "seconds [95 %]", "ms per frame", "client peak, MiB", "server peak, MiB")
-    yield from table(header, rows)
+    yield from rows_table(
+        "frames of the video | seconds [95 %] | ms per frame | client peak, MiB | server peak, MiB",
+        "{frames} | {seconds} | {ms_per_frame:.2f} | {client_peak_mib} | {server_peak_mib}",
+        [{**row, "seconds": median_text(row["times_s"])} for row in measured["rows"]],
+    )
     yield from fit_lines(measured, "a frame", "s", 1000, "ms")
     yield from bar_lines(measured)
 
@@ -46,50 +42,50 @@ def _detector(measured: Measured) -> Iterator[str]:
 
 def clients_section(measured: Measured) -> Iterator[str]:
     """One server and many clients."""
-    rows = [
-        (row["clients"], median_text(row["times_s"]), row["frames_per_s"], row["slowest_to_median_client"])
-        for row in measured["rows"]
-    ]
-    header = ("clients", "seconds until all are done [95 %]", "frames/s together", "slowest / median client")
-    yield from table(header, rows)
+    yield from rows_table(
+        "clients | seconds until all are done [95 %] | frames/s together | slowest / median client",
+        "{clients} | {seconds} | {frames_per_s} | {slowest_to_median_client}",
+        [{**row, "seconds": median_text(row["times_s"])} for row in measured["rows"]],
+    )
     yield from fit_lines(measured, f"a client of {measured['frames_each']} frames", "s", 1, "s")
 
 
 def faces_section(measured: Measured) -> Iterator[str]:
     """More faces in a frame."""
-    rows = [
-        (row["faces"], row["rows_per_frame"], row["people"], f"{row['ms_per_frame']:.2f}") for row in measured["rows"]
-    ]
+    columns = "{faces} | {rows_per_frame} | {people} | {ms_per_frame:.2f}"
     yield from _detector(measured)
-    yield from table(("faces drawn", "rows per frame", "people", "ms per frame"), rows)
+    yield from rows_table("faces drawn | rows per frame | people | ms per frame", columns, measured["rows"])
     yield from fit_lines(measured, "a face", "ms", 1, "ms")
 
 
 def peers_section(measured: Measured) -> Iterator[str]:
     """The systems side by side, fastest first, and what ours gains."""
-    count = measured["frames"]
-    rows = [
-        (
-            name,
-            median_text(measured_rate(count, one["times_s"])),
-            one["settings"],
-            f"{one['in_flight']}",
-            _answers(one["answers"]),
-        )
-        for name, one in measured["systems"].items()
-    ]
-    rows.sort(key=lambda row: -float(row[1].split()[0]))
+    count, systems = measured["frames"], measured["systems"]
+    rates = {name: measured_rate(count, one["times_s"]) for name, one in systems.items()}
     yield (
         f"{measured['architecture']}, {measured['weights']} weights: {count} face crops to the predictions of their "
         f"window, requests of {measured['frames_per_request']}, medians of {measured['rounds']} rounds in turns, each "
         "at the fastest of its settings."
     )
     yield ""
-    yield from table(("system", "frames/s [95 %]", "settings", "in flight", "answers"), rows)
+    yield from rows_table(
+        "system | frames/s [95 %] | settings | in flight | answers",
+        "{name} | {rate} | {settings} | {in_flight} | {told}",
+        [
+            {"name": name, "rate": median_text(rates[name]), "told": _answers(one["answers"]), **one}
+            for name, one in sorted(systems.items(), key=lambda item: -median(rates[item[0]]))
+        ],
+    )
     yield ""
     pairs = measured["times_as_fast"].items()
     yield from table(("ratio", "times as fast [95 %]"), [(name, interval_text(value)) for name, value in pairs])
     yield from bar_lines(measured)
+
+
+def _answers(answers: Measured) -> str:
+    return (
+        "within {largest_difference:.1g}, CCC {lowest_ccc:.4f}".format_map(answers) if answers["equal"] else "DIFFERENT"
+    )
 
 
 def e2e_section(measured: Measured) -> Iterator[str]:
@@ -120,25 +116,18 @@ def stages_section(measured: Measured) -> Iterator[str]:
     """Encoder and head without a server, per engine and size, beside what the machine allows."""
     peaks = ", ".join(f"{name} {peak['gflops']:.0f}" for name, peak in measured["limits"]["peaks"].items())
     yield f"{measured['encoder']}, {measured['weights']} weights. Peaks of matrix products, GFLOP/s: {peaks}."
-    header = ("model", "engine", "frames", "frames/s", "median ms", "p99 ms", "MiB", "of peak", "times eager [95 %]")
-    rows = [
-        (
-            model,
-            row["engine"],
-            row["frames"],
-            row["frames_per_second"],
-            f"{row['latency']['p50_ms']:.2f}",
-            f"{row['latency']['p99_ms']:.2f}",
-            f"{row['memory_mib']:.0f}",
-            f"{row['of_peak']:.2f}",
-            interval_text(row["times_as_fast_as_eager"]) if "times_as_fast_as_eager" in row else "",
-        )
-        for model in ("clip_encoder", "temporal_head")
-        for row in measured[model]
-        if "left_out" not in row
-    ]
     yield ""
-    yield from table(header, rows)
+    yield from rows_table(
+        "model | engine | frames | frames/s | median ms | p99 ms | MiB | of peak | times eager [95 %]",
+        "{model} | {engine} | {frames} | {frames_per_second} | {latency[p50_ms]:.2f} | {latency[p99_ms]:.2f} | "
+        "{memory_mib:.0f} | {of_peak:.2f} | {eager}",
+        [
+            {"model": model, "eager": interval_text(row.get("times_as_fast_as_eager")), **row}
+            for model in ("clip_encoder", "temporal_head")
+            for row in measured[model]
+            if "left_out" not in row
+        ],
+    )
 
 
 def served_section(measured: Measured) -> Iterator[str]:
@@ -164,51 +153,43 @@ def _watts(one: Measured) -> str:
 
 def load_section(measured: Measured) -> Iterator[str]:
     """The served path under load."""
-    rows = [_load_row(point) for point in measured["points"]]
-    header = (
-        "request",
-        "load",
-        "answers",
-        "frames/s",
-        *("p50 ms", "p90 ms", "p95 ms", "p99 ms"),
-        *("queue ms", "compute ms", "batch"),
-        "server cores",
-        "GPU busy, watts",
-        "errors",
-    )
     yield (
         f"{measured.get('engine', '')}. In an open loop times count from when a request was meant to be sent. Queue, "
         "compute and batch are the server's own."
     )
     yield ""
-    yield from table(header, rows)
-    found = [
-        (request_text(one), one["slo"], one["requests_per_second"], one["frames_per_second"])
-        for one in measured.get("slo", [])
-    ]
-    if found:
+    yield from rows_table(
+        "request | load | answers | frames/s | p50 ms | p90 ms | p95 ms | p99 ms | queue ms | compute ms | batch | "
+        "server cores | GPU busy, watts | errors",
+        "{request} | {load} | {answers} | {frames_per_second} | {p50_ms} | {p90_ms} | {p95_ms} | {p99_ms} | "
+        "{queue_ms} | {compute_infer_ms} | {batch} | {server_cores} | {busy} | {failed}",
+        map(_load_row, measured["points"]),
+    )
+    if found := measured.get("slo"):
         yield ""
-        yield from table(("request", "promise", "requests/s that keep it", "frames/s"), found)
+        yield from rows_table(
+            "request | promise | requests/s that keep it | frames/s",
+            "{request} | {slo} | {requests_per_second} | {frames_per_second}",
+            [{"request": request_text(one), **one} for one in found],
+        )
 
 
-def _load_row(point: Measured) -> tuple[object, ...]:
+def _load_row(point: Measured) -> Measured:
     closed = point["loop"] == "closed"
-    load = counted(point["concurrency"], "caller") if closed else f"{point['rate_per_second']:.4g}/s, Poisson"
-    latency = point["latency"] or {}
-    times = [f"{latency[name]:.1f}" if name in latency else "" for name in ("p50_ms", "p90_ms", "p95_ms", "p99_ms")]
+    times = {**(point["latency"] or {}), **point.get("server", {}).get(point["model"], {})}
     errors = sum(point["errors"].values())
-    server = point.get("server", {}).get(point["model"], {})
-    inside = [f"{server[name]:.1f}" if name in server else "" for name in ("queue_ms", "compute_infer_ms", "batch")]
-    return (
-        request_text(point),
-        load,
-        point["requests"] - errors,
-        point["frames_per_second"],
-        *times,
-        *inside,
-        point.get("cpu", {}).get("server_cores", ""),
-        ", ".join(_busy(gpu) for gpu in point.get("gpus", [])) or "no GPU",
-        errors,
+    return defaultdict(
+        str,
+        {
+            **{name: f"{value:.1f}" for name, value in times.items()},
+            "request": request_text(point),
+            "load": counted(point["concurrency"], "caller") if closed else f"{point['rate_per_second']:.4g}/s, Poisson",
+            "answers": point["requests"] - errors,
+            "frames_per_second": point["frames_per_second"],
+            **point.get("cpu", {}),
+            "busy": ", ".join(map(_busy, point.get("gpus", []))) or "no GPU",
+            "failed": errors,
+        },
     )
 
 
@@ -217,35 +198,28 @@ def _busy(gpu: Mapping[str, float]) -> str:
     return f"{gpu['mean_percent']:.0f} %{watts}"
 
 
-def _how_often(hop: int | None) -> str:
-    return "every frame answered" if hop is None else f"a prediction every {hop} frames"
-
-
 def cameras_section(measured: Measured) -> Iterator[str]:
     """Live streams added until they come late."""
-    engine, cameras = measured["runs"][0]["engine"], counted(measured["cameras"], "camera")
+    engine, cameras, hop = measured["runs"][0]["engine"], counted(measured["cameras"], "camera"), measured["hop_frames"]
     yield (
-        f"{cameras} of 30 frames/s each, {_how_often(measured['hop_frames'])}, {engine}: "
-        f"p95 from frame to answer within {measured['limit_p95_ms']:g} ms, under "
+        f"{cameras} of 30 frames/s each, {f'a prediction every {hop} frames' if hop else 'every frame answered'}, "
+        f"{engine}: p95 from frame to answer within {measured['limit_p95_ms']:g} ms, under "
         f"{100 * measured['limit_dropped']:g} % of frames dropped."
     )
-    rows = [
-        (
-            one["streams"],
-            *(one["delay"].get(name, "") for name in ("p50_ms", "p95_ms", "p99_ms")),
-            f"{100 * one['dropped_share']:.2f}",
-            "yes" if one["within_limit"] else "no",
-        )
-        for one in measured["runs"]
-    ]
     yield ""
-    yield from table(("cameras", "p50 ms", "p95 ms", "p99 ms", "% dropped", "carried"), rows)
-
-
-def _answers(answers: Measured) -> str:
-    if not answers["equal"]:
-        return "DIFFERENT"
-    return f"within {answers['largest_difference']:.1g}, CCC {answers['lowest_ccc']:.4f}"
+    yield from rows_table(
+        "cameras | p50 ms | p95 ms | p99 ms | % dropped | carried",
+        "{streams} | {p50_ms} | {p95_ms} | {p99_ms} | {dropped:.2f} | {carried}",
+        [
+            defaultdict(
+                str,
+                one | one["delay"],
+                dropped=100 * one["dropped_share"],
+                carried="yes" if one["within_limit"] else "no",
+            )
+            for one in measured["runs"]
+        ],
+    )
 
 
 SECTIONS: Mapping[str, tuple[str, Callable[[Measured], Iterator[str]]]] = {

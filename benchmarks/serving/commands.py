@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from affserve.benchmarks.measuring.command_line import VIT, Architecture, Cores, Folder, keep, progress
+from affserve.benchmarks.measuring.command_line import VIT, Architecture, Cores, Folder, keep
+from affserve.train.cli import tell
 
 
 def served(
@@ -23,9 +24,7 @@ def served(
     from affserve.benchmarks.serving.served import measure_served
     from affserve.export.precision.tolerances import Precision
 
-    measured = measure_served(
-        architecture, Precision(precision), threads, rounds=rounds, chunks=chunks, progress=progress
-    )
+    measured = measure_served(architecture, Precision(precision), threads, rounds=rounds, chunks=chunks, progress=tell)
     keep(f"served-{architecture}", measured, folder)
     if not measured["passed"]:
         raise typer.Exit(1)
@@ -55,7 +54,7 @@ def faults(
     from affserve.benchmarks.serving.faults import measure_faults
 
     with tempfile.TemporaryDirectory() as scratch:
-        measured = measure_faults(repository, film, kills, Path(scratch), seed=seed, progress=progress)
+        measured = measure_faults(repository, film, kills, Path(scratch), seed=seed, progress=tell)
     keep("faults", measured, folder)
     if not measured["passed"]:
         raise typer.Exit(1)
@@ -79,7 +78,7 @@ def gpus(
     if not chosen:
         raise DataError("no NVIDIA GPU was found (nvidia-smi lists none); name them with --gpu, or see affserve doctor")
     name = engine or gpu_sets(repository)[0]
-    keep("gpus", measure_gpus(repository, name, chosen, frames, rounds, progress), folder)
+    keep("gpus", measure_gpus(repository, name, chosen, frames, rounds, tell), folder)
 
 
 COMMANDS = (served, jpeg, faults, gpus)

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from affserve.benchmarks.measuring.command_line import FaceModel, Folder, keep, progress
+from affserve.benchmarks.measuring.command_line import FaceModel, Folder, keep
+from affserve.train.cli import tell
 
 
 def generator(
@@ -56,7 +57,7 @@ def photographs(
 
     pairs = dict(part.split("=") for part in columns.split(",") if part)
     plan = FacesPlan(table=table, columns=pairs, work=work, epochs=epochs, face_model=face_model, fer_model=fer_model)
-    measured = measure_faces(plan, progress)
+    measured = measure_faces(plan, tell)
     keep("photographs", measured, folder, as_lines(measured))
 
 

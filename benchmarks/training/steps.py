@@ -31,6 +31,7 @@ from affserve.train.stages.fit import FitConfig, window_outputs
 from affserve.train.stages.frames import Augmentation, FrameDataset, labelled_frames
 from affserve.train.stages.memory import CARD_BYTES, plan_memory
 from affserve.train.trainer.gradient import Batch, BatchGradient, Forward
+from affserve.train.trainer.stage import TrainingConfig
 from affserve.train.windows import WINDOW_FRAMES
 
 NUMBERS_PER_TOKEN_AND_WIDTH = 16
@@ -136,11 +137,8 @@ def encoder_step(
     if device.startswith("cuda"):
         micro_batch = plan_memory(model, chosen_amp(amp, device), device).frames()
     gradient = _gradient(model, partial(frame_outputs, device=device), micro_batch, amp, device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
-    told = _steps(gradient, data, optimizer, repeats)
-    rate = batch / told["seconds"]
-    flops = 3 * batch * _forward_flops(model, torch.zeros(1, 224, 224, 3, dtype=torch.uint8, device=device))
-    return {"micro_batch": micro_batch, "images_per_s": round(rate, 1), **told, **_of_peak(flops, told, gradient)}
+    told = _steps(gradient, data, config, repeats, torch.zeros(1, 224, 224, 3, dtype=torch.uint8, device=device))
+    return {"micro_batch": micro_batch, "images_per_s": round(batch / told["seconds"], 1), **told}
 
 
 def head_step(*, batch: int = FitConfig.batch, device: str = "cpu", repeats: int = 1) -> dict[str, Any]:
@@ -157,20 +155,24 @@ def head_step(*, batch: int = FitConfig.batch, device: str = "cpu", repeats: int
         "valid": {task.key: torch.ones(shape, dtype=torch.bool) for task in tasks},
     }
     gradient = _gradient(model, partial(window_outputs, device=device), None, config.amp, device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
-    told = _steps(gradient, data, optimizer, repeats)
-    rate = batch / told["seconds"]
-    flops = 3 * batch * _forward_flops(model, torch.zeros(1, WINDOW_FRAMES, config.head.feature_width, device=device))
-    return {"windows_per_s": round(rate, 2), **told, **_of_peak(flops, told, gradient)}
+    sample = torch.zeros(1, WINDOW_FRAMES, config.head.feature_width, device=device)
+    told = _steps(gradient, data, config, repeats, sample)
+    return {"windows_per_s": round(batch / told["seconds"], 2), **told}
 
 
 def _gradient(model: nn.Module, forward: Forward, micro_batch: int | None, amp: str, device: str) -> BatchGradient:
     return BatchGradient(model.train(), forward, device=device, micro_batch=micro_batch, amp=chosen_amp(amp, device))
 
 
-def _steps(gradient: BatchGradient, data: Batch, optimizer: torch.optim.Optimizer, repeats: int) -> dict[str, Any]:
-    """Take steps and return their median time, the first one's loss, what it changed, and the peaks of memory."""
+def _steps(
+    gradient: BatchGradient, data: Batch, config: TrainingConfig, repeats: int, sample: torch.Tensor
+) -> dict[str, Any]:
+    """Take steps and return their median time, the first one's loss, what it changed, and the peaks of memory.
+
+    sample: one input, whose arithmetic is counted.
+    """
     model, device = gradient.model, gradient.device
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
     count = len(next(iter(data["valid"].values())))
     before = [parameter.detach().clone() for parameter in model.parameters()]
     times: list[float] = []
@@ -188,7 +190,7 @@ def _steps(gradient: BatchGradient, data: Batch, optimizer: torch.optim.Optimize
     cpu = (time.process_time() - cpu) / repeats
     changed = [not torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True)]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    told = {
+    told: dict[str, Any] = {
         "batch": count,
         "amp": gradient.amp,
         "threads": torch.get_num_threads(),
@@ -201,7 +203,10 @@ def _steps(gradient: BatchGradient, data: Batch, optimizer: torch.optim.Optimize
     }
     if device.startswith("cuda"):
         told["peak_gpu_mib"] = round(torch.cuda.max_memory_allocated() / MIB)
-    return told
+    rate = 3 * count * _forward_flops(model, sample) / told["seconds"]
+    peak_rate = matrix_peak(gradient.amp, device)
+    told |= {"gflops": round(rate / 1e9, 1), "matrix_peak_gflops": round(peak_rate / 1e9, 1)}
+    return {**told, "of_peak": round(rate / peak_rate, 3)}
 
 
 def _forward_flops(model: nn.Module, one: torch.Tensor) -> float:
@@ -212,17 +217,6 @@ def _forward_flops(model: nn.Module, one: torch.Tensor) -> float:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(one)
     return float(counter.get_total_flops())
-
-
-def _of_peak(flops: float, told: dict[str, Any], gradient: BatchGradient) -> dict[str, float]:
-    """Return the rate of a step in operations, and as part of what matrix products reach on the same device."""
-    peak = matrix_peak(gradient.amp, gradient.device)
-    rate = flops / told["seconds"]
-    return {
-        "gflops": round(rate / 1e9, 1),
-        "matrix_peak_gflops": round(peak / 1e9, 1),
-        "of_peak": round(rate / peak, 3),
-    }
 
 
 def matrix_peak(amp: str, device: str) -> float:

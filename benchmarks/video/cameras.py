@@ -3,58 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
-from pathlib import Path
+from dataclasses import asdict, replace
 from typing import Any
 
 from affserve.benchmarks.load.slo import highest_rate
 from affserve.benchmarks.measuring.samples import counted
-from affserve.benchmarks.video.live import measure_live
+from affserve.benchmarks.video.live import LiveJob, measure_live
 
 MOST_DROPPED = 0.01  # of the frames
 CONFIRMING = 2.0  # times as long
 
 
-def measure_cameras(
-    url: str,
-    film: Path,
-    *,
-    limit_ms: float,
-    hop: int | None,
-    seconds: float,
-    first: int = 1,
-    crops: bool = False,
-    face_model: Path | None = None,
-    progress: Callable[[str], None] = lambda _: None,
-) -> dict[str, Any]:
+def measure_cameras(job: LiveJob, limit_ms: float, first: int, progress: Callable[[str], None]) -> dict[str, Any]:
     """Return the highest number of streams that was carried twice, and every trial.
 
+    job: of each stream. first: number to begin with.
     limit_ms: of the 95th percentile of the delay from a frame's due time to its answer, over all streams.
     """
     measured: list[dict[str, Any]] = []
 
     def kept(streams: float, confirming: bool) -> bool:
-        told = measure_live(
-            url,
-            film,
-            seconds=seconds * (CONFIRMING if confirming else 1),
-            streams=round(streams),
-            hop=hop,
-            crops=crops,
-            face_model=face_model,
-            processes=True,
-        )
+        longer = replace(job, seconds=job.seconds * (CONFIRMING if confirming else 1))
+        told = measure_live(longer, round(streams), processes=True)
         measured.append({**told, "within_limit": within(told, limit_ms)})
         progress(line(measured[-1], limit_ms))
         return bool(measured[-1]["within_limit"])
 
     found = highest_rate(kept, first=first, whole=True)
     return {
-        "film": film.name,
+        "film": job.film.name,
         "limit_p95_ms": limit_ms,
         "limit_dropped": MOST_DROPPED,
         "hop_frames": measured[0]["hop_frames"],
-        "seconds": seconds,
+        "seconds": job.seconds,
         "cameras": round(found.rate),
         "trials": [asdict(trial) for trial in found.trials],
         "runs": measured,

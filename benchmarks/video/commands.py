@@ -20,9 +20,9 @@ from affserve.benchmarks.measuring.command_line import (
     Threads,
     Url,
     keep,
-    progress,
     server,
 )
+from affserve.train.cli import picked, tell
 
 Hop = Annotated[
     int | None,
@@ -43,19 +43,11 @@ def live(
     folder: Folder = None,
 ) -> None:
     """Measure the delay of `affserve live` over a long time, and whether it grows; with one stream or several."""
-    from affserve.benchmarks.video.live import measure_live
+    from affserve.benchmarks.video.live import LiveJob, measure_live
 
     with server(repository, url) as client:
-        measured = measure_live(
-            client.url,
-            film,
-            seconds=60 * minutes,
-            streams=streams,
-            hop=hop,
-            crops=crops,
-            face_model=face_model,
-            processes=processes,
-        )
+        job = LiveJob(url=client.url, film=film, seconds=60 * minutes, hop=hop, crops=crops, face_model=face_model)
+        measured = measure_live(job, streams, processes=processes)
     keep("live" if streams == 1 else f"live-{streams}-streams", measured, folder)
 
 
@@ -72,7 +64,7 @@ def faces(
     from affserve.client.faces.detector_file import find_detector
 
     detector = find_detector(face_detector, face_model)
-    keep("faces", measure_faces(videos, detector, frames=frames, turns=turns, tell=progress), folder)
+    keep("faces", measure_faces(videos, detector, frames=frames, turns=turns, tell=tell), folder)
 
 
 def demo(
@@ -113,20 +105,12 @@ def cameras(
     from affserve.benchmarks.measuring.films import drawn_film
     from affserve.benchmarks.measuring.samples import counted
     from affserve.benchmarks.video.cameras import measure_cameras
+    from affserve.benchmarks.video.live import LiveJob
 
     film = film or drawn_film()
     with server(repository, url, threads) as client:
-        measured = measure_cameras(
-            client.url,
-            film,
-            limit_ms=delay,
-            hop=hop,
-            seconds=seconds,
-            first=first,
-            crops=crops,
-            face_model=face_model,
-            progress=progress,
-        )
+        job = LiveJob(url=client.url, film=film, seconds=seconds, hop=hop, crops=crops, face_model=face_model)
+        measured = measure_cameras(job, delay, first, tell)
     keep("cameras", measured, folder, None if as_json else [counted(measured["cameras"], "camera")])
     if not measured["cameras"]:
         raise typer.Exit(1)
@@ -157,7 +141,7 @@ def e2e(
     options = ["--face-detector", face_detector]
     options += ["--face-model", str(face_model)] if face_model is not None else []
     if url is None:
-        repository = repository or repository_of(random_checkpoints(VIT), Precision.INT8, progress=progress)
+        repository = repository or repository_of(random_checkpoints(VIT), Precision.INT8, progress=tell)
     options += ["--url", url] if url is not None else ["--repository", str(repository)]
     with tempfile.TemporaryDirectory() as scratch:
         croppers = Croppers(face_detector=face_detector, face_model=face_model)
@@ -184,17 +168,10 @@ def scale(
     """Measure how cost grows with the length of a video, with clients and with faces, and fit it."""
     from affserve.benchmarks.video.scale import LENGTHS, PARTS, ScaleOptions, measure_scale
 
-    options = ScaleOptions(
-        parts=tuple(part or PARTS),
-        repository=repository,
-        film=film,
-        rounds=rounds,
-        repeats=repeats,
-        client_frames=client_frames,
-        lengths=tuple(length or LENGTHS),
-    )
+    parts, lengths = tuple(part or PARTS), tuple(length or LENGTHS)
+    options = ScaleOptions(**picked(locals(), ScaleOptions))
     with tempfile.TemporaryDirectory() as scratch:
-        measured = measure_scale(options, Path(scratch), progress)
+        measured = measure_scale(options, Path(scratch), tell)
     for one in options.parts:  # a file each, so that parts can be measured one by one
         keep(f"scale-{one}", {"model": measured["model"], **measured[one]}, folder)
 

@@ -21,10 +21,7 @@ from numpy.typing import NDArray
 from affserve.benchmarks.measuring.processes import family, memory_mib
 from affserve.benchmarks.measuring.server_side import CpuClock, read_statistics, server_processes, server_split
 from affserve.client.client import AffectClient
-from affserve.client.faces.cropper import FaceCropper, WholeImageCropper
-from affserve.client.faces.detector_file import find_detector
-from affserve.client.faces.face import Cropper
-from affserve.client.faces.settings import FaceSettings
+from affserve.client.faces.cropper import Croppers
 from affserve.client.live.analysis import DEFAULT_HOP_FRAMES, LiveAnalysis, LiveSettings
 from affserve.client.live.frames import LiveCounters, now_s
 from affserve.client.live.source import SourceSettings, open_live
@@ -39,17 +36,14 @@ GROWTH = 0.05  # of the median delay, over the whole run: growth below this is n
 
 @dataclass(frozen=True, kw_only=True)
 class LiveJob:
-    """One stream to measure."""
+    """What every stream does."""
 
-    url: str  # of the server
-    source: Path
-    seconds: float
+    url: str  # of a running server
+    film: Path
+    seconds: float  # that are counted; the warm-up comes before
     hop: int | None  # frames; None: as the head needs it
-    start_s: float  # time.monotonic() at which to begin, which is one clock for all processes of a machine
     crops: bool = False  # frames are face crops
-    face_detector: str = "auto"
     face_model: Path | None = None
-    faces: FaceSettings = FaceSettings()  # noqa: RUF009 - frozen
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -65,58 +59,33 @@ class LiveRun:
     slipped_s: float
 
 
-def measure_live(
-    url: str,
-    source: Path,
-    *,
-    seconds: float,
-    streams: int = 1,
-    hop: int | None = None,
-    crops: bool = False,
-    face_detector: str = "auto",
-    face_model: Path | None = None,
-    faces: FaceSettings | None = None,
-    processes: bool = False,
-) -> dict[str, Any]:
-    """Play a file in real time as `streams` live streams at once; return counts and delays, in milliseconds.
+def measure_live(job: LiveJob, streams: int = 1, *, processes: bool = False) -> dict[str, Any]:
+    """Play a film in real time as `streams` live streams at once; return counts and delays, in milliseconds.
 
     Beside them, `memory_mib` has what client and server held once warm and at the end.
-    url: of a running server. processes: a process for each stream instead of threads of this one. `carried` says
+    processes: a process for each stream instead of threads of this one. `carried` says
     whether all streams were answered without dropping more than one frame in a hundred and without growing delay.
     It takes 11 s more: until windows are full, predictions cost less than they will.
     """
     start_s = now_s() + (5.0 if processes else 0.5)
-    jobs = [
-        LiveJob(
-            url=url,
-            source=source,
-            seconds=seconds + WARM_UP_S,
-            hop=hop,
-            # Cameras do not tick together; streams that did would all ask for predictions at the same moment.
-            start_s=start_s + number / streams * (hop or DEFAULT_HOP_FRAMES) / CAMERA_FPS,
-            crops=crops,
-            face_detector=face_detector,
-            face_model=face_model,
-            faces=faces or FaceSettings(),
-        )
-        for number in range(streams)
-    ]
+    # Cameras do not tick together; streams that did would all ask for predictions at the same moment.
+    starts_s = [start_s + k / streams * (job.hop or DEFAULT_HOP_FRAMES) / CAMERA_FPS for k in range(streams)]
     with _executor(streams, processes) as executor:
-        running = [executor.submit(run_stream, job) for job in jobs]
-        costs = _costs(url, running, jobs[-1].start_s + WARM_UP_S, seconds)
+        running = [executor.submit(run_stream, job, one_s) for one_s in starts_s]
+        costs = _costs(job.url, running, starts_s[-1] + WARM_UP_S, job.seconds)
         runs = [one.result() for one in running]
-    with AffectClient(url) as client:
+    with AffectClient(job.url) as client:
         engine = client.engine()
-        hop = LiveSettings(hop=hop).hop_of(client.describe())
+        hop = LiveSettings(hop=job.hop).hop_of(client.describe())
     return {
-        "source": source.name,
+        "source": job.film.name,
         "engine": engine,
         "hop_frames": hop,
-        "seconds": seconds,
+        "seconds": job.seconds,
         "streams": streams,
         "processes": processes,
         **costs,
-        **summarised(runs, seconds),
+        **summarised(runs, job.seconds),
     }
 
 
@@ -143,23 +112,19 @@ def _executor(streams: int, processes: bool) -> Executor:
     return ProcessPoolExecutor(streams, mp_context=multiprocessing.get_context("spawn"))
 
 
-def run_stream(job: LiveJob) -> LiveRun:
-    """Analyse one stream."""
+def run_stream(job: LiveJob, start_s: float) -> LiveRun:
+    """Analyse one stream; start_s: when to begin, by time.monotonic(), one clock for all processes of a machine."""
     counters = LiveCounters()
-    source = open_live(SourceSettings(source=str(job.source), loop=True, threads=1))
-    detector = None if job.crops else find_detector(job.face_detector, job.face_model)
-
-    def cropper() -> Cropper:
-        return FaceCropper(detector, job.faces) if detector is not None else WholeImageCropper()
-
+    source = open_live(SourceSettings(source=str(job.film), loop=True, threads=1))
+    croppers = Croppers(crops=job.crops, face_model=job.face_model)
     at_s: list[float] = []
     delay_s: list[float] = []
     with AffectClient(job.url) as client:
-        analysis = LiveAnalysis(client, cropper, LiveSettings(hop=job.hop), counters)
-        time.sleep(max(0.0, job.start_s - now_s()))
+        analysis = LiveAnalysis(client, lambda: croppers.cropper(job.crops), LiveSettings(hop=job.hop), counters)
+        time.sleep(max(0.0, start_s - now_s()))
         began_s = now_s()
         before: tuple[int, int, int] | None = None
-        for answer in analysis.run(source, lambda: now_s() - began_s > job.seconds):
+        for answer in analysis.run(source, lambda: now_s() - began_s > job.seconds + WARM_UP_S):
             at = now_s() - began_s
             if before is None and at >= WARM_UP_S:
                 before = counters.decoded, counters.analysed, counters.dropped

@@ -84,9 +84,7 @@ def measure_page(frames: int) -> dict[str, Any]:
             ids = {one["name"]: one["id"] for one in listed}
             unread_ms = tab.evaluate(OPENED, ids["again.mp4"])
             tab.evaluate("() => { location.hash = '#/'; }")
-            tab.wait_for_function(
-                "() => document.querySelector('.entries') && !document.body.innerText.includes('reading')"
-            )
+            tab.wait_for_function(READ)
             first_ms = tab.evaluate(OPENED, ids["long.mp4"])
             _wait_for_video(tab)
             seeks = tab.evaluate(SOUGHT, rng.integers(0, frames, SEEKS).tolist())

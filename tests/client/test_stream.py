@@ -186,7 +186,8 @@ def test_bench_live_tells_delay_memory_and_what_the_server_did(
     film: Path, server: SupervisedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(live, "WARM_UP_S", 0.5)
-    told = live.measure_live(server.grpc_url, film, seconds=1.5, crops=True)
+    job = live.LiveJob(url=server.grpc_url, film=film, seconds=1.5, hop=None, crops=True)
+    told = live.measure_live(job)
     assert told["hop_frames"] is None
     assert told["analysed"] > 0 < told["server"]["temporal_stream"]["requests"]
     assert {side: len(mib) for side, mib in told["memory_mib"].items()} == {"client": 2, "server": 2}

@@ -201,8 +201,8 @@ def test_a_check_of_a_release_tells_what_is_split_missing_and_strange(tmp_path: 
 
 
 def test_the_published_counts_are_recognised() -> None:
-    said = PUBLISHED[ACTION_UNITS.key, TRAIN]
-    one = SetReport(task=ACTION_UNITS.key, part=TRAIN, files=said.files, labelled=said.labelled)
+    files, labelled = PUBLISHED[ACTION_UNITS.key, TRAIN]
+    one = SetReport(task=ACTION_UNITS.key, part=TRAIN, files=files, labelled=labelled)
     assert one.published == "as published"
     one.labelled -= 1_000
     assert one.published == "labelled -1,000 (-0.1%)"

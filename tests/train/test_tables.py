@@ -130,7 +130,7 @@ def test_tables_put_means_and_spread_beside_the_papers_figures() -> None:
         pytest.param([], "done", id="none"),
         pytest.param(["head a", "head a"], "about 4 min left", id="of-a-known-kind"),
         pytest.param(["head b"], "about 3 min left", id="of-a-like-kind"),
-        pytest.param(["head a"] * 60, "about 2 h 0 min left", id="hours"),
+        pytest.param(["head a"] * 60, "about 2 h 00 min left", id="hours"),
         pytest.param(["head a", "features"], "time left not known yet", id="with-an-unknown-kind"),
     ],
 )
@@ -252,7 +252,7 @@ def test_what_needs_a_failed_run_says_so(corpus_root: Path, tmp_path: Path) -> N
     ("more", "told"),
     [
         pytest.param(["--folds", "0,7"], "folds holds [7]", id="fold"),
-        pytest.param(["--seeds", "one"], "expected numbers", id="seed"),
+        pytest.param(["--seeds", "one"], "is no list of numbers", id="seed"),
         pytest.param(["--hold-out", "none"], "expected one of any, task", id="hold-out"),
     ],
 )

@@ -124,3 +124,10 @@ def format_annotation(task: Task, values: NDArray[np.float32]) -> str:
     else:
         rows = (",".join(f"{v:.4g}" for v in row) for row in values)
     return "\n".join((task.header, *rows)) + "\n"
+
+
+def write_annotation(folder: Path, task: Task, part: str, video: str, values: NDArray[np.float32]) -> None:
+    """Write the annotation file of one video, values (N, task.columns), into a folder of annotations."""
+    path = folder / task.challenge / part / f"{video}.txt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(format_annotation(task, values), encoding="utf-8", newline="\n")

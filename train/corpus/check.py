@@ -7,8 +7,9 @@ decoded only on request. A file that cannot be read is named and the others are 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
+from itertools import permutations
 from typing import Any
 
 import cv2
@@ -28,21 +29,14 @@ RAW_SUFFIXES = (".mp4", ".avi")
 HALF = 0.5  # coverage below which a video is named
 
 
-@dataclass(frozen=True, kw_only=True)
-class Published:
-    """What Aff-Wild2's owners and the challenge papers say of one set of one task."""
-
-    files: int
-    labelled: int  # frames
-
-
+# Files and labelled frames of each set of each task, as Aff-Wild2's owners and the challenge papers say.
 PUBLISHED = {
-    (VALENCE_AROUSAL.key, TRAIN): Published(files=356, labelled=1_679_857),
-    (VALENCE_AROUSAL.key, VALIDATION): Published(files=76, labelled=382_021),
-    (EXPRESSION.key, TRAIN): Published(files=248, labelled=597_361),
-    (EXPRESSION.key, VALIDATION): Published(files=70, labelled=284_230),
-    (ACTION_UNITS.key, TRAIN): Published(files=295, labelled=1_359_523),
-    (ACTION_UNITS.key, VALIDATION): Published(files=105, labelled=445_845),
+    (VALENCE_AROUSAL.key, TRAIN): (356, 1_679_857),
+    (VALENCE_AROUSAL.key, VALIDATION): (76, 382_021),
+    (EXPRESSION.key, TRAIN): (248, 597_361),
+    (EXPRESSION.key, VALIDATION): (70, 284_230),
+    (ACTION_UNITS.key, TRAIN): (295, 1_359_523),
+    (ACTION_UNITS.key, VALIDATION): (105, 445_845),
 }
 
 
@@ -66,12 +60,11 @@ class SetReport:
     @property
     def published(self) -> str:
         """How files and labelled frames compare with what was published."""
-        said = PUBLISHED.get((self.task, self.part))
-        if said is None:
+        if (said := PUBLISHED.get((self.task, self.part))) is None:
             return "nothing published"
         parts = [
             f"{name} {found - expected:+,} ({found / expected - 1:+.1%})"
-            for name, found, expected in (("files", self.files, said.files), ("labelled", self.labelled, said.labelled))
+            for name, found, expected in (("files", self.files, said[0]), ("labelled", self.labelled, said[1]))
             if found != expected
         ]
         return ", ".join(parts) or "as published"
@@ -184,8 +177,8 @@ def check_corpus(
         sets=list(sets.values()),
         videos=[_about(video, found, frames[video], raw) for video, found in numbers.items()],
         split_recordings={key: split for key, task in TASKS.items() if (split := _split(corpus, task))},
-        crossing=_crossing(corpus),
-        in_both_sets=sorted({v for t in TASKS.values() for v in _shared(corpus.videos(t, TRAIN), corpus, t)}),
+        crossing=_shared(corpus, permutations(TASKS.values(), 2)),
+        in_both_sets=_shared(corpus, ((task, task) for task in TASKS.values())),
         unreadable=unreadable,
     )
 
@@ -280,17 +273,6 @@ def _split(corpus: Corpus, task: Task) -> list[str]:
     return sorted({video for _, video in videos if len(parts[corpus.person(video)]) == len(PARTS)})
 
 
-def _crossing(corpus: Corpus) -> list[str]:
-    """Return the videos that one task trains on and another validates on."""
-    found = {
-        video
-        for one in TASKS.values()
-        for other in TASKS.values()
-        if one is not other
-        for video in _shared(corpus.videos(one, TRAIN), corpus, other)
-    }
-    return sorted(found)
-
-
-def _shared(videos: list[str], corpus: Corpus, task: Task) -> set[str]:
-    return set(videos) & set(corpus.videos(task, VALIDATION))
+def _shared(corpus: Corpus, pairs: Iterable[tuple[Task, Task]]) -> list[str]:
+    """Return the videos that the first task of a pair trains on and the second validates on."""
+    return sorted({v for one, two in pairs for v in {*corpus.videos(one, TRAIN)} & {*corpus.videos(two, VALIDATION)}})

@@ -45,17 +45,6 @@ class Template:
         return {video: np.array(indices) for video, indices in rows.items()}
 
 
-@dataclass(frozen=True, kw_only=True)
-class FillOptions:
-    """How answers become rows."""
-
-    longest_tail: int = WINDOW_FRAMES  # frames past a video's last crop for which its features are held
-
-    def __post_init__(self) -> None:
-        if self.longest_tail < 0:
-            raise ValueError(f"longest_tail is {self.longest_tail}; expected 0 or more")
-
-
 def read_template(path: Path) -> Template:
     """Read a template; its header tells the task.
 
@@ -116,12 +105,13 @@ def _named(lines: Sequence[str], what: str, numbers: Sequence[int]) -> str:
 
 
 def check_fillable(
-    template: Template, last_crop: Callable[[str], int | None], options: FillOptions = FillOptions()
+    template: Template, last_crop: Callable[[str], int | None], longest_tail: int = WINDOW_FRAMES
 ) -> None:
     """Raise a DataError that names the rows no prediction can be made for.
 
-    last_crop: returns the number of a video's last crop, None where it has none. Features are held over gaps; a row
-    too far past the last crop more likely belongs to another video than to a face that never came back.
+    last_crop: returns the number of a video's last crop, None where it has none. longest_tail: frames past it for which
+    features are held, as over gaps; a later row more likely belongs to another video than to a face that never came
+    back.
     """
     last = {video: last_crop(video) for video in dict.fromkeys(template.videos)}
     problems: dict[str, list[int]] = {"of videos without crops": [], "past what can be predicted": []}
@@ -129,11 +119,11 @@ def check_fillable(
         end = last[video]
         if end is None:
             problems["of videos without crops"].append(number)
-        elif frame > end + options.longest_tail:
+        elif frame > end + longest_tail:
             problems["past what can be predicted"].append(number)
     lines = [template.header, *template.locations]
     advice = (
-        f"name the folders of all crops with --image-root; rows up to {options.longest_tail} frames past a video's "
+        f"name the folders of all crops with --image-root; rows up to {longest_tail} frames past a video's "
         "last crop are filled, --longest-tail allows more"
     )
     _refuse(template.path, lines, problems, advice)

@@ -20,12 +20,12 @@ from affserve.train.errors import CheckpointError, DataError
 from affserve.train.evaluation.prediction import Segmenting, judge, predict_all, predict_video
 from affserve.train.evaluation.report import write_report
 from affserve.train.evaluation.scores import OFFICIAL, PROTOCOLS, Scores, score
-from affserve.train.evaluation.submission import FillOptions, Template, check_fillable, fill_template
+from affserve.train.evaluation.submission import Template, check_fillable, fill_template
 from affserve.train.evaluation.tuning import AnsweredVideo, Gain, tune
 from affserve.train.features.extraction import Progress, extract
 from affserve.train.features.gaps import HOLD, CropFeatures, fill_gaps
 from affserve.train.features.store import FeatureStore
-from affserve.train.features.videos import load_videos
+from affserve.train.features.videos import LabelledVideo, load_videos
 from affserve.train.files import write_file
 from affserve.train.labels import task_by_key
 from affserve.train.models.checkpoint import check_fits, load_encoder, load_head, save_processing
@@ -57,6 +57,11 @@ class ServedHead:
     def labels(self) -> dict[str, tuple[str, ...]]:
         """Names of its outputs, by task."""
         return {key: task_by_key(key).names for key in self.tasks}
+
+    def validation(self, corpus: Corpus, features: Path) -> list[LabelledVideo]:
+        """Load the videos that its answers are scored on; features: the folder of an extraction."""
+        tasks = [task_by_key(key) for key in self.tasks]
+        return load_videos(corpus, features, tasks, VALIDATION, gaps=self.segmenting.gaps)
 
     def predict(self, crops: CropFeatures, frames: int) -> Outputs:
         """Answer the frames 1..N of a video, crop or not, as `affserve infer` does: (N, K) by task."""
@@ -107,8 +112,7 @@ def evaluate_heads(
     """
     arrays: dict[str, list[dict[str, Any]]] = {name: [{}, {}, {}, {}] for name in PROTOCOLS}  # as in Validation
     for head in heads:
-        tasks = [task_by_key(key) for key in head.tasks]
-        videos = load_videos(corpus, features, tasks, VALIDATION, gaps=head.segmenting.gaps)
+        videos = head.validation(corpus, features)
         predicted = predict_all(head.model, videos, head.segmenting)
         found = judge(videos, predicted, head.segmenting, head.tasks, head.processing)
         for protocol, four in found.arrays.items():
@@ -155,8 +159,13 @@ class TrainedModel:
         self.tasks = tuple(key for head in self._heads for key in head.tasks)  # keys of all that is answered
         self.trained_on = tuple(sorted({head.trained_on for head in self._heads}))  # names of corpora
 
-    def features(self, videos: Sequence[str]) -> Path:
-        """Compute what is missing of some videos' features, labelled or not, and return the folder."""
+    def features(self, videos: Sequence[str] | None = None) -> Path:
+        """Compute what is missing of some videos' features, labelled or not, and return the folder.
+
+        None: of the validation set's.
+        """
+        if videos is None:
+            videos = self._corpus.part_videos([task_by_key(key) for key in self.tasks], VALIDATION)
         done = extract(
             self._encoder,
             self._fingerprint,
@@ -170,15 +179,12 @@ class TrainedModel:
 
     def evaluate(self, report: Path | None) -> dict[str, Scores]:
         """Return both validators' scores on the validation set; see evaluate_heads."""
-        tasks = [task_by_key(key) for key in self.tasks]
-        features = self.features(self._corpus.part_videos(tasks, VALIDATION))
-        return evaluate_heads(self._heads, self._corpus, features, report)
+        return evaluate_heads(self._heads, self._corpus, self.features(), report)
 
     def tune(self, folds: int) -> dict[str, Gain]:
         """Tune thresholds and biases on the validation set, declare in the checkpoints what gains; return the gains."""
         gains: dict[str, Gain] = {}
-        tasks = [task_by_key(key) for key in self.tasks]
-        features = self.features(self._corpus.part_videos(tasks, VALIDATION))
+        features = self.features()
         for path, head in zip(self._paths, self._heads, strict=True):
             declared, found = tune(self._answered(head, features), head.processing, folds)
             save_processing(path, declared)
@@ -186,20 +192,17 @@ class TrainedModel:
         return gains
 
     def _answered(self, head: ServedHead, features: Path) -> list[AnsweredVideo]:
-        videos = load_videos(
-            self._corpus, features, [task_by_key(key) for key in head.tasks], VALIDATION, gaps=head.segmenting.gaps
-        )
         return [
             AnsweredVideo(
-                person=self._corpus.person(video.name),
+                person=video.person,
                 outputs=predict_video(head.model, video.features(), head.segmenting),
                 truth=video.truth,
                 valid=video.valid,
             )
-            for video in videos
+            for video in head.validation(self._corpus, features)
         ]
 
-    def fill(self, templates: Sequence[tuple[Template, Path]], options: FillOptions) -> Iterator[str]:
+    def fill(self, templates: Sequence[tuple[Template, Path]], longest_tail: int) -> Iterator[str]:
         """Fill templates, each to its target; yield a line about each that is done.
 
         All are checked before the first is filled. The corpus must know of the templates' videos.
@@ -208,7 +211,7 @@ class TrainedModel:
             if template.task.key not in self.tasks:
                 answered = ", ".join(self.tasks)
                 raise DataError(f"{template.path} asks for {template.task.key}; the heads answer {answered}")
-            check_fillable(template, self._last_crop, options)
+            check_fillable(template, self._last_crop, longest_tail)
         store = FeatureStore(self.features([video for template, _ in templates for video in template.rows_of()]))
         for template, target in templates:
             head = next(head for head in self._heads if template.task.key in head.tasks)

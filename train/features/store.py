@@ -165,11 +165,6 @@ class FeatureStore:
         _remove_left_behind(folder)
         return store
 
-    @property
-    def videos(self) -> list[str]:
-        """The names of the videos that have a file, sorted."""
-        return sorted(path.stem for path in self.folder.glob("*.npy"))
-
     def path(self, video: str) -> Path:
         """Return where a video's features lie or would lie."""
         return self.folder / f"{video}.npy"

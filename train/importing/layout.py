@@ -18,11 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from affserve.train.corpus.affwild2 import CORPUS_FILE, TRAIN, VALIDATION
-from affserve.train.corpus.annotations import format_annotation, validity
+from affserve.train.corpus.annotations import validity, write_annotation
 from affserve.train.corpus.folds import deal
 from affserve.train.errors import DataError
 from affserve.train.importing.photographs import Photograph
-from affserve.train.labels import TASKS, Task
+from affserve.train.labels import TASKS
 
 GROUP = 1000  # images of nobody in particular in one folder
 
@@ -115,13 +115,6 @@ def write_labels(root: Path, folders: Sequence[LaidOut]) -> None:
                 missing = np.full(task.columns, task.invalid, np.float32)
                 rows = [photograph.labels.get(task.key, missing) for photograph in one.photographs]
                 write_annotation(root / "annotations", task, one.part, one.video, np.stack(rows))
-
-
-def write_annotation(folder: Path, task: Task, part: str, video: str, values: NDArray[np.float32]) -> None:
-    """Write the annotation file of one video, values (N, task.columns), into a folder of annotations."""
-    path = folder / task.challenge / part / f"{video}.txt"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(format_annotation(task, values), encoding="utf-8", newline="\n")
 
 
 def write_description(root: Path, name: str, people: Mapping[str, str], facts: Mapping[str, Any]) -> None:

@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from affserve.train.corpus.affwild2 import CORPUS_FILE, TRAIN, subject
-from affserve.train.corpus.annotations import validity
+from affserve.train.corpus.annotations import validity, write_annotation
 from affserve.train.errors import DataError
 from affserve.train.files import staged_folder
-from affserve.train.importing.layout import deal_people, label_counts, write_annotation, write_description
+from affserve.train.importing.layout import deal_people, label_counts, write_description
 from affserve.train.importing.photographs import person_of
 from affserve.train.importing.recordings import Reading, described, frame_times, read_recording
 from affserve.train.labels import TASKS

@@ -59,7 +59,6 @@ class StudyConfig:
     folds: tuple[int, ...] = FOLDS
     seeds: tuple[int, ...] = (0, 1, 2)  # of the heads
     encoder_per_fold: bool = False  # an encoder for each fold, or that of fold 0 for all
-    deal_seed: int = 0  # of dealing people to the folds
 
     def __post_init__(self) -> None:
         for name in ("heads", "folds", "seeds"):

@@ -6,11 +6,9 @@ is not computed again.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch  # noqa: TID253 - this file is about it
 
@@ -29,6 +27,7 @@ from affserve.train.provenance import Provenance
 from affserve.train.stages.finetune import finetune
 from affserve.train.stages.fit import fit
 from affserve.train.study.config import FULL, INITIAL, StudyConfig, Variant
+from affserve.train.trainer.log import read_log
 from affserve.train.trainer.run_folder import RunFolder
 
 LOG_FILE = "study.log"  # what the stages say while they train
@@ -119,7 +118,7 @@ class Runs:
 
     def _fold(self, fold: int) -> Corpus:
         if fold not in self._folds:
-            self._folds[fold] = fold_corpus(self.corpus, fold, self.config.deal_seed)
+            self._folds[fold] = fold_corpus(self.corpus, fold)
         return self._folds[fold]
 
     def _features_of(self, encoder: str) -> Path:
@@ -133,14 +132,10 @@ class Runs:
 def scores_of_best_epoch(target: Path) -> Summaries:
     """Return what a finished head's log says of the epoch that became its checkpoint, by protocol."""
     log = RunFolder(target).log
-    best: dict[str, Any] | None = None
-    for line in log.read_text().splitlines():
-        entry = json.loads(line)
-        if entry["kind"] == "epoch" and entry["best"]:
-            best = entry
-    if best is None:
+    best = [line for line in read_log(log) if line["kind"] == "epoch" and line["best"]]
+    if not best:
         raise CheckpointError(f"{log} tells of no finished epoch; remove {target} and its run to train it again")
-    return {protocol: Scores(**one).summary() for protocol, one in best["scores"].items()}
+    return {protocol: Scores(**one).summary() for protocol, one in best[-1]["scores"].items()}
 
 
 def readable(summary: Mapping[str, float]) -> str:

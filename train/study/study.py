@@ -22,6 +22,7 @@ from affserve.train.study.config import ABLATIONS, FULL, INITIAL, STREAMS, Study
 from affserve.train.study.notes import notes_of, warnings_of
 from affserve.train.study.runs import Runs, Summaries, readable
 from affserve.train.study.tables import RunScores, Tables, as_document, as_markdown
+from affserve.train.trainer.log import readable_s
 
 MARKDOWN_FILE, JSON_FILE = "tables.md", "tables.json"
 # What a run may fail of without the next one failing too: bad data, a full disk, too little memory, a bad combination.
@@ -180,9 +181,4 @@ def time_left(steps: Sequence[Step], durations: dict[str, list[float]]) -> str:
         alike = [mean for kind, mean in means.items() if kind.split()[0] == step.kind.split()[0]]
         seconds += means.get(step.kind, sum(alike) / len(alike) if alike else 0.0)
         unknown += step.kind.split()[0] in LONG_KINDS and not alike
-    hours, minutes = divmod(round(seconds / 60), 60)
-    if unknown or not seconds:
-        return "time left not known yet"
-    if not hours and not minutes:
-        return "less than a minute left"
-    return f"about {hours} h {minutes} min left" if hours else f"about {minutes} min left"
+    return f"about {readable_s(seconds)} left" if seconds and not unknown else "time left not known yet"

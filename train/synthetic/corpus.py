@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from affserve.train.corpus.affwild2 import CORPUS_FILE, VALIDATION
-from affserve.train.corpus.annotations import format_annotation, validity
+from affserve.train.corpus.annotations import validity, write_annotation
 from affserve.train.crops import CROP_SIZE_PX, REFERENCE_LANDMARKS_PX, align_face
 from affserve.train.errors import DataError, OutputError
 from affserve.train.files import staged_folder
@@ -139,7 +139,7 @@ def _reuse(root: Path, config: SyntheticConfig) -> CorpusSummary:
     if found.get("generator_version") != GENERATOR_VERSION:
         version = found.get("generator_version")
         raise DataError(f"{root} is of generator version {version}, this is version {GENERATOR_VERSION}; {advice}")
-    wanted = _as_json(asdict(config))
+    wanted = json.loads(json.dumps(asdict(config)))  # as it comes back from a file
     different = [name for name in wanted if found.get("config", {}).get(name) != wanted[name]]
     if different:
         raise DataError(f"{root} holds a generated corpus of another config ({', '.join(different)} differ); {advice}")
@@ -159,9 +159,6 @@ def _write_all(
     workers: int,
     progress: Progress | None,
 ) -> list[_Written]:
-    for task in map(task_by_key, DRAWN_TASKS):
-        for subset in {plan.subset for plan in videos}:
-            _annotation_folder(root, task, subset).mkdir(parents=True)
     (root / "videos").mkdir()
     # The longest first, so that no worker is left alone with one at the end.
     jobs: list[WholeFramePlan | VideoPlan] = [*whole, *videos]
@@ -257,17 +254,12 @@ def _write_crops(
         (folder / f"{number:05d}.jpg").write_bytes(encoded.tobytes())
 
 
-def _annotation_folder(root: Path, task: Task, subset: str) -> Path:
-    return root / "annotations" / task.challenge / subset
-
-
 def _write_annotation(root: Path, plan: VideoPlan, performance: Performance, task: Task) -> int:
     """Write one annotation file and return how many of its rows carry a label."""
     values = performance.motion.labels(task)
     rows = np.minimum(np.arange(plan.lines), plan.frames - 1)
     values = _spoil(values[rows].copy(), plan, task)
-    text = format_annotation(task, values)
-    (_annotation_folder(root, task, plan.subset) / f"{plan.name}.txt").write_text(text, encoding="utf-8", newline="\n")
+    write_annotation(root / "annotations", task, plan.subset, plan.name, values)
     return int(validity(task, values).sum())
 
 
@@ -321,8 +313,3 @@ def _describe(plan: VideoPlan) -> dict[str, Any]:
 def _describe_whole(plan: WholeFramePlan) -> dict[str, Any]:
     same = {name: getattr(plan, name) for name in ("identity", "ticks_per_second", "variable_frame_rate")}
     return {"name": plan.name, "frames": len(plan.ticks), **same}
-
-
-def _as_json(value: object) -> Any:
-    """Return a value as it comes back from a JSON file."""
-    return json.loads(json.dumps(value))

@@ -39,7 +39,7 @@ Line = dict[str, Any]  # of log.jsonl
 
 
 class TrainingLog:
-    """Writes for the first rank; the others hold a silent one."""
+    """Writes for the first rank."""
 
     def __init__(self, run: RunFolder, name: str, log: Log, *, steps: int, done: int, size_bytes: int) -> None:
         """Go on at `done` of `steps` steps, where the JSONL file had `size_bytes` bytes."""
