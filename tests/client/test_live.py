@@ -21,6 +21,7 @@ import pytest
 from clips import moving_square, rotated_mp4, write_crops, write_video
 from conftest import blurred_noise
 from numpy.typing import NDArray
+from result_rows import LABELS, people
 from rich.console import Console
 from rtsp_server import RtspServer
 from tiny_server import pause, wait_for
@@ -29,12 +30,14 @@ from affserve.benchmarks.video.live import grows, slope
 from affserve.client.client import AffectClient
 from affserve.client.faces.cropper import WholeImageCropper
 from affserve.client.faces.face import FaceCrop
+from affserve.client.live import view as view_module
 from affserve.client.live.analysis import LiveAnalysis, LiveAnswer, LiveSettings
 from affserve.client.live.frames import Delays, LiveCounters, LiveFrame, NewestFrames, Pace, evenly, now_s
 from affserve.client.live.looking import LookedAhead, LookedAt, Looker
 from affserve.client.live.panel import Snapshot, panel
 from affserve.client.live.source import SourceSettings, open_file, open_live
 from affserve.client.live.stream import StreamClock
+from affserve.client.live.view import LiveView
 from affserve.client.live.window import LiveWindow
 from affserve.client.results.rows import SeenPerson, columns_of
 from affserve.client.video.source import open_source
@@ -498,9 +501,9 @@ def test_the_panel_shows_what_was_seen_in_any_width(width: int) -> None:
         "expression": np.eye(8, dtype=np.float32)[4],
         "action_units": np.linspace(0, 1, 12, dtype=np.float32),
     }
-    people = [SeenPerson(track_id=track, predictions=predictions, box_px=(0, 0, 1, 1)) for track in (3, 8)]
+    persons = [SeenPerson(track_id=track, predictions=predictions, box_px=(0, 0, 1, 1)) for track in (3, 8)]
     snapshot = Snapshot(
-        source="rtsp://camera/1", labels=labels, people=people, dropped=7, delay_p50_s=0.162, delay_p95_s=0.3
+        source="rtsp://camera/1", labels=labels, people=persons, dropped=7, delay_p50_s=0.162, delay_p95_s=0.3
     )
     console = Console(width=width, record=True, file=io.StringIO())
     console.print(panel(snapshot, width))
@@ -508,6 +511,25 @@ def test_the_panel_shows_what_was_seen_in_any_width(width: int) -> None:
     for part in ("7 dropped", "162 ms", "+0.40", "-0.25", "Happiness", "100 %", "AU26", "person 8"):
         assert part in text
     assert {len(line) for line in text.splitlines()} == {width}
+
+
+def test_the_view_keeps_the_past_of_whom_it_shows_and_says_who_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    counters = LiveCounters()
+    view = LiveView("camera", LABELS, counters)
+    rows = people(4, {3: range(3), 8: range(2, 4)})
+    monkeypatch.setattr(view_module, "SILENCE_S", LIMIT_S)
+    for frame, history, tracks in ((0, [0], [3]), (1, [0, 1], [3]), (2, [0, 1, 2], [3, 8]), (3, [4], [8])):
+        view.show(LiveAnswer(rows=rows.taken(rows.frame == frame), delay_s=np.zeros(len(tracks))))
+        seen = view.snapshot()
+        assert [person.track_id for person in seen.people] == tracks
+        np.testing.assert_array_equal(seen.history, rows.predictions["valence_arousal"][history])
+    assert seen.warnings == ()
+    monkeypatch.setattr(view_module, "SILENCE_S", -1)
+    assert "no frame from the source" in view.line()
+    counters.decoded = 100
+    assert "no answer from the server" in view.line()
+    counters.trouble = "camera was lost"
+    assert view.snapshot().warnings == ("camera was lost",)
 
 
 @pytest.mark.parametrize(("growth_s", "expected"), [(0.0, False), (0.05, True)], ids=["steady", "growing"])
