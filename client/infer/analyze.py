@@ -7,7 +7,6 @@ is not seen carries their last feature through the head, as in training, so that
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
@@ -101,7 +100,9 @@ def _encoded(chunks: Iterable[Chunk], client: AffectClient, seconds: StageSecond
     """Yield the frames of each chunk with the features of their faces."""
     waiting: deque[list[SeenFrame]] = deque()
     early = np.empty((0, FEATURE_WIDTH), dtype=np.float32)  # of faces whose frame ends in the next chunk
-    for features in _timed_encoding(client, _crops(chunks, waiting), seconds):
+    encoded = client.encode_stream(_crops(chunks, waiting))
+    # It fetches its own chunks: the wait for these lies within.
+    for features in seconds.timed("encode_wait_s", encoded, without="frames_wait_s"):
         frames = waiting.popleft()
         features = np.concatenate([early, features])
         faces = sum(frame.encoded for frame in frames)
@@ -123,30 +124,7 @@ class _Timed:
         self._seconds = seconds
 
     def push(self, features: NDArray[np.float32]) -> Iterator[Outputs]:
-        return self._timed(self._sequence.push(features))
+        return self._seconds.timed("head_s", self._sequence.push(features))
 
     def finish(self) -> Iterator[Outputs]:
-        return self._timed(self._sequence.finish())
-
-    def _timed(self, blocks: Iterator[Outputs]) -> Iterator[Outputs]:
-        while True:
-            start = time.perf_counter()
-            outputs = next(blocks, None)
-            self._seconds.head_s += time.perf_counter() - start
-            if outputs is None:
-                return
-            yield outputs
-
-
-def _timed_encoding(
-    client: AffectClient, crops: Iterator[NDArray[np.uint8]], seconds: StageSeconds
-) -> Iterator[NDArray[np.float32]]:
-    stream = client.encode_stream(crops)
-    while True:
-        start, before = time.perf_counter(), seconds.frames_wait_s
-        features = next(stream, None)
-        # The stream fetches its own chunks, so the wait for those is inside this call.
-        seconds.encode_wait_s += time.perf_counter() - start - (seconds.frames_wait_s - before)
-        if features is None:
-            return
-        yield features
+        return self._seconds.timed("head_s", self._sequence.finish())

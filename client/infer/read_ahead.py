@@ -7,10 +7,10 @@ server's work. Only the second one has to see the frames in order; what it need 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,8 @@ CHUNKS_AHEAD = 4  # decoded and cropped chunks that may wait for the server, 4.8
 FRAMES_AHEAD = 4  # whole frames that may wait between two stages, 2.8 MB each at 1280x720
 CHUNK_WAITS_FRAMES = 4 * CHUNK_FRAMES  # a chunk that few faces fill leaves after so many frames
 
+Item = TypeVar("Item")
+
 
 @dataclass(kw_only=True)
 class StageSeconds:
@@ -37,6 +39,21 @@ class StageSeconds:
     encode_wait_s: float = 0.0  # waiting for features
     head_s: float = 0.0  # waiting for predictions
     write_s: float = 0.0  # formatting and writing rows
+
+    def timed(self, stage: str, items: Iterable[Item], *, without: str | None = None) -> Iterator[Item]:
+        """Yield items; the time that each takes counts for a stage, without what counts for another one meanwhile."""
+
+        def clock_s() -> float:
+            return time.perf_counter() - (getattr(self, without) if without else 0.0)
+
+        made = iter(items)
+        while True:
+            start_s = clock_s()
+            item = next(made, None)
+            setattr(self, stage, getattr(self, stage) + clock_s() - start_s)
+            if item is None:
+                return
+            yield item
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -76,14 +93,7 @@ class ReadAhead:
 
     def __iter__(self) -> Iterator[Chunk]:
         """Yield the chunks until the source ends or breaks off."""
-        chunks = iter(self._chunks)
-        while True:
-            start = time.perf_counter()
-            chunk = next(chunks, None)
-            self._seconds.frames_wait_s += time.perf_counter() - start
-            if chunk is None:
-                return
-            yield chunk
+        return self._seconds.timed("frames_wait_s", self._chunks)
 
     def raise_error(self) -> None:
         """Raise what ended the reading early, if anything did; call it when the chunks have been used up."""
@@ -91,15 +101,8 @@ class ReadAhead:
             raise self._error
 
     def _decoded(self) -> Iterator[tuple[Frame, Any]]:
-        source = iter(self._source)
-        while True:
-            start = time.perf_counter()
-            frame = next(source, None)
-            prepared = self._cropper.prepare(frame.image) if frame is not None else None
-            self._seconds.decode_s += time.perf_counter() - start
-            if frame is None:
-                return
-            yield frame, prepared
+        prepared = ((frame, self._cropper.prepare(frame.image)) for frame in self._source)
+        return self._seconds.timed("decode_s", prepared)
 
     def _seen(self, decoded: Ahead[tuple[Frame, Any]]) -> Iterator[tuple[Frame, SeenFrame]]:
         for frame, prepared in decoded:
