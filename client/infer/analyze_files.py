@@ -19,7 +19,7 @@ from affserve.client.infer.analyze import analyze_stream
 from affserve.client.infer.output_paths import OutputPaths
 from affserve.client.infer.read_ahead import StageSeconds
 from affserve.client.infer.run_record import ERROR, OPTIONS, SOURCE, ModelRecord, source_state
-from affserve.client.results.edits import Edits, read_edits
+from affserve.client.results.edits import NO_EDITS, Edits, read_edits
 from affserve.client.results.formats import RowWriter
 from affserve.client.results.metadata import DIGEST, ResultTable, write_metadata
 from affserve.client.results.output_file import OutputFile, write_whole
@@ -108,7 +108,8 @@ def analyze_to_files(
                     "provenance": table.provenance,
                 }
             )
-    edits = Edits() if outputs.to_stdout else read_edits(outputs.rows)
+    # What people changed on the page, if this result was there before.
+    edits = NO_EDITS if outputs.to_stdout else read_edits(outputs.rows)
     _draw_plot(job, edits, tally, head)
     notices = _exchange(outputs)
     seconds = time.perf_counter() - start
@@ -200,16 +201,11 @@ def _draw_plot(job: Job, edits: Edits, tally: Tally, description: HeadDescriptio
 
     if edits.people:
         tally = Tally()
-        for rows in _edited(outputs, edits, description):
+        for rows in outputs.row_format.read(outputs.rows, description.labels, edits):
             tally.add(rows)
-    blocks = _edited(outputs, edits, description)
+    blocks = outputs.row_format.read(outputs.rows, description.labels, edits)
     title = printable(job.source.path.name)
     write_whole(outputs.plot, draw_result(blocks, tally, description, title=title, name=edits.name))
-
-
-def _edited(outputs: OutputPaths, edits: Edits, description: HeadDescription) -> Iterator[Rows]:
-    """Read the rows back, with what people changed of them on the page, if this result was there before."""
-    return edits.applied(outputs.row_format.read(outputs.rows, description.labels))
 
 
 def _exchange(outputs: OutputPaths) -> tuple[str, ...]:
@@ -225,6 +221,5 @@ def _draw_overlay(job: Job, edits: Edits, description: HeadDescription, progress
         return ()
     from affserve.client.drawing.overlay import draw_overlay
 
-    rows = _edited(outputs, edits, description)
-    names = {track: edit.name for track, edit in edits.people.items() if edit.name}
-    return draw_overlay(job.source, rows, description, outputs.overlay, names=names, progress=progress)
+    rows = outputs.row_format.read(outputs.rows, description.labels, edits)
+    return draw_overlay(job.source, rows, description, outputs.overlay, names=edits.names, progress=progress)

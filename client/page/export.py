@@ -21,7 +21,7 @@ from affserve.client.exchange.columns import lines_of, printed
 from affserve.client.page.page import Page
 from affserve.client.page.task_queue import Task
 from affserve.client.results.edits import read_edits
-from affserve.client.results.formats import format_of
+from affserve.client.results.reading import row_format_of
 from affserve.client.results.rows import Rows, Tally
 from affserve.client.results.table import Table, labels_in
 from affserve.client.video.source import IMAGE_SUFFIXES, Progress, open_source
@@ -81,9 +81,7 @@ def routes(page: Page) -> list[BaseRoute]:
 def _part(page: Page, request: Request) -> Iterator[Rows]:
     """Yield the rows between two times of a result, as edited."""
     result, labels = page.result(request), labels_in(page.library.table(page.entry(request)))
-    row_format = format_of(result)
-    blocks = row_format.read(result, labels) if row_format is not None else iter(())
-    for rows in read_edits(result).applied(blocks):
+    for rows in row_format_of(result).read(result, labels, read_edits(result)):
         if (inside := _inside(rows.timestamp_s, request)).any():
             yield rows.taken(inside)
 
@@ -105,9 +103,7 @@ def _description(table: Table) -> HeadDescription:
 
 def _drawn(video: Path, result: Path, description: HeadDescription, target: Path, address: str, go: Progress) -> str:
     """Draw an overlay; return the address that gives it."""
-    row_format = format_of(result)
-    blocks = row_format.read(result, description.labels) if row_format is not None else iter(())
     edits = read_edits(result)
-    names = {track: one.name for track, one in edits.people.items() if one.name}
-    draw_overlay(open_source(video), edits.applied(blocks), description, target, names=names, progress=go)
+    rows = row_format_of(result).read(result, description.labels, edits)
+    draw_overlay(open_source(video), rows, description, target, names=edits.names, progress=go)
     return address

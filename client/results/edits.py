@@ -27,8 +27,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from affserve.client.results.output_file import write_whole
-from affserve.client.results.rows import NO_TRACK, Rows
-from affserve.client.results.table import Table
+from affserve.client.results.rows import NO_TRACK
+from affserve.client.results.table import EMPTY, Columns, Table
 from affserve.train.errors import OutputError
 
 SUFFIX = ".edits.json"
@@ -93,22 +93,28 @@ class Edits:
         edit = self.people.get(track_id)
         return (edit.name if edit is not None else "") or f"person {track_id}"
 
+    @property
+    def names(self) -> dict[int, str]:
+        """The names that people were given, by track_id."""
+        return {track: edit.name for track, edit in self.people.items() if edit.name}
+
     def person(self, track_id: int) -> int:
         """Return the person that a track belongs to after the merges."""
         return _followed(self.people, track_id, "merged_into")
 
-    def applied(self, blocks: Iterable[Rows]) -> Iterator[Rows]:
+    def applied(self, blocks: Iterable[Columns]) -> Iterator[Columns]:
         """Yield the rows as edited, in blocks; a frame whose people are all excluded keeps a row without a face."""
         if not self._change_rows:
             yield from blocks
             return
-        waiting: Rows | None = None  # the last frame's rows: more may follow in the next block
+        waiting: Columns | None = None  # the last frame's rows: more may follow in the next block
         for block in blocks:
-            rows = block if waiting is None else _joined(waiting, block)
-            end = int(np.searchsorted(rows.frame, rows.frame[-1]))
+            if waiting is not None:
+                block = {name: np.concatenate([waiting[name], values]) for name, values in block.items()}
+            end = int(np.searchsorted(block["frame"], block["frame"][-1]))
             if end:
-                yield self._edited(rows.taken(slice(0, end)))
-            waiting = rows.taken(slice(end, None))
+                yield self._edited({name: values[:end] for name, values in block.items()})
+            waiting = {name: values[end:] for name, values in block.items()}
         if waiting is not None:
             yield self._edited(waiting)
 
@@ -116,15 +122,8 @@ class Edits:
         """Return a table as edited; the other is left as it is."""
         if not self._change_rows:
             return table
-        places, track_id = self._changed(table["frame"], table["track_id"])
         edited = copy.copy(table)
-        faceless = track_id == NO_TRACK
-        for name, values in table.items():
-            taken = values[places]
-            if name not in ("frame", "timestamp_s", "track_id") and faceless.any():
-                taken[faceless] = None if taken.dtype == object else np.nan
-            edited[name] = taken
-        edited["track_id"] = track_id
+        edited.update(self._edited(table))
         return edited
 
     def document(self) -> dict[str, Any]:
@@ -143,14 +142,13 @@ class Edits:
     def _excluded(self) -> list[int]:
         return [track for track, edit in self.people.items() if edit.excluded]
 
-    def _edited(self, rows: Rows) -> Rows:
-        places, track_id = self._changed(rows.frame, rows.track_id)
-        taken = rows.taken(places)
+    def _edited(self, columns: Columns) -> Columns:
+        places, track_id = self._changed(columns["frame"], columns["track_id"])
+        edited = {name: values[places] for name, values in columns.items()}
         faceless = track_id == NO_TRACK
-        numbers: list[NDArray[Any]] = [taken.box_px, taken.face_score, taken.quality, *taken.predictions.values()]
-        for values in numbers:
-            values[faceless] = np.nan
-        return Rows(**{**vars(taken), "track_id": track_id})
+        for name in edited.keys() - {"frame", "timestamp_s", "track_id"}:
+            edited[name][faceless] = EMPTY[edited[name].dtype.kind]
+        return {**edited, "track_id": track_id}
 
     def _changed(self, frame: Whole, track_id: Whole) -> tuple[Whole, Whole]:
         """Return which rows stay (m,), and whose they are (m,); of whole frames."""
@@ -170,6 +168,9 @@ class Edits:
         return order[stays], person[stays]
 
 
+NO_EDITS = Edits()
+
+
 def edits_path(rows: Path) -> Path:
     """Return where the edits of a file of rows stand."""
     return rows.with_name(rows.name + SUFFIX)
@@ -181,7 +182,7 @@ def read_edits(rows: Path) -> Edits:
     try:
         return parse_edits(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
-        return Edits()
+        return NO_EDITS
     except (OSError, ValueError, RecursionError) as error:
         raise OutputError(f"{path} cannot be read as edits: {error}; correct it or move it away") from error
 
@@ -246,13 +247,3 @@ def _followed(people: Mapping[int, PersonEdit], track: int, attribute: str) -> i
 
 def _told(edit: PersonEdit) -> dict[str, Any]:
     return {one.name: value for one in fields(edit) if (value := getattr(edit, one.name)) != one.default}
-
-
-def _joined(first: Rows, second: Rows) -> Rows:
-    both = {
-        name: np.concatenate([values, getattr(second, name)])
-        for name, values in vars(first).items()
-        if name != "predictions"
-    }
-    predictions = {task: np.concatenate([v, second.predictions[task]]) for task, v in first.predictions.items()}
-    return Rows(**both, predictions=predictions)

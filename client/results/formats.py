@@ -14,8 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from numpy.typing import NDArray
-
+from affserve.client.results.edits import NO_EDITS, Edits
 from affserve.client.results.json_lines import JsonLines, read_json_lines
 from affserve.client.results.metadata import Description, ResultTable, metadata_path, read_metadata
 from affserve.client.results.output_file import OutputFile
@@ -29,7 +28,7 @@ from affserve.client.results.parquet import (
     read_parquet_description,
 )
 from affserve.client.results.rows import BLOCK_ROWS, RowFormatter, Rows, columns_in, columns_of, rows_of
-from affserve.client.results.table import table_of
+from affserve.client.results.table import Columns, table_of
 from affserve.train.errors import OutputError
 from affserve.train.files import file_sha256
 
@@ -37,7 +36,6 @@ if TYPE_CHECKING:
     import pyarrow
 
 Labels = Mapping[str, tuple[str, ...]]
-Columns = Mapping[str, NDArray[Any]]
 
 
 class RowWriter(Protocol):
@@ -64,9 +62,9 @@ class RowFormat:
     description: Callable[[Path], Description]  # of a finished file
     is_intact: Callable[[Path, str | None], bool]  # whether it is as it was written; the SHA-256 told beside it
 
-    def read(self, path: Path, labels: Labels) -> Iterator[Rows]:
-        """Yield the rows of a finished file in blocks."""
-        return (rows_of(columns, labels) for columns in self.columns(path))
+    def read(self, path: Path, labels: Labels, edits: Edits = NO_EDITS) -> Iterator[Rows]:
+        """Yield the rows of a finished file in blocks, as edited."""
+        return (rows_of(columns, labels) for columns in edits.applied(self.columns(path)))
 
 
 class TextWriter:

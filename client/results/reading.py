@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from affserve.client.results.edits import read_edits
-from affserve.client.results.formats import FORMATS, format_of
+from affserve.client.results.formats import FORMATS, RowFormat, format_of
 from affserve.client.results.parquet import load_arrow
 from affserve.client.results.rows import NO_TRACK, columns_of
 from affserve.client.results.table import Table, labels_in
@@ -70,11 +70,17 @@ def read(path: str | os.PathLike[str], *, edited: bool = True) -> Table:
     return table
 
 
-def _as_written(path: Path) -> Table:
+def row_format_of(path: Path) -> RowFormat:
+    """Return the format that a file of rows is named by; OutputError for a file that is named otherwise."""
     row_format = format_of(path)
     if row_format is None:
         suffixes = ", ".join(suffix for one in FORMATS.values() for suffix in one.suffixes)
         raise OutputError(f"{path} is not named like a file of rows; expected a name in {suffixes}")
+    return row_format
+
+
+def _as_written(path: Path) -> Table:
+    row_format = row_format_of(path)
     try:
         blocks = list(row_format.columns(path))
         names = list(dict.fromkeys(name for block in blocks for name in block))

@@ -20,6 +20,9 @@ from affserve.client.results.rows import (
 )
 from affserve.train.labels import TASKS
 
+Columns = Mapping[str, NDArray[Any]]
+"""n values of each column by name."""
+
 EMPTY: Mapping[str, Any] = {"f": np.nan, "O": None}  # by NumPy's kind of type
 
 

@@ -11,8 +11,8 @@ import pytest
 from result_rows import LABELS, people
 
 from affserve.client.results.edits import Edits, Part, PersonEdit, edits_path, parse_edits, read_edits, write_edits
-from affserve.client.results.rows import NO_TRACK, Rows
-from affserve.client.results.table import table_of
+from affserve.client.results.rows import NO_TRACK
+from affserve.client.results.table import Columns, Table, table_of
 from affserve.train.errors import OutputError
 
 ROWS = people(12, {0: range(6), 1: range(4, 9), 2: range(8, 11)})
@@ -25,10 +25,9 @@ EDITS = Edits(
 )
 
 
-def in_blocks(rows: Rows, size: int) -> Iterator[Rows]:
-    for at in range(0, len(rows), size):
-        picked = {name: values[at : at + size] for name, values in vars(rows).items() if name != "predictions"}
-        yield Rows(**picked, predictions={task: v[at : at + size] for task, v in rows.predictions.items()})
+def in_blocks(table: Table, size: int) -> Iterator[Columns]:
+    for at in range(0, len(table["frame"]), size):
+        yield {name: values[at : at + size] for name, values in table.items()}
 
 
 def test_splits_then_merges_then_exclusions() -> None:
@@ -48,17 +47,17 @@ def test_splits_then_merges_then_exclusions() -> None:
 
 @pytest.mark.parametrize("size", [1, 2, 3, 100])
 def test_blocks_of_any_size_give_the_table(size: int) -> None:
-    by_blocks = table_of(EDITS.applied(in_blocks(ROWS, size)), LABELS)
-    at_once = EDITS.table(table_of([ROWS], LABELS))
+    table = table_of([ROWS], LABELS)
+    blocks = list(EDITS.applied(in_blocks(table, size)))
 
-    for name, values in at_once.items():
-        np.testing.assert_array_equal(by_blocks[name], values, err_msg=name)
+    for name, values in EDITS.table(table).items():
+        np.testing.assert_array_equal(np.concatenate([block[name] for block in blocks]), values, err_msg=name)
 
 
 def test_no_edits_change_nothing() -> None:
-    rows = list(in_blocks(ROWS, 5))
-    assert list(Edits(parts=(Part(name="all", from_s=0, to_s=1),)).applied(rows)) == rows
     table = table_of([ROWS], LABELS)
+    blocks = list(in_blocks(table, 5))
+    assert list(map(id, Edits(parts=(Part(name="all", from_s=0, to_s=1),)).applied(blocks))) == list(map(id, blocks))
     for name, values in Edits().table(table).items():
         np.testing.assert_array_equal(table[name], values, err_msg=name)
 
