@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from affserve.client.results.metadata import ResultTable, metadata_path, metadata_text
-from affserve.client.results.rows import NO_TRACK, RowFormatter, Rows, Tally
+from affserve.client.results.rows import NO_TRACK, Rows, Tally
+from affserve.client.results.text import RowFormatter
 from affserve.export.contract import default_head_description
 
 LABELS = dict(default_head_description().labels)

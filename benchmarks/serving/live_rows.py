@@ -16,7 +16,7 @@ from affserve.client.client import AffectClient
 from affserve.client.faces.cropper import Croppers
 from affserve.client.live.analysis import LiveAnalysis, LiveSettings
 from affserve.client.live.frames import LiveCounters, LiveFrame, now_s
-from affserve.client.results.rows import RowFormatter
+from affserve.client.results.text import RowFormatter
 from affserve.client.video.source import Frame, open_source
 
 

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from affserve.client.exchange.columns import lines_of, printed
 from affserve.client.results.output_file import write_whole
 from affserve.client.results.people import Frames, frames_of, people_of, states_of, unseen_spans
 from affserve.client.results.rows import ACTION_UNIT_MEANINGS, Column
 from affserve.client.results.table import Table
+from affserve.client.results.text import lines_of, printed
 from affserve.train.errors import OutputError
 
 BIDS_VERSION = "1.9.0"

@@ -9,9 +9,10 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from affserve.client.exchange.columns import printed, write_columns
+from affserve.client.exchange.columns import write_columns
 from affserve.client.results.people import frames_of, people_of
 from affserve.client.results.table import Table
+from affserve.client.results.text import printed
 
 
 def write_boris(table: Table, path: Path) -> list[str]:

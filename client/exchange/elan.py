@@ -14,11 +14,11 @@ from xml.etree import ElementTree
 import numpy as np
 
 from affserve.client.drawing.palette import PALETTE
-from affserve.client.exchange.columns import lines_of, printed
 from affserve.client.results.output_file import write_whole
 from affserve.client.results.people import Frames, Person, Span, frames_of, people_of, states_of, unseen_spans
 from affserve.client.results.rows import ACTION_UNIT_MEANINGS
 from affserve.client.results.table import Table, labels_in
+from affserve.client.results.text import lines_of, printed
 
 SCHEMA = "http://www.mpi.nl/tools/elan/EAFv3.0.xsd"
 INSTANCE = "http://www.w3.org/2001/XMLSchema-instance"

@@ -5,14 +5,13 @@ The file that `place` names is written last and whole: where it is, all files of
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from affserve.client.exchange.bids import events_path, write_bids
 from affserve.client.exchange.boris import write_boris
-from affserve.client.exchange.columns import json_cells, printed, write_columns, write_meanings
+from affserve.client.exchange.columns import write_columns, write_meanings
 from affserve.client.exchange.elan import write_elan
 from affserve.client.exchange.openface import write_openface
 from affserve.client.exchange.webvtt import write_webvtt
@@ -22,6 +21,7 @@ from affserve.client.results.output_file import staged, write_whole
 from affserve.client.results.parquet import COMPRESSION, load_arrow
 from affserve.client.results.reading import read, stem_of
 from affserve.client.results.table import Table
+from affserve.client.results.text import json_cells, json_lines_of, printed
 from affserve.train.errors import OutputError, UsageError
 
 
@@ -110,6 +110,5 @@ def _copy(table: Table, file: Path, to: RowFormat) -> None:
         columns = {name: printed(table, name) for name in table}
         write_columns(file, columns, table.columns.values(), table, key=("frame", "track_id"))
         return
-    cells = [[f"{json.dumps(name)}: {cell}" for cell in json_cells(table, name)] for name in table]
-    write_whole(file, "".join("{" + ", ".join(row) + "}\n" for row in zip(*cells, strict=True)).encode())
+    write_whole(file, json_lines_of({name: json_cells(table, name) for name in table}).encode())
     write_meanings(file, table.columns.values(), table, key=("frame", "track_id"))

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from affserve.client.exchange.columns import printed, write_columns
+from affserve.client.exchange.columns import write_columns
 from affserve.client.results.people import states_of
 from affserve.client.results.rows import ACTION_UNIT_MEANINGS, NO_TRACK, Column
 from affserve.client.results.table import Table, labels_in
+from affserve.client.results.text import printed
 
 
 def write_openface(table: Table, path: Path) -> list[str]:

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from affserve.client.exchange.columns import json_cells
 from affserve.client.results.output_file import write_whole
 from affserve.client.results.people import Frames, Person, Span, frames_of, people_of, states_of
 from affserve.client.results.rows import ACTION_UNIT_MEANINGS, NO_TRACK
 from affserve.client.results.table import Table, labels_in
+from affserve.client.results.text import json_cells
 
 CAPTION_S = 2.0  # of a caption: less cannot be read
 MOST_UNITS = 3  # named in a caption

@@ -13,12 +13,11 @@ from typing import TextIO
 
 from affserve.client.live.analysis import LiveAnswer
 from affserve.client.live.frames import LiveCounters
-from affserve.client.results.json_lines import JsonLines
+from affserve.client.results.text import json_columns, json_lines_of
 from affserve.export.contract import HeadDescription
 from affserve.train.errors import OutputError
 
 STANDARD_OUTPUT = Path("-")
-MORE = {"delay_s": "%.4f", "decoded": "%d", "dropped": "%d"}
 
 
 class LiveLines:
@@ -27,7 +26,7 @@ class LiveLines:
     def __init__(self, path: Path | None, description: HeadDescription, counters: LiveCounters) -> None:
         self._path = path
         self._counters = counters
-        self._lines = JsonLines(description.labels, MORE)
+        self._labels = description.labels
         self._file = self._opened() if path is not None else None
 
     def _opened(self) -> TextIO:
@@ -43,8 +42,10 @@ class LiveLines:
         if self._file is None:
             return True
         try:
-            counts = (self._counters.decoded, self._counters.dropped)
-            self._file.write(self._lines.text(answer.rows, ((delay_s, *counts) for delay_s in answer.delay_s.tolist())))
+            cells = json_columns(answer.rows, self._labels)
+            cells["delay_s"] = [f"{delay_s:.4f}" for delay_s in answer.delay_s]
+            cells |= {name: [str(getattr(self._counters, name))] * len(answer.rows) for name in ("decoded", "dropped")}
+            self._file.write(json_lines_of(cells))
             self._file.flush()
         except BrokenPipeError:
             # The interpreter flushes standard output once more at its end; let that succeed.

@@ -17,13 +17,13 @@ from starlette.routing import BaseRoute, Route
 
 from affserve.client.drawing.overlay import draw_overlay
 from affserve.client.drawing.plots import draw_result
-from affserve.client.exchange.columns import lines_of, printed
 from affserve.client.page.page import Page
 from affserve.client.page.task_queue import Task
 from affserve.client.results.edits import read_edits
 from affserve.client.results.reading import row_format_of
 from affserve.client.results.rows import Rows, Tally
 from affserve.client.results.table import Table, labels_in
+from affserve.client.results.text import lines_of, printed
 from affserve.client.video.source import IMAGE_SUFFIXES, Progress, open_source
 from affserve.export.contract import HeadDescription
 

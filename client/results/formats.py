@@ -6,16 +6,13 @@ group), so that memory does not grow with the length of the video.
 
 from __future__ import annotations
 
-import csv
 import io
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from affserve.client.results.edits import NO_EDITS, Edits
-from affserve.client.results.json_lines import JsonLines, read_json_lines
 from affserve.client.results.metadata import Description, ResultTable, metadata_path, read_metadata
 from affserve.client.results.output_file import OutputFile
 from affserve.client.results.parquet import (
@@ -27,8 +24,9 @@ from affserve.client.results.parquet import (
     read_parquet,
     read_parquet_description,
 )
-from affserve.client.results.rows import BLOCK_ROWS, RowFormatter, Rows, columns_in, columns_of, rows_of
+from affserve.client.results.rows import Rows, columns_of, rows_of
 from affserve.client.results.table import Columns, table_of
+from affserve.client.results.text import RowFormatter, json_columns, json_lines_of, read_csv, read_json_lines
 from affserve.train.errors import OutputError
 from affserve.train.files import file_sha256
 
@@ -140,16 +138,6 @@ def _csv_writer(file: OutputFile, table: ResultTable) -> TextWriter:
     return TextWriter(file, formatter.text, formatter.header)
 
 
-def read_csv(path: Path) -> Iterator[Columns]:
-    """Yield the columns of a finished CSV file, a block of rows at a time."""
-    with open(path, newline="", encoding="utf-8") as file:
-        lines = csv.reader(file)
-        names = next(lines)
-        while block := list(islice(lines, BLOCK_ROWS)):
-            cells = ([cell or None for cell in column] for column in zip(*block, strict=True))
-            yield columns_in(dict(zip(names, cells, strict=True)))
-
-
 def _described_beside(path: Path) -> Description:
     return read_metadata(metadata_path(path))
 
@@ -180,7 +168,7 @@ JSON_LINES = RowFormat(
     name="jsonl",
     suffixes=(".jsonl", ".ndjson"),
     describes_itself=False,
-    open=lambda file, table: TextWriter(file, JsonLines(table.labels).text),
+    open=lambda file, table: TextWriter(file, lambda rows: json_lines_of(json_columns(rows, table.labels))),
     columns=read_json_lines,
     description=_described_beside,
     is_intact=_has_digest,

@@ -1,16 +1,14 @@
 """The rows of a result and what their columns mean: the one column table behind every format, help text and metadata.
 
-In come blocks of rows as they are ready, out come their cells and the text of a CSV file; and the cells of a finished
-file, whatever its format, back into blocks.
+In come blocks of rows as they are ready, out come the values of their columns; and the cells of a finished file,
+whatever its format, back into blocks.
 """
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import repeat
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -356,53 +354,6 @@ def column_values(rows: Rows, labels: Mapping[str, Sequence[str]]) -> Iterator[N
             yield np.array(names, dtype=object)[values.argmax(axis=1)]
         if kind != "one_of" or not made:
             yield from values.T
-
-
-class Lines:
-    """Prints rows through two printf templates: of a row with a face, and of a row that has only what all rows have."""
-
-    def __init__(self, labels: Mapping[str, Sequence[str]], *, with_face: str, without_face: str) -> None:
-        self._labels = labels
-        self._with_face = with_face
-        self._without_face = without_face
-        self._always = sum(column.always for column in columns_of(labels))
-
-    def text(self, rows: Rows, more: Iterable[tuple[Any, ...]] = repeat(())) -> str:
-        """Render one block; more: cells that follow those of each row, if the templates go on."""
-        seen = (rows.track_id != NO_TRACK).tolist()
-        cells = zip(*(_printed(values) for values in column_values(rows, self._labels)), strict=True)
-        return "".join(
-            self._with_face % (row + after) if face else self._without_face % (row[: self._always] + after)
-            for face, row, after in zip(seen, cells, more)  # noqa: B905 `more` may be endless
-        )
-
-
-EMPTY_CELL = re.compile(r",nan(?=[,\n])")
-
-
-class RowFormatter(Lines):
-    """Turns blocks of rows into CSV text; always the same text for the same numbers."""
-
-    def __init__(self, labels: Mapping[str, Sequence[str]]) -> None:
-        columns = columns_of(labels)
-        self.header = ",".join(column.name for column in columns) + "\n"  # the first line
-        super().__init__(
-            labels,
-            with_face=",".join(column.template for column in columns) + "\n",
-            without_face=",".join(column.template if column.always else "" for column in columns) + "\n",
-        )
-
-    def text(self, rows: Rows, more: Iterable[tuple[Any, ...]] = repeat(())) -> str:
-        """Render one block; a number that is none is an empty cell."""
-        text = super().text(rows, more)
-        return EMPTY_CELL.sub(",", text) if ",nan" in text else text
-
-
-def _printed(values: NDArray[Any]) -> list[Any]:
-    if values.dtype != np.float32:
-        return values.tolist()  # type: ignore[no-any-return]
-    # Adding 0 turns the -0 that rounding leaves into 0.
-    return (np.round(values, PROBABILITY_DIGITS) + 0.0).tolist()  # type: ignore[no-any-return]
 
 
 BLOCK_ROWS = 1024

@@ -15,7 +15,8 @@ import typer.main
 from affserve.client.cli import app
 from affserve.client.commands.demo import SUMMARY_FILE, DemoConfig, run_demo
 from affserve.client.commands.demo_report import Judged, compare, next_steps, smooth, table
-from affserve.client.results.rows import RowFormatter, Rows
+from affserve.client.results.rows import Rows
+from affserve.client.results.text import RowFormatter
 from affserve.export.contract import default_head_description
 from affserve.train.errors import AffserveError, DataError
 from affserve.train.labels import ACTION_UNITS, EXPRESSION, TASKS, VALENCE_AROUSAL

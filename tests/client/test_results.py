@@ -22,8 +22,9 @@ from affserve.client.results.formats import CSV, FORMATS
 from affserve.client.results.metadata import ResultTable, metadata_text
 from affserve.client.results.output_file import OutputFile, check_writable, write_whole
 from affserve.client.results.reading import read
-from affserve.client.results.rows import NO_TRACK, QUALITY_COLUMNS, RowFormatter, Rows, columns_of, described_columns
+from affserve.client.results.rows import NO_TRACK, QUALITY_COLUMNS, Rows, columns_of, described_columns
 from affserve.client.results.table import table_of
+from affserve.client.results.text import RowFormatter
 from affserve.export.contract import HeadDescription, default_head_description
 from affserve.train.errors import OutputError
 from affserve.train.labels import TASKS

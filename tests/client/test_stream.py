@@ -29,7 +29,7 @@ from affserve.client.infer.run_record import ModelRecord
 from affserve.client.infer.work import Analyst, Outcome, WorkSettings
 from affserve.client.live.analysis import LiveSettings
 from affserve.client.results.metadata import metadata_path, read_metadata
-from affserve.client.results.rows import RowFormatter
+from affserve.client.results.text import RowFormatter
 from affserve.client.sequences.kept_features import SUFFIX, KeptFeatures
 from affserve.client.video.source import open_source
 from affserve.export.contract import StreamDescription, default_head_description
