@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from affserve.client.exchange.bids import events_path, write_bids
@@ -27,7 +28,7 @@ from affserve.train.errors import OutputError, UsageError
 
 @dataclass(frozen=True, kw_only=True)
 class Exchange:
-    """One format of another tool."""
+    """One format of another tool. It goes to other processes, so its functions are those of modules."""
 
     name: str
     place: Callable[[Path, str], Path]  # of the folder for results and a result's name without suffix
@@ -36,11 +37,15 @@ class Exchange:
 
 def _single(name: str, suffix: str, write: Callable[[Table, Path], list[str]]) -> Exchange:
     """Return a format that keeps the times of frames."""
-    return Exchange(
-        name=name,
-        place=lambda folder, stem: folder / f"{stem}{suffix}",
-        write=lambda table, path, _: write(table, path),
-    )
+    return Exchange(name=name, place=partial(_named, suffix), write=partial(_at_own_times, write))
+
+
+def _named(suffix: str, folder: Path, stem: str) -> Path:
+    return folder / f"{stem}{suffix}"
+
+
+def _at_own_times(write: Callable[[Table, Path], list[str]], table: Table, path: Path, _: float | None) -> list[str]:
+    return write(table, path)
 
 
 def beside(rows: Path, exchange: Exchange) -> Path:

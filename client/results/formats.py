@@ -48,17 +48,25 @@ class RowWriter(Protocol):
         ...
 
 
+def _described_beside(path: Path) -> Description:
+    return read_metadata(metadata_path(path))
+
+
+def _has_digest(path: Path, digest: str | None) -> bool:
+    return file_sha256(path) == digest
+
+
 @dataclass(frozen=True, kw_only=True)
 class RowFormat:
-    """One format of rows."""
+    """One format of rows. It goes to other processes, so its functions are those of modules."""
 
     name: str
     suffixes: tuple[str, ...]  # of file names; the first is the usual one
-    describes_itself: bool  # schema and provenance are in the file, not in one beside it
     open: Callable[[OutputFile, ResultTable], RowWriter]
     columns: Callable[[Path], Iterator[Columns]]  # reads a finished file, a block of rows at a time
-    description: Callable[[Path], Description]  # of a finished file
-    is_intact: Callable[[Path, str | None], bool]  # whether it is as it was written; the SHA-256 told beside it
+    describes_itself: bool = False  # schema and provenance are in the file, not in one beside it
+    description: Callable[[Path], Description] = _described_beside  # of a finished file
+    is_intact: Callable[[Path, str | None], bool] = _has_digest  # is it as it was written; the SHA-256 told beside it
 
     def read(self, path: Path, labels: Labels, edits: Edits = NO_EDITS) -> Iterator[Rows]:
         """Yield the rows of a finished file in blocks, as edited."""
@@ -138,41 +146,21 @@ def _csv_writer(file: OutputFile, table: ResultTable) -> TextWriter:
     return TextWriter(file, formatter.text, formatter.header)
 
 
-def _described_beside(path: Path) -> Description:
-    return read_metadata(metadata_path(path))
+def _json_lines_writer(file: OutputFile, table: ResultTable) -> TextWriter:
+    return TextWriter(file, lambda rows: json_lines_of(json_columns(rows, table.labels)))
 
 
-def _has_digest(path: Path, digest: str | None) -> bool:
-    return file_sha256(path) == digest
-
-
-CSV = RowFormat(
-    name="csv",
-    suffixes=(".csv",),
-    describes_itself=False,
-    open=_csv_writer,
-    columns=read_csv,
-    description=_described_beside,
-    is_intact=_has_digest,
-)
+CSV = RowFormat(name="csv", suffixes=(".csv",), open=_csv_writer, columns=read_csv)
 PARQUET = RowFormat(
     name="parquet",
     suffixes=(".parquet", ".pq"),
-    describes_itself=True,
     open=ParquetRowWriter,
     columns=read_parquet,
+    describes_itself=True,
     description=read_parquet_description,
-    is_intact=lambda path, _: parquet_is_intact(path),
+    is_intact=parquet_is_intact,
 )
-JSON_LINES = RowFormat(
-    name="jsonl",
-    suffixes=(".jsonl", ".ndjson"),
-    describes_itself=False,
-    open=lambda file, table: TextWriter(file, lambda rows: json_lines_of(json_columns(rows, table.labels))),
-    columns=read_json_lines,
-    description=_described_beside,
-    is_intact=_has_digest,
-)
+JSON_LINES = RowFormat(name="jsonl", suffixes=(".jsonl", ".ndjson"), open=_json_lines_writer, columns=read_json_lines)
 FORMATS = {row_format.name: row_format for row_format in (CSV, PARQUET, JSON_LINES)}
 
 

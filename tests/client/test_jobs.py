@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import signal
 import subprocess
 import sys
@@ -12,7 +13,9 @@ from pathlib import Path
 import pytest
 from clips import write_crops
 
+from affserve.client.exchange.exchange import EXCHANGES, Exchange
 from affserve.client.infer.crew import default_jobs
+from affserve.client.results.formats import FORMATS, RowFormat
 
 
 def started(server_url: str, folder: Path, out: str, *more: str) -> subprocess.Popen[str]:
@@ -64,6 +67,11 @@ def test_a_worker_that_dies_costs_time_and_ctrl_c_leaves_nothing_half_done(serve
     assert "the same command with --resume goes on" in errors
     assert "Traceback" not in errors
     assert not list((clips / "three").glob(".*.part"))
+
+
+@pytest.mark.parametrize("one", [*FORMATS.values(), *EXCHANGES.values()], ids=lambda one: str(one.name))
+def test_a_worker_is_told_the_format(one: RowFormat | Exchange) -> None:
+    assert pickle.loads(pickle.dumps(one)).name == one.name
 
 
 def test_jobs_follow_cores_and_work(monkeypatch: pytest.MonkeyPatch) -> None:
