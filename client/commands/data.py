@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from affserve.client.commands.options import FaceOptions, spread
+from affserve.client.commands.options import FaceDetectorOption, FaceModelOption, FaceOptions, spread
 from affserve.train.cli import progress_bar
 from affserve.train.errors import UsageError
 
@@ -26,11 +26,6 @@ if TYPE_CHECKING:
 
 MOST_TOLD = 20  # lines about single images
 
-FaceDetectorKind = Annotated[str, typer.Option("--face-detector", help="auto, yunet or haar.")]
-FaceModel = Annotated[
-    Path | None,
-    typer.Option("--face-model", help="YuNet's ONNX file.  [default: $AFFSERVE_FACE_MODEL, else fetched once]"),
-]
 Processes = Annotated[
     int | None, typer.Option("--workers", min=1, help="Processes that find faces.  [default: one a core]")
 ]
@@ -81,8 +76,8 @@ def import_(
     name: Annotated[
         str | None, typer.Option(help="What models say they were trained on.  [default: the preset's, or the folder's]")
     ] = None,
-    face_detector: FaceDetectorKind = "auto",
-    face_model: FaceModel = None,
+    face_detector: FaceDetectorOption = "auto",
+    face_model: FaceModelOption = None,
     workers: Processes = None,
     as_json: AsJson = False,
 ) -> None:
@@ -169,8 +164,8 @@ def crop(
     videos: Annotated[list[Path], typer.Argument(help="Videos, folders of them, or quoted patterns.")],
     out: Annotated[Path, typer.Option("--out", help="The corpus: crops go to cropped_affserve/ in it.")],
     chosen: FaceOptions,
-    face_detector: FaceDetectorKind = "auto",
-    face_model: FaceModel = None,
+    face_detector: FaceDetectorOption = "auto",
+    face_model: FaceModelOption = None,
     workers: Processes = None,
     as_json: AsJson = False,
 ) -> None:

@@ -128,15 +128,19 @@ class FaceOptions:
     ] = FaceSettings.min_size_px
 
 
+FaceDetectorOption = Annotated[str, typer.Option("--face-detector", help="auto, yunet or haar.")]
+FaceModelOption = Annotated[
+    Path | None,
+    typer.Option("--face-model", help="YuNet's ONNX file.  [default: $AFFSERVE_FACE_MODEL, else fetched once]"),
+]
+
+
 @dataclass(frozen=True, kw_only=True)
 class CropperOptions:
     """Of `Croppers`: by what faces are found, if they are to be found at all."""
 
-    face_detector: Annotated[str, typer.Option("--face-detector", help="auto, yunet or haar.")] = "auto"
-    face_model: Annotated[
-        Path | None,
-        typer.Option("--face-model", help="YuNet's ONNX file.  [default: $AFFSERVE_FACE_MODEL, else fetched once]"),
-    ] = None
+    face_detector: FaceDetectorOption = "auto"
+    face_model: FaceModelOption = None
     crops: Annotated[
         bool | None,
         typer.Option("--crops/--no-crops", help="Frames are face crops already.  [default: if images are 112x112]"),

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from affserve.client.drawing.canvas import INK, WHITE, Canvas, Colour, TextMask, colour_of, readable_on, text_mask
 from affserve.client.drawing.palette import track_colour
 from affserve.client.faces.face import Box, shared_area
+from affserve.client.results.people import ACTIVE_FROM
 from affserve.client.results.rows import SeenPerson
 from affserve.train.labels import ACTION_UNITS, EXPRESSION, VALENCE_AROUSAL
 
-ACTIVE = 0.5  # probability from which an action unit counts as active, as in training's scores
 MOST_UNITS = 6  # rows of action units on a card; what is left is counted
 TRAIL_FRAMES = 24  # that the dial's trail remembers
 REFERENCE_PX = 360  # picture height at which a unit is one pixel
@@ -112,7 +112,7 @@ class Marks:
         values = person.predictions[ACTION_UNITS.key] if names else np.empty(0, dtype=np.float32)
         decided = person.decided(ACTION_UNITS.key) if names else values
         active = sorted(
-            ((name, float(p)) for name, p, one in zip(names, values, decided, strict=True) if one >= ACTIVE),
+            ((name, float(p)) for name, p, one in zip(names, values, decided, strict=True) if one >= ACTIVE_FROM),
             key=lambda pair: -pair[1],
         )
         size = _text_px(10.5, unit)

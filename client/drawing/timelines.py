@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from affserve.client.results.people import STILL_S
 from affserve.client.results.rows import NO_TRACK, Rows, Tally
 
 MOST_BINS = 1200  # steps on the time axis, about one per pixel
 MOST_PEOPLE = 4  # drawn; more would be no picture but a scroll
-STILL_S = 1.0  # width that a single frame is drawn with
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

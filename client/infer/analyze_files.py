@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,7 +97,10 @@ def analyze_to_files(
                 error = _write_rows(writer, blocks, tally, stages)
             closing = {"frames": str(tally.frames), "rows": str(tally.rows), **({ERROR: error} if error else {})}
             writer.finish(closing)
-        metadata = _write_metadata(outputs, table, {**closing, DIGEST: file.sha256})
+        metadata = None
+        if not (outputs.to_stdout or outputs.row_format.describes_itself):
+            # Beside the rows; it also says that they are whole.
+            metadata = write_metadata(outputs.rows, table, {**closing, DIGEST: file.sha256})
         if keeper is not None:
             keeper.write(
                 {
@@ -184,13 +187,6 @@ def _write_rows(writer: RowWriter, blocks: Iterator[Rows], tally: Tally, stages:
             raise
         return str(error)
     return None
-
-
-def _write_metadata(outputs: OutputPaths, table: ResultTable, closing: Mapping[str, str]) -> Path | None:
-    """Write the description beside the rows, where the format has no place for it; it also says that they are whole."""
-    if outputs.to_stdout or outputs.row_format.describes_itself:
-        return None
-    return write_metadata(outputs.rows, table, closing)
 
 
 def _draw_plot(job: Job, edits: Edits, tally: Tally, description: HeadDescription) -> None:

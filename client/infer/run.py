@@ -30,7 +30,7 @@ from affserve.client.infer.output_paths import (
 from affserve.client.infer.run_record import ModelRecord
 from affserve.client.infer.summary import Terminal
 from affserve.client.infer.work import Analyst, Outcome, WorkSettings
-from affserve.client.results.formats import RowFormat, choose_format
+from affserve.client.results.formats import choose_format
 from affserve.client.video.inputs import spelt_out
 from affserve.client.video.source import FrameSource
 from affserve.train.errors import OutputError, VideoError, printable
@@ -65,12 +65,6 @@ class InferOptions:
         """Whether the table goes to standard output."""
         return self.out == STANDARD_OUTPUT
 
-    def wishes(self, row_format: RowFormat) -> OutputWishes:
-        """What is wanted of every source."""
-        plot = self.plot if self.plot is not None else not self.to_stdout
-        exchange = EXCHANGES.get(self.row_format or "")
-        return OutputWishes(row_format=row_format, out=self.out, plot=plot, overlay=self.overlay, exchange=exchange)
-
 
 def infer_sources(options: InferOptions) -> bool:
     """Analyse all sources; return False when one of them failed, after reporting it."""
@@ -101,8 +95,12 @@ def choose_outputs(options: InferOptions, sources: list[Path]) -> dict[Path, Out
         raise typer.BadParameter(f"--out - takes one source, and there are {len(sources)}")
     out = options.out
     try:
-        wishes = options.wishes(
-            choose_format(options.row_format, out if out and names_a_file(out) else None, EXCHANGES)
+        wishes = OutputWishes(
+            row_format=choose_format(options.row_format, out if out and names_a_file(out) else None, EXCHANGES),
+            out=out,
+            plot=options.plot if options.plot is not None else not options.to_stdout,
+            overlay=options.overlay,
+            exchange=EXCHANGES.get(options.row_format or ""),
         )
         planned = plan_outputs(sources, wishes)
     except OutputError as error:

@@ -38,17 +38,14 @@ class Terminal:
         self._quiet = quiet
         self._silent = quiet or not self._console.is_terminal
 
+    def _bar(self, told: ProgressColumn) -> Bar:
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), told)
+        return Bar(*columns, TimeRemainingColumn(), console=self._console, transient=True, disable=self._silent)
+
     @contextmanager
     def progress(self, name: str) -> Iterator[Progress]:
         """Show a bar for one source; yield what `analyze_to_files` reports to."""
-        columns = (
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            FramesPerSecond(),
-            TimeRemainingColumn(),
-        )
-        with Bar(*columns, console=self._console, transient=True, disable=self._silent) as bar:
+        with self._bar(FramesPerSecond()) as bar:
             task = bar.add_task(printable(name), total=None)
             # The announced number of frames is a guess; a bar that is over-full looks like an error.
             yield lambda done, hint: bar.update(task, completed=done, total=max(done, hint) if hint else None)
@@ -56,16 +53,8 @@ class Terminal:
     @contextmanager
     def several(self, total: int) -> Iterator[Callable[[Path | str, int, int | None], None]]:
         """Show a bar for many sources of which some are under way; yield what their workers report to."""
-        columns = (
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[now]}"),
-            TimeRemainingColumn(),
-        )
         shares: dict[Path | str, float] = {}  # of the frames of a source that are done
-
-        with Bar(*columns, console=self._console, transient=True, disable=self._silent) as bar:
+        with self._bar(TextColumn("{task.fields[now]}")) as bar:
             task = bar.add_task("sources", total=total, now="")
 
             def told(path: Path | str, done: int, hint: int | None) -> None:
@@ -120,8 +109,8 @@ def summary_text(summary: Summary) -> str:
     return "\n".join(lines)
 
 
-def _count(number: int, noun: str, nouns: str = "") -> str:
-    return f"{number} {noun if number == 1 else nouns or noun + 's'}"
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' if number != 1 else ''}"
 
 
 def _rounded(value: object) -> object:

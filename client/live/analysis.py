@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,9 +25,8 @@ from affserve.client.live.window import WindowAnswers
 from affserve.client.results.rows import Rows
 from affserve.client.sequences.declared import as_done, processed_sequence
 from affserve.client.sequences.row_merger import RowMerger
-from affserve.client.sequences.seen_frame import SeenFrame
 from affserve.client.wire.calls import is_transient
-from affserve.export.contract import IMAGE_SIZE_PX, HeadDescription
+from affserve.export.contract import HeadDescription
 from affserve.train.errors import InferenceError, VideoError
 from affserve.train.windows import WINDOW_FRAMES
 
@@ -74,23 +72,6 @@ class _Encoded:
     features: NDArray[np.float32] | InferenceError
 
 
-class FrameRows(Protocol):
-    """Joins frames with what the head says about their faces."""
-
-    @property
-    def waiting(self) -> list[int]:
-        """The numbers of the frames whose rows are still to come."""
-        ...
-
-    def push(self, frames: Sequence[SeenFrame], features: NDArray[np.float32]) -> Iterator[Rows]:
-        """Take the next frames and the features (n, 512) of their faces in order; yield the rows that are final."""
-        ...
-
-    def finish(self) -> Iterator[Rows]:
-        """Yield the rows that are still to come."""
-        ...
-
-
 class LiveAnalysis:
     """The state between two frames of one source: the people in sight, and who waits for an answer."""
 
@@ -102,7 +83,7 @@ class LiveAnalysis:
         self.hop = settings.hop_of(head)  # frames from one answer to the next; None: every frame is answered
         room = min(head.window_frames, WINDOW_FRAMES)
         self._looker = Looker(make_cropper, room)
-        self._rows: FrameRows = (
+        self._rows: RowMerger | WindowAnswers = (
             RowMerger(
                 lambda: processed_sequence(client.sequence(), head, causal=True),
                 head.labels,
@@ -150,9 +131,8 @@ class LiveAnalysis:
 
     def _encoded(self, frames: Sequence[LookedAt]) -> _Encoded:
         crops = [crop for frame in frames for crop in frame.crops]
-        none = np.empty((0, IMAGE_SIZE_PX, IMAGE_SIZE_PX, 3), dtype=np.uint8)
         try:
-            return _Encoded(frames=frames, features=self._client.encode(np.stack(crops) if crops else none))
+            return _Encoded(frames=frames, features=self._client.encode(crops))
         except InferenceError as error:
             return _Encoded(frames=frames, features=error)
 

@@ -19,8 +19,6 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from affserve.train.errors import AffserveError
-
 BATCH_FRAMES = 10  # at most, however fast the machine is
 RECENT_BATCHES = 15  # by which the speed of machine and server is judged
 WAITING_FRAMES = 2 * BATCH_FRAMES  # a bound on memory: 120 MB of 1080p
@@ -65,8 +63,7 @@ class NewestFrames(AbstractContextManager["NewestFrames"]):
         self._changed = threading.Condition()
         self._stop = threading.Event()
         self._ended = False
-        self._error: AffserveError | None = None
-        self._complete = False
+        self._error: BaseException | None = None
         # A daemon, because a read from the network cannot be interrupted.
         self._thread = threading.Thread(target=self._read, name="affserve-live", daemon=True)
 
@@ -97,8 +94,6 @@ class NewestFrames(AbstractContextManager["NewestFrames"]):
             return []
         if self._error is not None:
             raise self._error
-        if not self._complete:
-            raise RuntimeError("the thread that reads the source has died; its trace stands above")
         return None
 
     def _read(self) -> None:
@@ -107,9 +102,8 @@ class NewestFrames(AbstractContextManager["NewestFrames"]):
                 self._put(frame)
                 if self._stop.is_set():
                     break
-            self._complete = True
-        except AffserveError as error:
-            self._error = error  # raised in the thread that takes the frames
+        except BaseException as error:  # noqa: BLE001 raised again in the thread that takes the frames
+            self._error = error
         finally:
             with self._changed:
                 self._ended = True

@@ -7,7 +7,7 @@ their history, the most likely expressions and the active action units of the pe
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,6 +20,7 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
+from affserve.client.results.people import ACTIVE_FROM
 from affserve.client.results.rows import ACTION_UNIT_MEANINGS, SeenPerson
 from affserve.train.labels import ACTION_UNITS, EXPRESSION, VALENCE_AROUSAL
 
@@ -36,7 +37,6 @@ HISTORY_WIDTH = 24
 SHOWN_EXPRESSIONS = 4
 SHOWN_ACTION_UNITS = 4
 SHOWN_OTHERS = 3
-ACTIVE = 0.5  # probability from which an action unit counts as active
 BLOCKS = " ▏▎▍▌▋▊▉█"
 LEVELS = "▁▂▃▄▅▆▇█"
 BRAILLE = 0x2800
@@ -142,7 +142,7 @@ def plane(history: NDArray[np.float32], now: NDArray[np.float32]) -> Text:
     for row in range(PLANE_HEIGHT):
         for column in range(PLANE_WIDTH):
             if (row, column) == (rows[0], columns[0]):
-                text.append("●", style=f"bold {_hue(now)}")
+                text.append("●", style=f"bold {PLEASANT if now[0] >= 0 else UNPLEASANT}")
             else:
                 text.append(*_plane_cell(dots[4 * row : 4 * row + 4, 2 * column : 2 * column + 2], row, column))
         if row < PLANE_HEIGHT - 1:
@@ -166,10 +166,6 @@ def _plane_cell(dots: NDArray[np.bool_], row: int, column: int) -> tuple[str, st
     on_x, on_y = row == PLANE_HEIGHT // 2, column == PLANE_WIDTH // 2
     axes = {(True, True): "┼", (True, False): "─", (False, True): "│", (False, False): "·"}
     return axes[on_x, on_y], FAINT if on_x or on_y else "grey19"
-
-
-def _hue(now: NDArray[np.float32]) -> str:
-    return PLEASANT if now[0] >= 0 else UNPLEASANT
 
 
 def _affect(history: NDArray[np.float32], now: NDArray[np.float32], room: int) -> Table:
@@ -222,7 +218,7 @@ def _action_units(snapshot: Snapshot, person: SeenPerson, meanings: bool) -> Tab
         return None
     values = person.predictions[ACTION_UNITS.key]
     decided = person.decided(ACTION_UNITS.key)
-    active = [k for k in np.argsort(-values) if decided[k] >= ACTIVE]
+    active = [k for k in np.argsort(-values) if decided[k] >= ACTIVE_FROM]
     grid = Table.grid(padding=(0, 1))
     for k in active[:SHOWN_ACTION_UNITS]:
         meaning = ACTION_UNIT_MEANINGS.get(names[k], "") if meanings else ""
@@ -244,19 +240,17 @@ def _share(value: float, hue: str) -> tuple[Text, Text]:
 def _others(snapshot: Snapshot) -> Text:
     """The other people in one line."""
     others = snapshot.people[1:]
-    told = " · ".join(f"person {other.track_id}: {_in_words(snapshot, other)}" for other in others[:SHOWN_OTHERS])
+    told = " · ".join(in_words(snapshot.labels, other) for other in others[:SHOWN_OTHERS])
     more = len(others) - SHOWN_OTHERS
     return Text(f"also {told}{f' · and {more} more' if more > 0 else ''}", style="grey62", overflow="ellipsis")
 
 
-def _in_words(snapshot: Snapshot, person: SeenPerson) -> str:
-    return " ".join(words(snapshot.labels, person))
-
-
-def words(labels: Mapping[str, tuple[str, ...]], person: SeenPerson) -> Iterator[str]:
-    """Yield what is known of a person as short texts: valence and arousal, the expression."""
+def in_words(labels: Mapping[str, tuple[str, ...]], person: SeenPerson) -> str:
+    """Say what is known of a person in a few words: valence and arousal, the expression."""
+    told = [f"person {person.track_id}:"]
     if VALENCE_AROUSAL.key in labels:
         valence, arousal = person.predictions[VALENCE_AROUSAL.key]
-        yield f"valence {valence:+.2f} arousal {arousal:+.2f}"
+        told.append(f"valence {valence:+.2f} arousal {arousal:+.2f}")
     if EXPRESSION.key in labels:
-        yield labels[EXPRESSION.key][int(person.decided(EXPRESSION.key).argmax())]
+        told.append(labels[EXPRESSION.key][int(person.decided(EXPRESSION.key).argmax())])
+    return " ".join(told)

@@ -29,7 +29,6 @@ class SourceSettings:
     camera_size: str | None = None  # WIDTHxHEIGHT in pixels, asked of a camera; None: its own choice
     fps: float | None = None  # frames per second, asked of a camera; also the clock of a folder of images
     reconnect_for_s: float = 60.0  # seconds without a frame after which a lost stream is given up; 0: at once
-    timeout_s: float = 5.0  # seconds of silence after which a stream counts as lost
     loop: bool = False  # play a file over and over
     threads: int = 0  # of decoding; 0: FFmpeg decides
 
@@ -39,7 +38,6 @@ class SourceSettings:
         for name, value, good in (
             ("fps", self.fps, self.fps is None or self.fps > 0),
             ("reconnect_for_s", self.reconnect_for_s, self.reconnect_for_s >= 0),
-            ("timeout_s", self.timeout_s, self.timeout_s > 0),
         ):
             if not good:
                 raise VideoError(f"{name} is {value}, expected a positive number")
@@ -78,8 +76,7 @@ def open_live(settings: SourceSettings, file: FrameSource | None = None) -> Live
     if settings.is_camera:
         return StreamSource(_camera(settings), reconnect_for_s=0.0)
     if settings.is_network:
-        url = NetworkInput(url=settings.source, timeout_s=settings.timeout_s)
-        return StreamSource(url, reconnect_for_s=settings.reconnect_for_s)
+        return StreamSource(NetworkInput(url=settings.source), reconnect_for_s=settings.reconnect_for_s)
     file = file or open_source(settings.source, fps=settings.fps or FOLDER_FPS, threads=settings.threads)
     return FileInRealTime(file, loop=settings.loop)
 

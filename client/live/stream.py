@@ -28,6 +28,7 @@ LONGEST_STEP_S = 1.0  # between two timestamps of a stream; anything else is a b
 SHORTEST_STEP_S = 1e-3
 FIRST_PAUSE_S = 0.25
 LONGEST_PAUSE_S = 4.0
+SILENCE_S = 5.0  # after which a stream counts as lost
 PROBE_S = 1.0  # of a stream's beginning at most, to find out what it holds
 MAX_REFUSALS = 300  # damaged packets in a row, after which a stream counts as lost
 
@@ -70,7 +71,6 @@ class NetworkInput:
 
     advice = "is the address right, and is something sending there?"
     url: str
-    timeout_s: float  # of silence
 
     @property
     def name(self) -> str:
@@ -85,7 +85,7 @@ class NetworkInput:
 
     def open(self) -> InputContainer:
         """Connect; FFmpegError or OSError where that fails."""
-        microseconds = str(round(self.timeout_s * 1e6))
+        microseconds = str(round(SILENCE_S * 1e6))
         # RTP over RTSP's own connection: no port to open in a firewall, and no half-lost pictures.
         rtsp = {"rtsp_transport": "tcp", "timeout": microseconds}
         protocol = rtsp if self.url.lower().startswith("rtsp") else {"rw_timeout": microseconds}

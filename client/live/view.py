@@ -12,16 +12,15 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console, RenderableType
+from rich.console import Console
 from rich.live import Live
 
 from affserve.client.live.analysis import LiveAnswer
 from affserve.client.live.frames import LiveCounters
-from affserve.client.live.panel import Snapshot, panel, words
+from affserve.client.live.panel import Snapshot, in_words, panel
 from affserve.client.results.rows import NO_TRACK, SeenPerson
 from affserve.train.labels import VALENCE_AROUSAL
 
@@ -153,7 +152,7 @@ class LiveView:
         delay = "no answer yet"
         if not math.isnan(seen.delay_p50_s):
             delay = f"delay {1000 * seen.delay_p50_s:.0f} ms, p95 {1000 * seen.delay_p95_s:.0f} ms"
-        people = (f"person {one.track_id}: {' '.join(words(seen.labels, one))}" for one in seen.people)
+        people = (in_words(seen.labels, one) for one in seen.people)
         counts = f"{seen.decoded_fps:.1f} fps in, {seen.analysed_fps:.1f} analysed, {seen.dropped} dropped"
         told = (f"{time.monotonic() - self._began_s:.0f} s", counts, delay, *(people if seen.people else ("no face",)))
         troubles = (f"warning: {trouble}" for trouble in seen.warnings[len(self._warnings) :])
@@ -163,7 +162,8 @@ class LiveView:
     def shown(self, console: Console, *, moving: bool) -> Iterator[None]:
         """Draw the panel again and again, or print a line a second, for as long as the context lasts."""
         if moving:
-            with Live(_Redrawn(self), console=console, refresh_per_second=REFRESH_PER_S, transient=True):
+            drawn = lambda: panel(self.snapshot(), console.width)  # noqa: E731
+            with Live(get_renderable=drawn, console=console, refresh_per_second=REFRESH_PER_S, transient=True):
                 yield
             return
         ended = threading.Event()
@@ -178,13 +178,3 @@ class LiveView:
     def _print_lines(self, console: Console, ended: threading.Event) -> None:
         while not ended.wait(LINE_EVERY_S):
             console.print(self.line(), soft_wrap=True, markup=False, highlight=False)
-
-
-class _Redrawn:
-    """Something that rich draws anew each time."""
-
-    def __init__(self, view: LiveView) -> None:
-        self._view = view
-
-    def __rich_console__(self, console: Console, options: Any) -> Iterator[RenderableType]:
-        yield panel(self._view.snapshot(), options.max_width)

@@ -139,10 +139,7 @@ def _analysed(page: Page, video: Path, faces: str, progress: Progress) -> str:
     outputs.check_writable()
     job = Job(source=source, cropper=cropper, outputs=outputs, options=options_of(cropper, croppers.faces, FOLDER_FPS))
     analyze_to_files(job, page.model.get(), progress=progress)
-    added = page.library.add([video, outputs.rows])
-    entry = next(one for one in added if one.result is not None and one.result.samefile(outputs.rows))
-    page.library.read_summaries()
-    return f"#/r/{entry.id}"
+    return page.library.add_result(outputs.rows, video)
 
 
 def _free(outputs: OutputPaths) -> OutputPaths:

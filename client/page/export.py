@@ -34,7 +34,8 @@ def routes(page: Page) -> list[BaseRoute]:
     """Return the routes."""
 
     def csv(request: Request) -> Response:
-        table = read_edits(page.result(request)).table(page.library.table(page.entry(request)))
+        page.result(request)  # or 404
+        table = page.library.edited(page.entry(request))
         rows = np.flatnonzero(_inside(table["timestamp_s"], request))
         cells = lines_of([printed(table, name, rows) for name in table])
         return Response(",".join(table) + "\n" + cells, media_type="text/csv")

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from affserve.client.page.result_data import summary_of
+from affserve.client.results.edits import read_edits
 from affserve.client.results.formats import format_of
 from affserve.client.results.reading import read, result_files
 from affserve.client.results.table import Table
@@ -71,6 +72,12 @@ class Library:
             videos += [one for one in sources if _is_within(one, path)]
         return [*self._add_results(results, videos), *self._add_videos(videos)]
 
+    def add_result(self, result: Path, video: Path | None) -> str:
+        """Take a result that was made just now, and its video; return the address of its page."""
+        added = self.add([result] if video is None else [video, result])
+        self.read_summaries()
+        return next(f"#/r/{one.id}" for one in added if one.result is not None and one.result.samefile(result))
+
     def _add_results(self, results: list[Path], videos: list[Path]) -> list[Entry]:
         known = [*videos, *(entry.video for entry in self.entries.values() if entry.video)]
         return [self._put(result, _video_of(result, known)) for result in dict.fromkeys(results)]
@@ -103,6 +110,11 @@ class Library:
             while len(self._open) > MOST_OPEN:
                 self._open.pop(next(iter(self._open)))
         return table
+
+    def edited(self, entry: Entry) -> Table:
+        """Return the rows of a result with what people changed of them."""
+        table = self.table(entry)
+        return read_edits(entry.result).table(table) if entry.result is not None else table
 
     def read_summaries(self) -> None:
         """Read every result that has no summary yet, one after the other."""

@@ -189,10 +189,7 @@ class _Watch:
             if not recent:
                 raise VideoError(error or "nothing was answered: there is no record")
         write_metadata(path, about, {DIGEST: file.sha256, **({ERROR: error} if error else {})})
-        added = self._page.library.add([*([video] if video is not None else []), path])
-        self._page.library.read_summaries()
-        entry = next(one for one in added if one.result is not None and one.result.samefile(path))
-        return {"ended": error, "record": f"#/r/{entry.id}"}
+        return {"ended": error, "record": self._page.library.add_result(path, video)}
 
 
 def _latest(former: Table, new: Table) -> Table:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -136,12 +137,5 @@ def _write_copy(
 
 def _readable(source: FrameSource) -> Iterator[Frame]:
     """Yield the frames of a source that may break off: the result ends there, too."""
-    frames = iter(source)
-    while True:
-        try:
-            frame = next(frames, None)
-        except VideoError:
-            return
-        if frame is None:
-            return
-        yield frame
+    with suppress(VideoError):
+        yield from source

@@ -49,9 +49,8 @@ def routes(page: Page) -> list[BaseRoute]:
         return FileResponse(playable.path)
 
     def rows(request: Request) -> Response:
-        entry, result = page.entry(request), page.result(request)
-        edited = read_edits(result).table(page.library.table(entry))
-        return Response(payload(edited), media_type="application/octet-stream")
+        page.result(request)  # or 404
+        return Response(payload(page.library.edited(page.entry(request))), media_type="application/octet-stream")
 
     async def edit(request: Request) -> Response:
         """Put the edits of a result in the place of those that were."""

@@ -21,7 +21,6 @@ from affserve.client.page.media import Media, Playable
 from affserve.client.page.page import Page
 from affserve.client.page.result_data import payload
 from affserve.client.page.result_routes import facts_of
-from affserve.client.results.edits import read_edits
 from affserve.client.results.output_file import check_writable, write_whole
 from affserve.train.errors import OutputError, UsageError
 
@@ -50,9 +49,7 @@ def write_html(paths: Sequence[Path], out: Path) -> None:
 def _document(page: Page, entry: Entry) -> str:
     playable = _copied(page.media, entry)
     facts = facts_of(page, entry, playable)
-    if entry.result is None:
-        raise OutputError(f"{entry.name} is not analysed yet")
-    rows = payload(read_edits(entry.result).table(page.library.table(entry)))
+    rows = payload(page.library.edited(entry))
     video = playable.path.read_bytes() if playable is not None and playable.path is not None else b""
     modules = {f.name: _data_url(IMPORT.sub(r'\1"', f.read_text(encoding="utf-8"))) for f in STATIC.glob("*.js")}
     imports = json.dumps({"imports": modules})

@@ -1,7 +1,7 @@
 """Rows in, files out and rows back: the columns, their formats and what describes them.
 
-Read rows, formats, output_file, metadata, table, edits, people, reading. For notebooks: `read(path)` returns a finished
-file as a table.
+Read rows, table, text, formats, output_file, metadata, edits, people, reading. For notebooks: `read(path)` returns a
+finished file as a table.
 """
 
 from __future__ import annotations

@@ -24,6 +24,7 @@ from affserve.train.errors import printable
 TOP = 3  # expressions and action units shown of each person
 MOST_TESTS = 12  # shown; the file has all
 DIGITS = 6
+FACTS = ("description", "unit", "minimum", "maximum")  # of a column
 CAUTION = "What labellers would say of a face, not what a person feels."
 TESTS = (
     "b - a over people with 95 % intervals; effect: Cohen's dz (paired) or Hedges' g (unpaired); p_fdr counts all "
@@ -118,7 +119,7 @@ def write_files(report: Report, out: Path) -> list[Path]:
     found = [asdict(one) for one in report.comparisons]
     document = {
         "caution": CAUTION,
-        "columns": {column.name: _facts(column) for column in columns},
+        "columns": {column.name: {name: getattr(column, name) for name in FACTS} for column in columns},
         "rows": [_rounded(row) for row in report.rows],
         "tests": {"meaning": TESTS, "comparisons": [_rounded(one) for one in found]},
         "means": [_rounded(asdict(one)) for one in report.means],
@@ -130,15 +131,6 @@ def write_files(report: Report, out: Path) -> list[Path]:
         return [table, whole]
     write_whole(groups, _csv(list(found[0]), found))
     return [table, groups, whole]
-
-
-def _facts(column: Any) -> dict[str, Any]:
-    return {
-        "description": column.description,
-        "unit": column.unit,
-        "minimum": column.minimum,
-        "maximum": column.maximum,
-    }
 
 
 def _rounded(row: Mapping[str, Any]) -> dict[str, Any]:
