@@ -114,10 +114,10 @@ def _cut(one: Photograph, target: Path) -> str:
         image = read_image(one.image) if isinstance(one.image, Path) else np.stack([one.image] * 3, axis=-1)
     except AffserveError as error:
         return f"{one.where}: {error}"
-    crop = cut_face(np.asarray(image, np.uint8), _detector, one.box_px)
-    if crop is None:
+    found = locate_face(np.asarray(image, np.uint8), _detector, one.box_px)
+    if found is None:
         return f"{one.where}: no face was found"
-    write_crop(target, crop)
+    write_crop(target, align_face(found[0], found[1].landmarks_px))
     return ""
 
 
@@ -125,12 +125,6 @@ def write_crop(path: Path, crop: NDArray[np.uint8]) -> None:
     """Write a crop (112, 112, 3) as JPEG."""
     _, encoded = cv2.imencode(".jpg", np.ascontiguousarray(crop[..., ::-1]), [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
     path.write_bytes(encoded.tobytes())
-
-
-def cut_face(image: NDArray[np.uint8], detector: FaceDetector, box_px: Box | None = None) -> NDArray[np.uint8] | None:
-    """Return the crop (112, 112, 3) of the face that `locate_face` finds, or None."""
-    found = locate_face(image, detector, box_px)
-    return None if found is None else align_face(found[0], found[1].landmarks_px)
 
 
 def locate_face(

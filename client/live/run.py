@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -93,7 +93,8 @@ def run_live(options: LiveOptions) -> None:
             warnings=_warnings(known["trained_on"], options),
         )
         stack.callback(lambda: _tell(_summary(counters, began_s, **known), options))
-        stack.enter_context(_shown(view, options))
+        if not options.quiet:
+            stack.enter_context(view.shown(Console(stderr=True), moving=_moves(options)))
         for answer in analysis.run(source, signals.stopped):
             view.show(answer)
             if not lines.write(answer):
@@ -171,10 +172,6 @@ def _moves(options: LiveOptions) -> bool:
     """Say whether there is a terminal of its own for the panel."""
     rows_in_terminal = options.rows_to_stdout and sys.stdout.isatty()
     return not options.quiet and sys.stderr.isatty() and not rows_in_terminal
-
-
-def _shown(view: LiveView, options: LiveOptions) -> AbstractContextManager[None]:
-    return nullcontext() if options.quiet else view.shown(Console(stderr=True), moving=_moves(options))
 
 
 def _tell(summary: LiveSummary, options: LiveOptions) -> None:

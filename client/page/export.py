@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from affserve.client.page.page import Page
 from affserve.client.page.task_queue import Task
 from affserve.client.results.edits import read_edits
 from affserve.client.results.reading import row_format_of
-from affserve.client.results.rows import Rows, Tally
+from affserve.client.results.rows import Tally, rows_of
 from affserve.client.results.table import Table, labels_in
 from affserve.client.results.text import lines_of, printed
 from affserve.client.video.source import IMAGE_SUFFIXES, Progress, open_source
@@ -34,22 +33,19 @@ def routes(page: Page) -> list[BaseRoute]:
     """Return the routes."""
 
     def csv(request: Request) -> Response:
-        page.result(request)  # or 404
-        table = page.library.edited(page.entry(request))
-        rows = np.flatnonzero(_inside(table["timestamp_s"], request))
+        table, rows = _part(page, request)
         cells = lines_of([printed(table, name, rows) for name in table])
         return Response(",".join(table) + "\n" + cells, media_type="text/csv")
 
     def png(request: Request) -> Response:
-        entry, tally, blocks = page.entry(request), Tally(), list(_part(page, request))
-        for rows in blocks:
-            tally.add(rows)
-        if not blocks:
+        (table, places), tally = _part(page, request), Tally()
+        if not len(places):
             raise HTTPException(404, "no frame lies in this part")
+        rows = rows_of({name: values[places] for name, values in table.items()}, labels_in(table))
+        tally.add(rows)
         with DRAWING:
             name = read_edits(page.result(request)).name
-            description = _description(page.library.table(entry))
-            image = draw_result(blocks, tally, description, title=entry.name, name=name)
+            image = draw_result([rows], tally, _description(table), title=page.entry(request).name, name=name)
         return Response(image, media_type="image/png")
 
     def draw(request: Request) -> Response:
@@ -79,16 +75,12 @@ def routes(page: Page) -> list[BaseRoute]:
     ]
 
 
-def _part(page: Page, request: Request) -> Iterator[Rows]:
-    """Yield the rows between two times of a result, as edited."""
-    result, labels = page.result(request), labels_in(page.library.table(page.entry(request)))
-    for rows in row_format_of(result).read(result, labels, read_edits(result)):
-        if (inside := _inside(rows.timestamp_s, request)).any():
-            yield rows.taken(inside)
-
-
-def _inside(times_s: NDArray[np.float64], request: Request) -> NDArray[np.bool_]:
-    return (times_s >= _seconds(request, "from", -math.inf)) & (times_s <= _seconds(request, "to", math.inf))
+def _part(page: Page, request: Request) -> tuple[Table, NDArray[np.int64]]:
+    """Return a result as edited, and which of its rows lie between the times that are asked for; 404 for none."""
+    page.result(request)
+    table = page.library.edited(page.entry(request))
+    low, high = _seconds(request, "from", -math.inf), _seconds(request, "to", math.inf)
+    return table, np.flatnonzero((table["timestamp_s"] >= low) & (table["timestamp_s"] <= high))
 
 
 def _seconds(request: Request, name: str, otherwise: float) -> float:

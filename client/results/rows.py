@@ -250,11 +250,6 @@ class Rows:
     def __len__(self) -> int:
         return len(self.frame)
 
-    def taken(self, places: slice | NDArray[np.int64] | NDArray[np.bool_]) -> Rows:
-        """Return some of the rows."""
-        picked = {name: values[places] for name, values in vars(self).items() if name != "predictions"}
-        return Rows(**picked, predictions={task: values[places] for task, values in self.predictions.items()})
-
     def person(self, k: int) -> SeenPerson:
         """Return who is seen in a row with a face."""
         x, y, width, height = self.box_px[k].tolist()

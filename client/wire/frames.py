@@ -36,7 +36,8 @@ def frames_array(frames: Frames) -> NDArray[np.uint8]:
     if not isinstance(frames, Sequence) or isinstance(frames, bytes):
         stream = ": call with list(frames), or encode_stream with chunks" if isinstance(frames, Iterable) else ""
         raise InferenceError(f"{EXPECTED}; got {_name(frames)}{stream}")
-    return _stacked([_frame(one, place) for place, one in enumerate(frames)])
+    checked = [_frame(one, place) for place, one in enumerate(frames)]
+    return np.stack(checked) if checked else np.empty((0, *FRAMES.shape), dtype=np.uint8)
 
 
 def _frame(one: Any, place: int) -> NDArray[Any]:
@@ -46,10 +47,6 @@ def _frame(one: Any, place: int) -> NDArray[Any]:
     if frame.shape != FRAMES.shape or frame.dtype != FRAMES.numpy_dtype:
         raise InferenceError(f"{EXPECTED}; item {place} of the list is {frame.shape} {frame.dtype}")
     return frame
-
-
-def _stacked(frames: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
-    return np.stack(frames) if frames else np.empty((0, *FRAMES.shape), dtype=np.uint8)
 
 
 def _is_picture(one: Any) -> bool:

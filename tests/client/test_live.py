@@ -39,7 +39,8 @@ from affserve.client.live.source import SourceSettings, open_file, open_live
 from affserve.client.live.stream import StreamClock
 from affserve.client.live.view import LiveView
 from affserve.client.live.window import LiveWindow
-from affserve.client.results.rows import SeenPerson, columns_of
+from affserve.client.results.rows import SeenPerson, columns_of, rows_of
+from affserve.client.results.table import table_of
 from affserve.client.video.source import open_source
 from affserve.export.contract import FEATURE_WIDTH, default_head_description
 from affserve.export.server.config import ServerConfig
@@ -517,9 +518,11 @@ def test_the_view_keeps_the_past_of_whom_it_shows_and_says_who_is_silent(monkeyp
     counters = LiveCounters()
     view = LiveView("camera", LABELS, counters)
     rows = people(4, {3: range(3), 8: range(2, 4)})
+    table = table_of([rows], LABELS)
     monkeypatch.setattr(view_module, "SILENCE_S", LIMIT_S)
     for frame, history, tracks in ((0, [0], [3]), (1, [0, 1], [3]), (2, [0, 1, 2], [3, 8]), (3, [4], [8])):
-        view.show(LiveAnswer(rows=rows.taken(rows.frame == frame), delay_s=np.zeros(len(tracks))))
+        now = {name: values[rows.frame == frame] for name, values in table.items()}
+        view.show(LiveAnswer(rows=rows_of(now, LABELS), delay_s=np.zeros(len(tracks))))
         seen = view.snapshot()
         assert [person.track_id for person in seen.people] == tracks
         np.testing.assert_array_equal(seen.history, rows.predictions["valence_arousal"][history])
