@@ -87,10 +87,13 @@ def _as_written(path: Path) -> Table:
         values = {name: np.concatenate([block[name] for block in blocks]) for name in names}
         if missing := {"frame", "timestamp_s", "track_id"} - set(values):
             raise LookupError(f"no column {min(missing)}")
+        known = {column.name: column for column in columns_of(labels_in(names))}
+        for name, column in known.items():
+            if column.storage != "string" and name in values and values[name].dtype.kind == "O":
+                values[name].astype(np.float64)  # of what affserve wrote; in columns that somebody added is any text
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise OutputError(f"{path} cannot be read as rows of affserve: {error}") from error
     told = row_format.description(path)
-    known = {column.name: column for column in columns_of(labels_in(names))}
     columns = {
         # Files do not tell the digits, text does not tell the type.
         name: replace(column, digits=known[name].digits, storage=known[name].storage) if name in known else column

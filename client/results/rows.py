@@ -362,8 +362,18 @@ def columns_in(cells: Mapping[str, Sequence[Any]]) -> dict[str, NDArray[Any]]:
 
 def _array(name: str, cells: Sequence[Any]) -> NDArray[Any]:
     if name in WHOLE:
-        return np.array([NO_TRACK if cell is None else cell for cell in cells], dtype=np.int64)
-    return np.array(cells, dtype=object if kind_of(name) == "one_of" else np.float64)  # None becomes NaN
+        numbers = np.array(
+            [NO_TRACK if cell is None else cell for cell in cells], dtype=np.float64
+        )  # pandas writes 3.0
+        if (numbers % 1).any():
+            raise ValueError(f"{name} holds numbers that are not whole")
+        return numbers.astype(np.int64)
+    if kind_of(name) == "one_of":
+        return np.array(cells, dtype=object)
+    try:
+        return np.array(cells, dtype=np.float64)  # None becomes NaN
+    except (ValueError, TypeError):  # text that somebody added, or that stands where it must not: see reading.py
+        return np.array(cells, dtype=object)
 
 
 def rows_of(columns: Mapping[str, NDArray[Any]], labels: Mapping[str, Sequence[str]]) -> Rows:

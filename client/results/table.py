@@ -44,7 +44,7 @@ class Table(dict[str, NDArray[Any]]):
         provenance: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(values)
-        self.columns = {name: columns.get(name) or Column(name=name, description=name) for name in values}
+        self.columns = {name: columns.get(name) or _unknown(name, column) for name, column in values.items()}
         self.source = source
         self.provenance = dict(provenance or {})
         self.names: dict[int, str] = {}
@@ -88,6 +88,11 @@ class Table(dict[str, NDArray[Any]]):
             for (name, values), field in zip(self.items(), fields, strict=True)
         ]
         return arrow.Table.from_arrays(arrays, schema=schema)
+
+
+def _unknown(name: str, values: NDArray[Any]) -> Column:
+    """Return what can be said of a column that somebody added."""
+    return Column(name=name, description=name, storage="string" if values.dtype.kind == "O" else "float64")
 
 
 def labels_in(names: Iterable[str]) -> dict[str, tuple[str, ...]]:

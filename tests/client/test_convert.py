@@ -23,9 +23,10 @@ from typer.testing import CliRunner
 from affserve.client.cli import app
 from affserve.client.exchange.exchange import EXCHANGES, convert, plan
 from affserve.client.results import read
+from affserve.client.results.formats import FORMATS
 from affserve.client.results.people import frames_of, people_of, states_of
 from affserve.client.results.table import Table
-from affserve.train.errors import UsageError
+from affserve.train.errors import OutputError, UsageError
 
 FRAMES = 90
 # Of OpenFace 2, as py-feat's read_openface documents them.
@@ -68,6 +69,21 @@ def test_our_own_formats_come_back_byte_for_byte(result: Path, to: str, tmp_path
     convert(file, back, "csv")
     assert back.read_bytes() == result.read_bytes()
     assert Path(f"{back}-metadata.json").read_bytes() == Path(f"{result}-metadata.json").read_bytes()
+
+
+@pytest.mark.parametrize("to", [*EXCHANGES, "parquet", "jsonl"])
+def test_a_column_that_somebody_added_is_in_nobodys_way(result: Path, to: str) -> None:
+    frame = pd.read_csv(result)
+    frame["remark"] = np.where(frame["frame"] > 50, "laughs, loudly", None)
+    frame.to_csv(result, index=False)  # with track_id 0.0
+    assert set(read(result)["remark"]) == {"laughs, loudly", None}
+    file, _ = converted(result, to)
+    if to in FORMATS:
+        assert read(file)["remark"].tolist() == read(result)["remark"].tolist()
+    frame["valence"] = frame["remark"]
+    frame.to_csv(result, index=False)
+    with pytest.raises(OutputError, match="could not convert string to float: 'laughs, loudly'"):
+        read(result)
 
 
 def test_openface(result: Path) -> None:
