@@ -127,8 +127,6 @@ def _module(model: str, architecture: Mapping[str, Any]) -> Any:
 def _open_onnx(spec: EngineSpec) -> Call:
     from affserve.export.artefacts.sessions import open_graph
 
-    if spec.path is None:
-        raise ExportError("ONNX Runtime without a graph")
     session = open_graph(spec.path, spec.threads, spec.device)
     name = session.get_inputs()[0].name
     return lambda values: session.run(None, {name: values})
@@ -138,8 +136,6 @@ def _open_openvino(spec: EngineSpec) -> Call:
     from affserve.export.artefacts.sessions import Candidate, open_session
     from affserve.export.precision.tolerances import Precision
 
-    if spec.path is None:
-        raise ExportError("OpenVINO without a graph")
     session = open_session(spec.path, Candidate(Precision(spec.precision), OPENVINO), spec.threads)
     name = (FRAMES if spec.model == CLIP_ENCODER.name else FEATURES).name
     return lambda values: session({name: values})
@@ -150,8 +146,6 @@ def _open_plan(spec: EngineSpec) -> Call:
     from affserve.export.engine.profile import ENCODER_PROFILE, HEAD_PROFILE
     from affserve.export.machine.gpus import find_gpus
 
-    if spec.path is None:
-        raise ExportError("a plan without a file")
     loaded = open_engine(spec.path.read_bytes(), find_gpus()[0])
     profile = ENCODER_PROFILE if spec.model == CLIP_ENCODER.name else HEAD_PROFILE
     names = [loaded.engine.get_tensor_name(index) for index in range(loaded.engine.num_io_tensors)]

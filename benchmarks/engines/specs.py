@@ -40,7 +40,7 @@ class EngineSpec:
     precision: str
     device: str
     threads: int  # on a CPU
-    path: Path | None = None  # ONNX file or plan
+    path: Path = Path()  # ONNX file or plan
     architecture: dict[str, Any] = field(default_factory=dict)  # PyTorch: what rebuilds the module, with random weights
 
     @property

@@ -14,6 +14,8 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
+from queue import SimpleQueue
 
 import grpc
 import numpy as np
@@ -212,46 +214,27 @@ def _drive_closed(recorder: _Recorder, connections: list[Connection], load: Load
 
 def _drive_open(recorder: _Recorder, connections: list[Connection], load: Load, start_s: float) -> None:
     """Send at the planned times, whatever happens to the answers, and wait for the last of them."""
-    size = max(1, recorder.request.request_bytes)
-    places = threading.BoundedSemaphore(max(16, IN_FLIGHT_BYTES // size))
-    flights = _Flights(recorder, places)
-    for number, arrival in enumerate(poisson(load.rate_per_s or 1, load.duration_s, load.seed)):
+    places = threading.BoundedSemaphore(max(16, IN_FLIGHT_BYTES // max(1, recorder.request.request_bytes)))
+    landed: SimpleQueue[None] = SimpleQueue()
+    arrivals = poisson(load.rate_per_s or 1, load.duration_s, load.seed)
+
+    def land(future: grpc.Future, intended_s: float, sent_s: float) -> None:
+        error = future if future.code() is not grpc.StatusCode.OK else None
+        recorder.note(intended_s, sent_s, None if error is not None else future.result(), error)
+        places.release()
+        landed.put(None)
+
+    for number, arrival in enumerate(arrivals):
         intended_s = start_s + float(arrival)
         if (pause_s := intended_s - time.monotonic()) > 0:
             time.sleep(pause_s)
         places.acquire()
-        flights.send(connections[number % len(connections)], intended_s)
-    flights.wait()
-
-
-class _Flights:
-    """Requests under way that nobody waits for one by one."""
-
-    def __init__(self, recorder: _Recorder, places: threading.BoundedSemaphore) -> None:
-        self._recorder = recorder
-        self._places = places
-        self._under_way = 0
-        self._changed = threading.Condition()
-
-    def send(self, connection: Connection, intended_s: float) -> None:
-        with self._changed:
-            self._under_way += 1
         sent_s = time.monotonic()
-        future = connection.infer.future(self._recorder.request.message, timeout=self._recorder.timeout_s)
-        future.add_done_callback(lambda done: self._land(done, intended_s, sent_s))
-
-    def _land(self, future: grpc.Future, intended_s: float, sent_s: float) -> None:
-        error = future if future.code() is not grpc.StatusCode.OK else None
-        self._recorder.note(intended_s, sent_s, None if error is not None else future.result(), error)
-        self._places.release()
-        with self._changed:
-            self._under_way -= 1
-            self._changed.notify_all()
-
-    def wait(self) -> None:
-        """Return when every answer is there; each has its deadline."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._under_way == 0)
+        infer = connections[number % len(connections)].infer
+        future = infer.future(recorder.request.message, timeout=recorder.timeout_s)
+        future.add_done_callback(partial(land, intended_s=intended_s, sent_s=sent_s))
+    for _ in arrivals:  # each has its deadline
+        landed.get()
 
 
 def poisson(rate_per_s: float, duration_s: float, seed: int = 0) -> NDArray[np.float64]:

@@ -82,13 +82,12 @@ class Generators:
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def run(self, target: Target, load: Load) -> tuple[Samples, dict[str, Any]]:
-        """Send one load from all processes; return what happened and what the server and the machine did meanwhile."""
+    def measure(self, target: Target, load: Load) -> dict[str, Any]:
+        """Send one load from all processes; return as JSON what happened and what server and machine did meanwhile."""
         work = [self._pool.submit(_generate, target, load.share(k, self.processes)) for k in range(self.processes)]
-        meter = _Meter(target.url)
         try:
             self._barrier.wait(READY_TIMEOUT_S)
-            with meter.running():
+            with _metered(target.url) as told:
                 self._barrier.wait(READY_TIMEOUT_S)
                 parts = [part for one in work if (part := one.result()) is not None]
         except threading.BrokenBarrierError as error:
@@ -97,12 +96,7 @@ class Generators:
             self._barrier.abort()  # harmless when all went well: nobody waits
             wait(work)
             self._barrier.reset()
-        return merge(parts), meter.told
-
-    def measure(self, target: Target, load: Load) -> dict[str, Any]:
-        """Return one point as plain values for JSON."""
-        samples, machine = self.run(target, load)
-        return {**describe(target, load, samples, self.processes), **machine}
+        return {**describe(target, load, merge(parts), self.processes), **told}
 
 
 def _failure(work: list[Future[Samples | None]], target: Target) -> BaseException:
@@ -115,24 +109,18 @@ def _failure(work: list[Future[Samples | None]], target: Target) -> BaseExceptio
     )
 
 
-class _Meter:
-    """Reads the server's and the machine's counters around a run."""
-
-    def __init__(self, url: str) -> None:
-        self._url = url
-        self.told: dict[str, Any] = {}
-
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        clock = CpuClock(server_processes(self._url))
-        before = settled_statistics(self._url)
-        with GpuWatch() as gpus:
-            clock.start()
-            yield
-            self.told = {"cpu": clock.cores()}
-        self.told["server"] = server_split(before, settled_statistics(self._url))
-        if figures := gpus.figures():
-            self.told["gpus"] = figures
+@contextmanager
+def _metered(url: str) -> Iterator[dict[str, Any]]:
+    """Read the server's and the machine's counters around a run; what is yielded tells them afterwards."""
+    told: dict[str, Any] = {}
+    processes, before = server_processes(url), settled_statistics(url)
+    with GpuWatch() as gpus:
+        clock = CpuClock(processes)
+        yield told
+        told["cpu"] = clock.cores()
+    told["server"] = server_split(before, settled_statistics(url))
+    if figures := gpus.figures():
+        told["gpus"] = figures
 
 
 def describe(target: Target, load: Load, samples: Samples, processes: int = 1) -> dict[str, Any]:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import tritonclient.grpc as triton
@@ -119,21 +118,15 @@ def _port(connection: Any) -> int | None:
     return getattr(connection.laddr, "port", None) if listens else None
 
 
-@dataclass
 class CpuClock:
-    """CPU seconds of a group of processes and of the whole machine since `start`."""
+    """CPU seconds of a group of processes and of the whole machine since it was made."""
 
-    pids: list[int]
-    _began: dict[int, float] = field(default_factory=dict)
-    _busy_s: float = 0.0
-    _started_s: float = 0.0
-
-    def start(self) -> None:
-        """Note what has been used so far."""
+    def __init__(self, pids: Sequence[int]) -> None:
+        self.pids = pids
         self._began, self._busy_s, self._started_s = self._used(), _machine_busy_s(), time.monotonic()
 
     def cores(self) -> dict[str, float]:
-        """Return how many cores the processes, and the whole machine, kept busy on average since the start."""
+        """Return how many cores the processes, and the whole machine, kept busy on average since then."""
         elapsed_s = max(1e-9, time.monotonic() - self._started_s)
         now = self._used()
         server_s = sum(used - self._began.get(pid, 0.0) for pid, used in now.items())

@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -89,7 +89,9 @@ def measure_peers(options: PeerOptions, progress: Progress = lambda _: None) -> 
     with ExitStack() as stack:
         systems = {}
         for name, candidates in _candidates(options, checkpoints, repositories).items():
-            best = _Best(name, candidates, frames[: options.trial_frames], progress, (2,) if options.quick else None)
+            best = at_its_best(
+                name, candidates, frames[: options.trial_frames], progress, (2,) if options.quick else None
+            )
             systems[name] = stack.enter_context(best)
         measured = _compare(list(systems.values()), frames, options, progress)
     return {
@@ -173,45 +175,37 @@ class Chosen:
     trials: list[dict[str, Any]]  # of every setting
 
 
-class _Best(AbstractContextManager[Chosen]):
-    """Tries the settings of one system and keeps the fastest one running."""
+@contextmanager
+def at_its_best(
+    name: str,
+    candidates: Sequence[Candidate],
+    frames: Frames,
+    progress: Progress,
+    in_flight: tuple[int, ...] | None = None,
+    *,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Iterator[Chosen]:
+    """Try the settings of one system and keep the fastest one running.
 
-    def __init__(
-        self,
-        name: str,
-        candidates: Sequence[Candidate],
-        frames: Frames,
-        progress: Progress,
-        in_flight: tuple[int, ...] | None = None,
-        *,
-        clock: Callable[[], float] = time.perf_counter,
-    ) -> None:
-        self._name, self._candidates, self._frames, self._progress = name, candidates, frames, progress
-        self._clock = clock  # s
-        self._in_flight = in_flight  # chunks; None: what each system finds worth trying
-        self._running = ExitStack()
-
-    def __enter__(self) -> Chosen:
-        trials: list[dict[str, Any]] = []
-        best: tuple[float, System, int] | None = None
-        for candidate in self._candidates:
-            running = ExitStack()
-            with running:
+    in_flight: chunks; None: what each system finds worth trying.
+    """
+    trials: list[dict[str, Any]] = []
+    best: tuple[float, System, int] | None = None
+    with ExitStack() as fastest:
+        for candidate in candidates:
+            with ExitStack() as running:
                 system = running.enter_context(candidate)
-                self._progress(f"{self._name}: {system.settings}")
-                tried = list(_try(system, self._frames, self._in_flight, self._clock))
+                progress(f"{name}: {system.settings}")
+                tried = list(_try(system, frames, in_flight, clock))
                 trials += [{"settings": system.settings, "in_flight": n, "frames_per_s": rate} for n, rate in tried]
-                in_flight, rate = max(tried, key=lambda one: one[1])
+                most, rate = max(tried, key=lambda one: one[1])
                 if best is None or rate > best[0]:
-                    best = (rate, system, in_flight)
-                    self._running.close()
-                    self._running = running.pop_all()
+                    best = (rate, system, most)
+                    fastest.close()
+                    fastest.push(running.pop_all())
         if best is None:
-            raise ServerError(f"{self._name} has no settings to try; expected at least one")
-        return Chosen(system=best[1], in_flight=best[2], trials=trials)
-
-    def __exit__(self, *_: object) -> None:
-        self._running.close()
+            raise ServerError(f"{name} has no settings to try; expected at least one")
+        yield Chosen(system=best[1], in_flight=best[2], trials=trials)
 
 
 def _try(

@@ -46,10 +46,6 @@ class Encode(_OurModel):
             return np.split(self.model.encode(frames), cuts)
         return self.model.encode(inputs)
 
-    def unbatch(self, output: list[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
-        """Give each request its own."""
-        return output
-
     def encode_response(self, output: NDArray[np.float32]) -> Response:
         """Features (N, D) -> body."""
         return Response(output.tobytes(), media_type=BYTES)
@@ -65,10 +61,6 @@ class Predict(_OurModel):
     def predict(self, features: NDArray[np.float32]) -> dict[str, list[list[float]]]:
         """Features (T, D) -> (T, K) by task."""
         return self.model.predict(features)
-
-    def encode_response(self, output: dict[str, list[list[float]]]) -> dict[str, list[list[float]]]:
-        """Answer as JSON."""
-        return output
 
 
 if __name__ == "__main__":

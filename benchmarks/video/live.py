@@ -93,8 +93,7 @@ def _costs(url: str, running: Sequence[Future[LiveRun]], warm_s: float, seconds:
     """Return what client and server hold once warm and at the end, cores that are busy, and Triton's own clocks."""
     server = server_processes(url)
     wait(running, max(0.0, warm_s - now_s()), FIRST_EXCEPTION)
-    clock, before, held = CpuClock(server), read_statistics(url), _memory_mib(server)
-    clock.start()
+    before, held, clock = read_statistics(url), _memory_mib(server), CpuClock(server)
     wait(running, max(0.0, warm_s + seconds - LAST_S - now_s()), FIRST_EXCEPTION)
     memory = {name: [mib, _memory_mib(server)[name]] for name, mib in held.items()}
     return {"memory_mib": memory, **clock.cores(), "server": server_split(before, read_statistics(url))}

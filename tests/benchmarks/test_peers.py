@@ -17,7 +17,7 @@ from tiny_server import wait_for
 
 from affserve.benchmarks.measuring.random_models import Checkpoints
 from affserve.benchmarks.peers.answers import compare_answers
-from affserve.benchmarks.peers.comparison import PeerOptions, _Best
+from affserve.benchmarks.peers.comparison import PeerOptions, at_its_best
 from affserve.benchmarks.peers.environment import SITE, PeerSettings, peer_server
 from affserve.benchmarks.peers.systems import INFORMED, System, naive_service, plain_script
 from affserve.client.client import AffectClient
@@ -148,7 +148,7 @@ def test_each_system_is_compared_at_the_fastest_of_its_settings() -> None:
     running: list[str] = []
     clock = Clock()
     tried = [candidate(name, answer_s, running, clock) for name, answer_s in (("slow", 8), ("fast", 2), ("slower", 12))]
-    with _Best("peer", tried, np.empty((32, 224, 224, 3), np.uint8), lambda _: None, clock=clock) as chosen:
+    with at_its_best("peer", tried, np.empty((32, 224, 224, 3), np.uint8), lambda _: None, clock=clock) as chosen:
         assert (chosen.system.settings, chosen.in_flight) == ("fast", 4)
         assert running == ["fast"]
         assert len(chosen.trials) == 9

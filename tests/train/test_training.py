@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from affserve.train.corpus.affwild2 import TRAIN, VALIDATION, open_corpus
 from affserve.train.crops import read_crop, to_encoder_input
 from affserve.train.errors import CheckpointError, DataError
-from affserve.train.evaluation.prediction import Segmenting, judge, predict_all, predict_video
+from affserve.train.evaluation.prediction import Segmenting, judge, predict_segments, predict_video
 from affserve.train.features.store import FeatureStore
 from affserve.train.features.videos import LabelledVideo
 from affserve.train.labels import EXPRESSION, TASKS, Task
@@ -124,7 +124,8 @@ def test_the_official_validator_merges_and_the_papers_counts_overlaps_twice_and_
     head = demo_head_config(feature_width=8, tasks=(EXPRESSION.key,), width=32, layers=1)
     model, segmenting = TemporalHead(head).eval(), Segmenting()
     videos = [video("long", 650), video("short", 120)]
-    found = judge(videos, predict_all(model, videos, segmenting), segmenting, [EXPRESSION.key])
+    predicted = [predict_segments(model, video.features(), segmenting) for video in videos]
+    found = judge(videos, predicted, segmenting, [EXPRESSION.key])
     assert found.scores["official"].frames[EXPRESSION.key] == (650 + 120) * 9 // 10
     assert found.scores["paper"].frames[EXPRESSION.key] == 2 * 300 * 9 // 10  # frames 0..299 and 200..499
     with torch.inference_mode():

@@ -157,7 +157,8 @@ def check_corpus(
     sets = {(key, part): SetReport(task=key, part=part) for key in labelled for part in PARTS}
     frames: dict[str, int] = dict.fromkeys(numbers, 0)
     total = sum(len(files) for files in corpus.annotation_files.values())
-    for done, (task, part, video) in enumerate(_annotated(corpus)):
+    annotated = ((task, part, v) for task in TASKS.values() for part in PARTS for v in corpus.videos(task, part))
+    for done, (task, part, video) in enumerate(annotated):
         progress(done, total)
         try:
             annotation = read_annotation(corpus.annotation_files[task.key, part][video], task)
@@ -181,13 +182,6 @@ def check_corpus(
         in_both_sets=_shared(corpus, ((task, task) for task in TASKS.values())),
         unreadable=unreadable,
     )
-
-
-def _annotated(corpus: Corpus) -> Iterator[tuple[Task, str, str]]:
-    for task in TASKS.values():
-        for part in PARTS:
-            for video in corpus.videos(task, part):
-                yield task, part, video
 
 
 def _list_crops(corpus: Corpus, unreadable: list[str]) -> Iterator[tuple[str, NDArray[np.int32]]]:

@@ -7,7 +7,7 @@ twice, as the paper's authors do.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
@@ -47,20 +47,6 @@ class Validation:
     def scores(self) -> dict[str, Scores]:
         """The challenge's numbers, by validator."""
         return {validator: score(*four) for validator, four in self.arrays.items()}
-
-
-def predict_all(
-    model: TemporalHead | HeadEnsemble,
-    videos: Sequence[LabelledVideo],
-    segmenting: Segmenting,
-    now_and_then: Callable[[], None] = lambda: None,
-) -> list[list[Outputs]]:
-    """Predict the segments of each video; `now_and_then` is called before each."""
-    predicted = []
-    for video in videos:
-        now_and_then()
-        predicted.append(predict_segments(model, video.features(), segmenting))
-    return predicted
 
 
 def judge(

@@ -17,7 +17,7 @@ import numpy as np
 
 from affserve.train.corpus.affwild2 import VALIDATION, Corpus
 from affserve.train.errors import CheckpointError, DataError
-from affserve.train.evaluation.prediction import Segmenting, judge, predict_all, predict_video
+from affserve.train.evaluation.prediction import Segmenting, judge, predict_segments, predict_video
 from affserve.train.evaluation.report import write_report
 from affserve.train.evaluation.scores import OFFICIAL, PROTOCOLS, Scores, score
 from affserve.train.evaluation.submission import Template, check_fillable, fill_template
@@ -113,7 +113,7 @@ def evaluate_heads(
     arrays: dict[str, list[dict[str, Any]]] = {name: [{}, {}, {}, {}] for name in PROTOCOLS}  # as in Validation
     for head in heads:
         videos = head.validation(corpus, features)
-        predicted = predict_all(head.model, videos, head.segmenting)
+        predicted = [predict_segments(head.model, video.features(), head.segmenting) for video in videos]
         found = judge(videos, predicted, head.segmenting, head.tasks, head.processing)
         for protocol, four in found.arrays.items():
             for joined, part in zip(arrays[protocol], four, strict=True):

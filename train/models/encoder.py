@@ -51,7 +51,7 @@ class ClipEncoder(nn.Module):
     def __init__(self, config: EncoderConfig, tower: nn.Module | None = None) -> None:
         super().__init__()
         self.config = config
-        self.visual = tower if tower is not None else _build_tower(config)
+        self.visual: nn.Module = tower if tower is not None else build_clip(config).visual
         mean, std = torch.tensor(open_clip.OPENAI_DATASET_MEAN), torch.tensor(open_clip.OPENAI_DATASET_STD)
         self.register_buffer("scale", 1 / (255 * std), persistent=False)
         self.register_buffer("shift", -mean / std, persistent=False)
@@ -123,11 +123,6 @@ def _quiet() -> Iterator[None]:
 
 def _first_line(error: BaseException) -> str:
     return str(error).split(". ")[0].split("\n")[0].rstrip(".")
-
-
-def _build_tower(config: EncoderConfig) -> nn.Module:
-    tower: nn.Module = build_clip(config).visual
-    return tower
 
 
 # open_clip builds towers in pairs; this is the smallest text tower there is, and nothing reads it.

@@ -20,7 +20,7 @@ from torch.utils.data import Dataset  # noqa: TID253 - this file is about it
 from affserve.train.corpus.affwild2 import PHOTOGRAPHS, TRAIN, VALIDATION, Corpus
 from affserve.train.corpus.annotations import untaught
 from affserve.train.errors import DataError
-from affserve.train.evaluation.prediction import Segmenting, Validation, judge, predict_all
+from affserve.train.evaluation.prediction import Segmenting, Validation, judge, predict_segments
 from affserve.train.evaluation.scores import OFFICIAL, PAPER, Scores
 from affserve.train.features.gaps import HOLD, check_policy
 from affserve.train.features.videos import LabelledVideo, labels_of, load_videos
@@ -156,7 +156,10 @@ class _Windows(Stage):
         return window_outputs(model, batch, self.device)
 
     def validate(self, ranks: Ranks, now_and_then: Callable[[], None]) -> Validation:
-        mine = predict_all(self.model, self.held_out[ranks.rank :: ranks.world], self.segmenting, now_and_then)
+        mine: list[list[Outputs]] = []
+        for video in self.held_out[ranks.rank :: ranks.world]:
+            now_and_then()
+            mine.append(predict_segments(self.model, video.features(), self.segmenting))
         predicted: list[list[Outputs]] = [[] for _ in self.held_out]
         for rank, part in enumerate(ranks.gather_objects(mine)):
             predicted[rank :: ranks.world] = part

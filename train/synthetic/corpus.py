@@ -12,7 +12,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -73,8 +73,8 @@ class _Written:
     """What one worker reports about one video."""
 
     frames: int
-    crops: int
-    labelled_frames: dict[str, int]
+    crops: int = 0
+    labelled_frames: dict[str, int] = field(default_factory=dict)
 
 
 def write_corpus(
@@ -191,8 +191,12 @@ def _run(write: Callable[[Any], _Written], jobs: Sequence[Any], workers: int) ->
 
 def _write_job(root: Path, config: SyntheticConfig, plan: WholeFramePlan | VideoPlan) -> _Written:
     if isinstance(plan, WholeFramePlan):
-        return _Written(frames=write_whole_frames(root / "videos", plan, config), crops=0, labelled_frames={})
-    return _write_video(root, plan, config)
+        return _Written(frames=write_whole_frames(root / "videos", plan, config))
+    performance, rng, scale_px = _perform(plan, config)
+    _write_crops(root / plan.root / plan.name, plan, performance, rng, config.difficulty.landmark_jitter, scale_px)
+    labelled = {key: _write_annotation(root, plan, performance, task_by_key(key)) for key in plan.tasks}
+    crops = len(plan.crops())
+    return _Written(frames=crops, crops=crops, labelled_frames=labelled)
 
 
 def _write_film(folder: Path, config: SyntheticConfig, plan: VideoPlan) -> _Written:
@@ -205,7 +209,7 @@ def _write_film(folder: Path, config: SyntheticConfig, plan: VideoPlan) -> _Writ
         variable_frame_rate=False,
     )
     performance, rng, _ = _perform(plan, config, (HEIGHT_PX, WIDTH_PX))
-    return _Written(frames=write_film(folder, film, performance, rng), crops=0, labelled_frames={})
+    return _Written(frames=write_film(folder, film, performance, rng))
 
 
 def _perform(
@@ -225,14 +229,6 @@ def _perform(
         lead=plan.lead,
     )
     return performance, rng, scale_px
-
-
-def _write_video(root: Path, plan: VideoPlan, config: SyntheticConfig) -> _Written:
-    performance, rng, scale_px = _perform(plan, config)
-    _write_crops(root / plan.root / plan.name, plan, performance, rng, config.difficulty.landmark_jitter, scale_px)
-    labelled = {key: _write_annotation(root, plan, performance, task_by_key(key)) for key in plan.tasks}
-    crops = len(plan.crops())
-    return _Written(frames=crops, crops=crops, labelled_frames=labelled)
 
 
 def _write_crops(

@@ -24,7 +24,6 @@ from torch.nn.parallel import DistributedDataParallel  # noqa: TID253
 from torch.utils.data import DataLoader, default_collate  # noqa: TID253
 
 from affserve.train.errors import DataError
-from affserve.train.evaluation.prediction import Validation
 from affserve.train.evaluation.report import write_report
 from affserve.train.evaluation.scores import OFFICIAL, Scores
 from affserve.train.models.device import check_device, chosen_amp
@@ -192,7 +191,9 @@ class Trainer:
 
     def _validate(self) -> bool:
         """Score the epoch, write its checkpoints and say whether it is the best so far."""
-        validation = self._run_validation()
+        self.stage.model.eval()
+        with torch.inference_mode():
+            validation = self.stage.validate(self.ranks, lambda: self.stop.stop_here(self.run.path))
         scores = validation.scores.get(self.stage.validator)
         if scores is None or not scores.by_task:
             raise DataError(
@@ -214,11 +215,6 @@ class Trainer:
             speed = frames / self.seconds if self.seconds else 0.0
             self.log.epoch(line, validation.scores, epochs=self.config.passes, speed=speed)
         return improved
-
-    def _run_validation(self) -> Validation:
-        self.stage.model.eval()
-        with torch.inference_mode():
-            return self.stage.validate(self.ranks, lambda: self.stop.stop_here(self.run.path))
 
     def _out_of_patience(self) -> bool:
         """Say whether the best epoch lies too far back; `epoch` counts the finished ones."""
