@@ -104,6 +104,7 @@ MODELS_WITHOUT_FILES = (AFFECT.name, *JPEG_MODELS)
 
 
 MOST_WINDOW_FRAMES = 100_000  # a client holds a window in memory
+FOREIGN = "it was not written by affserve export; export it again"
 _LABEL = re.compile(r"\w[\w .+-]{,99}")  # it becomes the name of a column
 
 
@@ -170,26 +171,22 @@ class HeadDescription:
         if not labels:
             raise RepositoryError(
                 f"{source} tells no labels (found parameters: {', '.join(sorted(parameters)) or 'none'}; expected "
-                "labels.<task>): it was not written by affserve export; export it again"
+                f"labels.<task>): {FOREIGN}"
             )
         try:
             window, stride = int(parameters["window_frames"]), int(parameters["stride_frames"])
             stream = StreamDescription.from_parameters(parameters)
         except (KeyError, ValueError, TypeError) as error:
             raise RepositoryError(
-                f"{source}: its window or stream is not told in whole numbers ({error}): it was not written by "
-                "affserve export; export it again"
+                f"{source}: its window or stream is not told in whole numbers ({error}): {FOREIGN}"
             ) from error
         if not 0 < stride <= window <= MOST_WINDOW_FRAMES:
             raise RepositoryError(
                 f"{source} tells windows of {window} frames every {stride}, expected 1 to {MOST_WINDOW_FRAMES}, none "
-                "further apart than it is long: it was not written by affserve export; export it again"
+                f"further apart than it is long: {FOREIGN}"
             )
         if odd := [name for names in labels.values() for name in names if not _LABEL.fullmatch(name)]:
-            raise RepositoryError(
-                f"{source} tells the label {odd[0]!r}, expected a word or two: it was not written by affserve export; "
-                "export it again"
-            )
+            raise RepositoryError(f"{source} tells the label {odd[0]!r}, expected a word or two: {FOREIGN}")
         return cls(
             labels=labels,
             window_frames=window,

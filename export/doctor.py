@@ -59,16 +59,14 @@ class Diagnosis:
         return "\n".join(lines)
 
 
-def examine(
-    repository: Path | None, ports: Mapping[str, int], more: Sequence[Finding] = (), host: str = "127.0.0.1"
-) -> Diagnosis:
+def examine(repository: Path | None, ports: Mapping[str, int], more: Sequence[Finding] = ()) -> Diagnosis:
     """Look at this machine, and at a repository when one is given.
 
     ports: where it is to be served, by name; more: what the caller has found.
     """
     findings = [finding for look in LOOKS for finding in look()]
     configurations = {} if repository is None else {name: _configuration(repository, name) for name in ENGINE_SETS}
-    return Diagnosis(findings=(*findings, ports_finding(host, ports), *more), configurations=configurations)
+    return Diagnosis(findings=(*findings, ports_finding("127.0.0.1", ports), *more), configurations=configurations)
 
 
 def _configuration(repository: Path, name: str) -> Finding:

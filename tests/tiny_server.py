@@ -35,6 +35,7 @@ from affserve.export.engine_sets import ONNX_RUNTIME
 from affserve.export.repository.check import served_models
 from affserve.export.repository.manifest import ArtefactRecord, Manifest, VersionRecord
 from affserve.export.repository.templates import write_configs
+from affserve.export.server.server import TritonServer
 from affserve.train.files import file_sha256
 
 needs_wheel = pytest.mark.skipif(importlib.util.find_spec("pytriton") is None, reason="needs the extra affserve[serve]")
@@ -81,6 +82,17 @@ def vouch(root: Path) -> None:
     )
     configs = {file: digest for file, digest in files.items() if file.endswith(".pbtxt")}
     (root / MANIFEST_FILE).write_bytes(Manifest(served=1, versions={1: record}, configs=configs).to_json())
+
+
+def healthy(server: TritonServer) -> bool:
+    """Say whether every model answers."""
+    with server.prober() as prober:
+        try:
+            for model in server.models:
+                prober.infer(model, 10)
+        except InferenceServerException:
+            return False
+    return True
 
 
 def save(model: Any, path: Path) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from affserve.export.artefacts.comparing import require
+from affserve.export.artefacts.comparing import fault, require
 from affserve.export.artefacts.parity import Artefact
 from affserve.export.artefacts.sessions import Candidate, is_at_hand
 from affserve.export.contract import CLIP_ENCODER, CPU, GPU, TEMPORAL_HEAD
@@ -96,7 +96,8 @@ def choose(
     ]
 
 
-def _choose(tried: Sequence[Artefact], use: str) -> Chosen:
+def passing(tried: Sequence[Artefact]) -> list[Artefact]:
+    """Return the artefacts of one model that passed; ParityError with the table where none did."""
     passed = [artefact for artefact in tried if artefact.passed]
     if not passed:
         require(
@@ -104,6 +105,11 @@ def _choose(tried: Sequence[Artefact], use: str) -> Chosen:
             "the exported graphs do not compute what PyTorch computes; nothing was placed",
             "choose another --precision, or export again after fixing the graph",
         )
+    return passed
+
+
+def _choose(tried: Sequence[Artefact], use: str) -> Chosen:
+    passed = passing(tried)
     best = _fastest(passed) if use == CPU else passed[0]
     notes = tuple(_why_not(one, best, use) for one in tried if not one.passed)
     return Chosen(use=use, artefact=best, tried=tuple(map(_figures, tried)) if use == CPU else (), notes=notes)
@@ -127,9 +133,6 @@ def _figures(one: Artefact) -> dict[str, Any]:
 
 
 def _why_not(one: Artefact, best: Artefact, use: str) -> str:
-    failed = next(check for check in one.checks if not check.passed)
     # By what a GPU's graph will be computed, was not tried here.
     taken, left = (one.candidate if use == CPU else one.precision.value for one in (best, one))
-    return (
-        f"{best.model} for {use} is {taken}, not {left}: {failed.what} is {failed.figure:.4g}, limit {failed.limit:g}"
-    )
+    return f"{best.model} for {use} is {taken}, not {left}: {fault(one.checks)}"

@@ -10,7 +10,7 @@ through whose every decision is a tie; so every probability must also stay close
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,10 +59,19 @@ def require(tables: Mapping[str, Sequence[Check]], refused: str, remedy: str) ->
 
     refused: what is wrong and what was therefore not done; remedy: what may be tried.
     """
-    if not all(check.passed for checks in tables.values() for check in checks):
-        lines = [line for name, checks in tables.items() for line in (f"{name}:", *(f"  {check}" for check in checks))]
-        table = "\n".join(lines)
-        raise ParityError(f"{refused}:\n{table}\nexpected every line within its limit; {remedy}")
+    if any(map(fault, tables.values())):
+        raise ParityError(f"{refused}:\n{text(tables)}\nexpected every line within its limit; {remedy}")
+
+
+def fault(checks: Iterable[Check]) -> str:
+    """Return the first figure that is beyond its limit, in words; empty where all keep to theirs."""
+    failed = next((check for check in checks if not check.passed), None)
+    return "" if failed is None else f"{failed.what} is {failed.figure:.4g}, limit {failed.limit:g}"
+
+
+def text(tables: Mapping[str, Sequence[Check]]) -> str:
+    """Return tables, by what was compared, line by line."""
+    return "\n".join(line for name, checks in tables.items() for line in (f"{name}:", *(f"  {one}" for one in checks)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,10 +95,10 @@ def feature_checks(truth: Features, answer: Floats, limits: Tolerance) -> list[C
         differences = np.abs(answer - truth.values).max(axis=1) / truth.scale
         what = "features, largest difference"
         checks.append(_worst(what, differences, limits.feature_difference, truth, at_least=False))
-    cosines = _cosine(answer, truth.values)
-    checks.append(_worst("features, cosine of the worst frame", cosines, limits.feature_cosine, truth, at_least=True))
+    alike = cosines(answer, truth.values)
+    checks.append(_worst("features, cosine of the worst frame", alike, limits.feature_cosine, truth, at_least=True))
     if limits.centred_cosine is not None:
-        centred = _cosine(answer[: truth.faces] - truth.middle, truth.values[: truth.faces] - truth.middle)
+        centred = cosines(answer[: truth.faces] - truth.middle, truth.values[: truth.faces] - truth.middle)
         what = "features, centred cosine of the worst face"
         checks.append(_worst(what, centred, limits.centred_cosine, truth, at_least=True))
     return checks
@@ -181,7 +190,8 @@ def _worst(what: str, figures: NDArray[Any], limit: float, truth: Features, *, a
     return Check(what=what, figure=float(figures[index]), limit=limit, at_least=at_least, where=where)
 
 
-def _cosine(a: Floats, b: Floats) -> NDArray[np.float64]:
+def cosines(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.float64]:
+    """Return the cosine of each row of a (N, D) with the same row of b: (N,)."""
     dot = np.einsum("nd,nd->n", a, b, dtype=np.float64)
     lengths = np.linalg.norm(a.astype(np.float64), axis=1) * np.linalg.norm(b.astype(np.float64), axis=1)
     return np.asarray(dot / np.maximum(lengths, 1e-12))

@@ -8,8 +8,7 @@ Engines climb together: each keeps the graph of the first rung at which its own 
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,12 +46,11 @@ def make_artefacts(
     progress: Callable[[str], None] = lambda _: None,
     *,
     timed: Collection[Candidate] = (),
-    threads: int | None = None,
 ) -> list[Artefact]:
     """Write a graph below `folder` for every model and candidate asked for and compare its answers with PyTorch's.
 
-    candidates: by contract name of the model. timed: those of which the ones that passed get their speed on this CPU,
-    at so many threads (None: the physical cores). ExportError when a graph cannot be made at all.
+    candidates: by contract name of the model. timed: those of which the ones that passed get their speed on this CPU.
+    ExportError when a graph cannot be made at all.
     """
     makers = (
         _EncoderMaker(folder=folder, truth=truth, material=material, encoder=encoder),
@@ -66,11 +64,10 @@ def make_artefacts(
             climbing = [one for one in wanted if FORMS[one.precision] is form]
             progress(f"{maker.model} in {form.value} ({', '.join(map(str, climbing))})")
             made |= _make(maker, form, climbing)
-        maker.tidy(made.values())
         rivals = [made[one] for one in timed if one in made and made[one].passed]
         if len(rivals) > 1:
             progress(f"speed of {maker.model}: {', '.join(str(one.candidate) for one in rivals)}")
-            made |= {one.candidate: one for one in with_times(rivals, threads)}
+            made |= {one.candidate: one for one in with_times(rivals)}
         artefacts += [made[one] for one in wanted]
     return artefacts
 
@@ -95,11 +92,6 @@ class _Maker:
         if not path.exists():
             self.export(path, dialect)
         return path
-
-    def tidy(self, kept: Iterable[Artefact]) -> None:
-        """Remove the graphs that only others were made from."""
-        for path in set(self.folder.glob(f"{self.model}.*")) - {one.path for one in kept}:
-            path.unlink()
 
     def export(self, path: Path, dialect: Dialect) -> None:
         raise NotImplementedError
@@ -148,7 +140,6 @@ class _HeadMaker(_Maker):
 
 def _make(maker: _Maker, form: Precision, candidates: Sequence[Candidate]) -> dict[Candidate, Artefact]:
     """Return each candidate with the first graph of a form whose answers passed, or else the last."""
-    started = time.perf_counter()
     made: dict[Candidate, Artefact] = {}
     for path, rung in _RUNGS[form](maker):
         for candidate in (one for one in candidates if one not in made or not made[one].passed):
@@ -159,7 +150,6 @@ def _make(maker: _Maker, form: Precision, candidates: Sequence[Candidate]) -> di
                 path=path,
                 checks=maker.check(path, candidate),
                 notes=(rung,) if rung else (),
-                seconds=time.perf_counter() - started,
             )
         if all(one.passed for one in made.values()):
             break

@@ -60,10 +60,10 @@ def encode(encoder: ClipEncoder, frames: NDArray[np.uint8]) -> Floats:
     return _in_chunks(lambda chunk: _run_torch(encoder, chunk)[0], frames)
 
 
-def adversarial_frames(seed: int = 0) -> NDArray[np.uint8]:
+def adversarial_frames() -> NDArray[np.uint8]:
     """Return (3, 224, 224, 3): black, white and noise."""
     shape = (IMAGE_SIZE_PX, IMAGE_SIZE_PX, 3)
-    noise = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+    noise = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     return np.stack([np.zeros(shape, np.uint8), np.full(shape, 255, np.uint8), noise])
 
 
@@ -135,7 +135,6 @@ class Artefact:
     path: Path
     checks: list[Check]
     notes: tuple[str, ...] = ()  # what a reader should know, such as layers left in float32 and why
-    seconds: float = 0.0  # to build and check
     run_s: float = 0.0  # of one run on this CPU, measured in turns with others of the model; 0: not measured
 
     @property

@@ -20,8 +20,8 @@ import onnxruntime as ort  # noqa: TID253 - this file compares by it
 from numpy.typing import NDArray
 
 from affserve.export.artefacts import parity
-from affserve.export.artefacts.choice import Chosen
-from affserve.export.artefacts.comparing import output_checks, require
+from affserve.export.artefacts.choice import Chosen, passing
+from affserve.export.artefacts.comparing import fault, output_checks
 from affserve.export.artefacts.material import Material
 from affserve.export.artefacts.parity import Artefact
 from affserve.export.artefacts.sessions import open_graph
@@ -49,9 +49,7 @@ def make_stream(
     folder: Path,
     material: Material,
     asked: Precision | None,
-    progress: Callable[[str], None] = lambda _: None,
-    *,
-    threads: int | None = None,
+    progress: Callable[[str], None],
 ) -> Chosen:
     """Write the stream graph of the heads of `truth` below `folder`; ParityError when no precision passes.
 
@@ -66,14 +64,14 @@ def make_stream(
         small = folder / f"{TEMPORAL_STREAM.name}.int8.onnx"
         quantize(calibrate(plain, _feeds(plain, encoder, material)), small)
         made[Precision.INT8] = _judged(small, Precision.INT8, truth, late)
-    return _chosen(made, Precision.INT8 if asked is Precision.INT8 else None, threads)
+    return _chosen(made, Precision.INT8 if asked is Precision.INT8 else None)
 
 
 def _judged(path: Path, precision: Precision, truth: parity.Truth, late: int) -> Artefact:
     window, expected = truth.windows[-1], truth.outputs[-1]
     answer = streamed(open_graph(path, usable_cores()), window, ALONE_FRAMES, late)
     checks = output_checks(WINDOW_FRAMES, expected, answer, TOLERANCES[precision])
-    return Artefact(model=TEMPORAL_STREAM.name, precision=precision, path=path, checks=checks, seconds=0.0)
+    return Artefact(model=TEMPORAL_STREAM.name, precision=precision, path=path, checks=checks)
 
 
 def streamed(session: ort.InferenceSession, features: Floats, alone: int, late: int = 0) -> dict[str, Floats]:
@@ -116,24 +114,22 @@ def _feeds(path: Path, encoder: ClipEncoder, material: Material) -> Iterator[Fee
         (state,) = session.run([NEXT_STATE.name], feed)
 
 
-def _chosen(made: Mapping[Precision, Artefact], asked: Precision | None, threads: int | None) -> Chosen:
-    passed = [one for one in made.values() if one.passed and asked in (None, one.precision)]
-    if not passed:
-        require(
-            {f"{one.model} in {one.precision.value}": one.checks for one in made.values()},
-            "the stream does not compute what PyTorch computes; nothing was placed",
-            "choose another --precision, or export again after fixing the graph",
-        )
+def _chosen(made: Mapping[Precision, Artefact], asked: Precision | None) -> Chosen:
+    passed = passing([one for one in made.values() if asked in (None, one.precision)])
     if len(passed) > 1:
-        times_s = in_turns([partial(_run_often, *_opened(one.path, threads)) for one in passed], TIMED_ROUNDS)
+        times_s = in_turns([partial(_run_often, *_opened(one.path)) for one in passed], TIMED_ROUNDS)
         passed = [replace(one, run_s=median(times) / TIMED_CALLS) for one, times in zip(passed, times_s, strict=True)]
     best = min(passed, key=lambda one: one.run_s)
-    notes = tuple(_why_not(one, best) for one in made.values() if not one.passed)
+    notes = tuple(
+        f"{best.model} is {best.precision.value}, not {one.precision.value}: {fault(one.checks)}"
+        for one in made.values()
+        if not one.passed
+    )
     return Chosen(use=CPU, artefact=best, notes=notes)
 
 
-def _opened(path: Path, threads: int | None) -> tuple[ort.InferenceSession, dict[str, Floats]]:
-    session = open_graph(path, threads or usable_cores())
+def _opened(path: Path) -> tuple[ort.InferenceSession, dict[str, Floats]]:
+    session = open_graph(path, usable_cores())
     frame = np.random.default_rng(0).standard_normal((1, 1, FEATURE_WIDTH)).astype(np.float32)
     return session, {FEATURES.name: frame, STATE.name: nothing(session)}
 
@@ -141,11 +137,3 @@ def _opened(path: Path, threads: int | None) -> tuple[ort.InferenceSession, dict
 def _run_often(session: ort.InferenceSession, feed: dict[str, Floats]) -> None:
     for _ in range(TIMED_CALLS):
         session.run(None, feed)
-
-
-def _why_not(one: Artefact, best: Artefact) -> str:
-    failed = next(check for check in one.checks if not check.passed)
-    return (
-        f"{best.model} is {best.precision.value}, not {one.precision.value}: {failed.what} is {failed.figure:.4g}, "
-        f"limit {failed.limit:g}"
-    )

@@ -20,27 +20,23 @@ TIMED_BATCH_FRAMES = 8
 TIMED_ROUNDS = 5
 
 
-def with_times(artefacts: Sequence[Artefact], threads: int | None = None) -> list[Artefact]:
-    """Return artefacts of one model with how long their engines take for each on this CPU.
-
-    threads: as the server will have them; the physical cores unless given.
-    """
-    runs = [runner(artefact, threads) for artefact in artefacts]
-    times_s = in_turns(runs, TIMED_ROUNDS)
+def with_times(artefacts: Sequence[Artefact]) -> list[Artefact]:
+    """Return artefacts of one model with how long their engines take for each on this CPU."""
+    times_s = in_turns([_runner(artefact) for artefact in artefacts], TIMED_ROUNDS)
     return [replace(one, run_s=statistics.median(times)) for one, times in zip(artefacts, times_s, strict=True)]
 
 
-def timed_feed(model: str, batch: int = TIMED_BATCH_FRAMES) -> dict[str, NDArray[Any]]:
+def _timed_feed(model: str) -> dict[str, NDArray[Any]]:
     """Return inputs of a usual size: a batch of frames, or a whole window."""
     rng = np.random.default_rng(0)
     if model == CLIP_ENCODER.name:
-        return {FRAMES.name: rng.integers(0, 256, (batch, *FRAMES.shape), dtype=np.uint8)}
+        return {FRAMES.name: rng.integers(0, 256, (TIMED_BATCH_FRAMES, *FRAMES.shape), dtype=np.uint8)}
     return {FEATURES.name: rng.standard_normal((1, WINDOW_FRAMES, FEATURE_WIDTH)).astype(np.float32)}
 
 
-def runner(artefact: Artefact, threads: int | None = None) -> Callable[[], object]:
+def _runner(artefact: Artefact) -> Callable[[], object]:
     """Open an artefact as the server does and return a call that runs it once."""
-    session, feed = open_session(artefact.path, artefact.candidate, threads), timed_feed(artefact.model)
+    session, feed = open_session(artefact.path, artefact.candidate), _timed_feed(artefact.model)
     return lambda: session(feed)
 
 

@@ -80,7 +80,7 @@ def open_plan(
     name = card.name.decode()
     opened = Plan(module, plan[-1], device, None if other else max(lengths), log)
     opened.words = f"{library} {module.__version__} on {name}"
-    opened.keep(logger, *plan)
+    opened.kept += [logger, *plan]
     if for_rtx:
         _ready_rtx(module, opened, lengths, other, _cache_file(model, module.__version__, name))
     else:
@@ -113,7 +113,6 @@ class Plan:
     def __init__(self, trt: ModuleType, engine: trt.ICudaEngine, device: int, longest: int | None, log: _Log) -> None:
         self.engine = engine
         self._device, self._log = device, log
-        self._kept: list[Any] = []
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
         given = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
         self._types = {name: np.dtype(TYPES[engine.get_tensor_dtype(name).name]) for name in names}
@@ -128,8 +127,9 @@ class Plan:
         _, _, largest = engine.get_tensor_profile_shape(self._input, 0)
         longest = longest or int(largest[self._free_axis])
         self._buffers = {name: _Buffer(self._bytes(name, longest)) for name in names}
-        self._launches: dict[int, Callable[[], None]] = {}
-        self._other: Any = None  # the context for lengths without a graph, where there may be any
+        self.launches: dict[int, Callable[[], None]] = {}  # what starts a length that it was made ready for
+        self.other: Any = None  # the context for every other length, where there may be any: its shape changes
+        self.kept: list[Any] = []  # what the engine and its contexts need as long as they live
 
     def run(self, values: NDArray[Any], length: int) -> Tensors:
         """Compute the outputs of an input whose free axis holds at most `length`, as a shape of that length.
@@ -150,21 +150,13 @@ class Plan:
         }
 
     def _launch(self, length: int) -> None:
-        if length in self._launches:
-            self._launches[length]()
-        elif self._other is not None:
-            self.bind(self._other, length)
-            self.start(self._other)
+        if length in self.launches:
+            self.launches[length]()
+        elif self.other is not None:
+            self.bind(self.other, length)
+            self.start(self.other)
         else:
             raise PlanError(f"the plan is not ready for a length of {length}")
-
-    def ready(self, length: int, launch: Callable[[], None]) -> None:
-        """Have a length started by `launch`."""
-        self._launches[length] = launch
-
-    def ready_for_others(self, context: trt.IExecutionContext) -> None:
-        """Have every other length run in a context, whose shape changes from run to run."""
-        self._other = context
 
     def bind(self, context: trt.IExecutionContext, length: int) -> None:
         """Tell a context its shape and where its tensors are."""
@@ -194,10 +186,6 @@ class Plan:
         """Wait until the GPU has done what it was told."""
         _cuda(cudart.cudaStreamSynchronize(self._stream))
 
-    def keep(self, *needed: Any) -> None:
-        """Hold on to what the engine and its contexts need as long as they live."""
-        self._kept += needed
-
     def new_context(self, *arguments: Any, **named: Any) -> trt.IExecutionContext:
         """Return a context of the engine; LoadError when there is none to be had, for want of memory as a rule."""
         context = self.engine.create_execution_context(*arguments, **named)
@@ -207,9 +195,9 @@ class Plan:
 
     def close(self) -> None:
         """Let go of contexts and engine, in this order; the process that ends frees what the GPU holds."""
-        self._launches, self._other = {}, None
+        self.launches, self.other = {}, None
         del self.engine
-        self._kept.clear()
+        self.kept.clear()
 
     def _shape(self, name: str, length: int) -> tuple[int, ...]:
         return tuple(length if axis == -1 else axis for axis in self._shapes[name])
@@ -257,9 +245,9 @@ def _ready_tensorrt(plan: Plan, lengths: Sequence[int], other: bool) -> None:
         plan.bind(context, length)
         plan.start(context)
         plan.wait()
-        plan.ready(length, plan.captured(context))
+        plan.launches[length] = plan.captured(context)
     if other:
-        plan.ready_for_others(plan.new_context())
+        plan.other = plan.new_context()
 
 
 def _ready_rtx(trt: ModuleType, plan: Plan, lengths: Sequence[int], other: bool, file: Path) -> None:
@@ -278,17 +266,17 @@ def _ready_rtx(trt: ModuleType, plan: Plan, lengths: Sequence[int], other: bool,
         cache.deserialize(stored)  # False where it is of another library, card or driver: then it is made anew
     for config in (specialised, general):
         config.set_runtime_cache(cache)
-    plan.keep(specialised, general, cache)
+    plan.kept += [specialised, general, cache]
     for length in lengths:
         context = plan.new_context(runtime_config=specialised)
         plan.bind(context, length)
         for _ in range(WARM_UP_RUNS):
             plan.start(context)
             plan.wait()
-        plan.ready(length, partial(plan.start, context))
+        plan.launches[length] = partial(plan.start, context)
         stored = _store(file, stored, bytes(cache.serialize()))  # each time: a start that is ended goes on from here
     if other:
-        plan.ready_for_others(plan.new_context(runtime_config=general))
+        plan.other = plan.new_context(runtime_config=general)
 
 
 def _cache_file(model: str, version: str, card: str) -> Path:

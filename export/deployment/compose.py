@@ -7,7 +7,6 @@ container engine is needed.
 from __future__ import annotations
 
 import importlib.metadata
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -22,10 +21,12 @@ from affserve.export.deployment.container import (
     SHM_GIB,
     TLS_FILES,
     TLS_PLACE,
+    Part,
     checked,
     command,
     health_command,
     uses_gpu,
+    yaml_text,
 )
 from affserve.export.pins import TRITON_CONTAINER_TAG, image
 from affserve.export.repository.check import config_path, served_models
@@ -41,43 +42,44 @@ HEALTH = {"interval": "30s", "timeout": f"{HEALTH_TIMEOUT_S}s", "retries": 3, "s
 
 
 def compose_file(config: ServerConfig) -> str:
-    """Return a compose.yaml. All its strings are written as JSON, which is YAML."""
+    """Return a compose.yaml."""
     config = checked(config)
     gpus, backends = uses_gpu(config), _needed_backends(config)
-    lines = [f"# {note}" for note in _notes(config, gpus)]
-    lines += ["", f"name: {NAME}", "services:", "  triton:", *_image(backends), "    restart: unless-stopped"]
-    lines += [f"    stop_grace_period: {round(config.drain_timeout_s) + GRACE_S}s"]
-    # With the machine's own IPC the container sees all of its /dev/shm.
-    lines += ["    ipc: host" if config.shared_memory else f"    shm_size: {SHM_GIB}g"]
-    lines += ["    ulimits:", *(f"      {name}: {value}" for name, value in ULIMITS.items())]
-    lines += ['    security_opt: ["no-new-privileges:true"]']
-    lines += ["    ports:", *(f"      - {_word(port)}" for port in _ports(config)), "    volumes:"]
-    for place, source in _mounts(config, backends).items():
-        lines += ["      - type: bind", f"        source: {_word(str(source))}"]
-        lines += [f"        target: {_word(place)}", "        read_only: true"]
-    lines += ["    command:", *(f"      - {_word(word)}" for word in command(config, MODELS_PLACE))]
-    lines += ["    healthcheck:", f'      test: ["CMD-SHELL", {_word(health_command())}]']
-    lines += [f"      {name}: {value}" for name, value in HEALTH.items()]
-    if gpus:
-        lines += ["    deploy:", "      resources:", "        reservations:", "          devices:"]
-        lines += ["            - driver: nvidia", "              count: all", "              capabilities: [gpu]"]
-    return "\n".join(lines) + "\n"
+    devices = [{"driver": "nvidia", "count": "all", "capabilities": ["gpu"]}]
+    triton = {
+        **_image(backends),
+        "restart": "unless-stopped",
+        "stop_grace_period": f"{round(config.drain_timeout_s) + GRACE_S}s",
+        # With the machine's own IPC the container sees all of its /dev/shm.
+        **({"ipc": "host"} if config.shared_memory else {"shm_size": f"{SHM_GIB}g"}),
+        "ulimits": ULIMITS,
+        "security_opt": ["no-new-privileges:true"],
+        "ports": _ports(config),
+        "volumes": [
+            {"type": "bind", "source": _literal(str(source)), "target": place, "read_only": True}
+            for place, source in _mounts(config, backends).items()
+        ],
+        "command": [_literal(word) for word in command(config, MODELS_PLACE)],
+        "healthcheck": {"test": ["CMD-SHELL", _literal(health_command())], **HEALTH},
+        **({"deploy": {"resources": {"reservations": {"devices": devices}}}} if gpus else {}),
+    }
+    return yaml_text(_notes(config, gpus), [{"name": NAME, "services": {"triton": triton}}])
 
 
-def _word(text: str) -> str:
-    """Quote a string for Compose, which replaces $NAME in all of them."""
-    return json.dumps(text.replace("$", "$$"))
+def _literal(text: str) -> str:
+    """Return what Compose, which replaces $NAME, reads as this text."""
+    return text.replace("$", "$$")
 
 
-def _image(backends: Sequence[Path]) -> Iterator[str]:
-    """Yield the lines of the image: the published one, or one with what backends of ours need besides."""
+def _image(backends: Sequence[Path]) -> Part:
+    """Return the published image, or one with what backends of ours need besides."""
     packages = sorted({_pinned(name) for backend in backends for name in requirements(backend) if name != "numpy"})
-    yield f"    image: {_word(OWN_IMAGE if packages else image())}"
-    if packages:
-        yield from ("    build:", "      dockerfile_inline: |", f"        FROM {image()}")
-        # The variable for Pythons that belong to the distribution: in a container there is nobody else to break.
-        install = "PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --no-cache-dir"
-        yield f"        RUN {install} {' '.join(packages)}"
+    if not packages:
+        return {"image": image()}
+    # The variable for Pythons that belong to the distribution: in a container there is nobody else to break.
+    install = "PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --no-cache-dir"
+    recipe = f"FROM {image()}\nRUN {install} {' '.join(packages)}\n"
+    return {"image": OWN_IMAGE, "build": {"dockerfile_inline": recipe}}
 
 
 def _needed_backends(config: ServerConfig) -> list[Path]:

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from affserve.export import engine_sets
 from affserve.export.contract import AFFECT, CLIP_ENCODER
@@ -17,6 +20,8 @@ from affserve.export.repository.templates import read_config
 from affserve.export.server.config import ServerConfig, arguments, serving_options
 from affserve.export.server.security import is_private
 from affserve.train.errors import RepositoryError, ServerError
+
+Part = dict[str, Any]  # of a file for a container engine or a cluster
 
 NAME = "affserve"
 TLS_PLACE = "/tls"
@@ -99,9 +104,7 @@ def health_command(port: int = HTTP_PORT) -> str:
     """
     frames = AFFECT.inputs[0]
     shape = [1, *frames.shape[1:]]
-    size = frames.numpy_dtype.itemsize
-    for length in shape:
-        size *= length
+    size = frames.numpy_dtype.itemsize * math.prod(shape)
     tensor = {"name": frames.name, "shape": shape, "datatype": frames.datatype}
     request = json.dumps({"inputs": [{**tensor, "parameters": {"binary_data_size": size}}]}, separators=(",", ":"))
     return (
@@ -110,3 +113,21 @@ def health_command(port: int = HTTP_PORT) -> str:
         f"--header 'Inference-Header-Content-Length: {len(request)}' "
         f"http://127.0.0.1:{port}/v2/models/{AFFECT.name}/infer"
     )
+
+
+def yaml_text(notes: Iterable[str], documents: Iterable[Part]) -> str:
+    """Return documents as YAML behind what whoever applies them should know; long texts keep their lines."""
+    import yaml
+
+    class Dumper(yaml.SafeDumper):  # type: ignore[misc]  # PyYAML has no types
+        """Writes what stands in two places twice."""
+
+        def ignore_aliases(self, data: Any) -> bool:
+            return True
+
+    def represent(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+        return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if text.count("\n") > 1 else None)
+
+    Dumper.add_representer(str, represent)
+    head = "".join(f"# {note}\n" for note in notes)
+    return f"{head}---\n{yaml.dump_all(documents, Dumper=Dumper, sort_keys=False, width=120)}"

@@ -8,18 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from affserve.export.deployment.container import GRPC_PORT, METRICS_PORT, NAME
+from affserve.export.deployment.container import GRPC_PORT, METRICS_PORT, NAME, Part, yaml_text
 from affserve.export.deployment.dashboard import QUEUE_THRESHOLD_US, queue_time_us
 from affserve.export.deployment.kubernetes import CLAIM
-from affserve.export.deployment.pod import (
-    ClusterOptions,
-    Part,
-    pod_config,
-    pod_spec,
-    serving_container,
-    volumes,
-    yaml_text,
-)
+from affserve.export.deployment.pod import ClusterOptions, notes, pod_config, pod_spec, serving_container, volumes
 from affserve.export.server.config import ServerConfig
 from affserve.train.errors import ServerError
 
@@ -47,26 +39,17 @@ def kserve_manifests(config: ServerConfig, options: ClusterOptions) -> str:
         "volumes": volumes(config),
     }
     documents = [
-        _object("v1alpha1", "ServingRuntime", {"namespace": options.namespace}, runtime),
-        _object(
-            "v1beta1",
-            "InferenceService",
-            {"namespace": options.namespace, "annotations": MODE},
-            _service(config, options),
-        ),
+        _object("v1alpha1", "ServingRuntime", options, runtime),
+        _object("v1beta1", "InferenceService", options, _service(config, options), annotations=MODE),
     ]
     stored = "" if options.storage else f", and the claim {CLAIM} holds the repository's content"
     note = f"The service account {NAME} may read the storage (KServe's documentation tells how){stored}."
-    return yaml_text(config, options, [note], documents)
+    return yaml_text([*notes(config, options), note], documents)
 
 
-def _object(version: str, kind: str, metadata: dict[str, Any], spec: Part) -> Part:
-    return {
-        "apiVersion": f"serving.kserve.io/{version}",
-        "kind": kind,
-        "metadata": {"name": NAME, **metadata},
-        "spec": spec,
-    }
+def _object(version: str, kind: str, options: ClusterOptions, spec: Part, **metadata: Any) -> Part:
+    named = {"name": NAME, "namespace": options.namespace, **metadata}
+    return {"apiVersion": f"serving.kserve.io/{version}", "kind": kind, "metadata": named, "spec": spec}
 
 
 def _service(config: ServerConfig, options: ClusterOptions) -> Part:

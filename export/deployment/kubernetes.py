@@ -9,20 +9,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from affserve.export.deployment.container import GRPC_PORT, NAME, uses_gpu
+from affserve.export.deployment.container import GRPC_PORT, NAME, Part, uses_gpu, yaml_text
 from affserve.export.deployment.dashboard import QUEUE_THRESHOLD_US, queue_time_us
 from affserve.export.deployment.pod import (
     LABELS,
     MAY_NOTHING,
     ClusterOptions,
-    Part,
+    notes,
     pod_config,
     pod_spec,
     ports,
     repository_gib,
     serving_container,
     volumes,
-    yaml_text,
 )
 from affserve.export.pins import S3_CLIENT_IMAGE
 from affserve.export.server.config import ServerConfig
@@ -55,7 +54,7 @@ def kubernetes_manifests(config: ServerConfig, options: ClusterOptions) -> str:
         claim = {"accessModes": ["ReadWriteMany"], "resources": size}
         documents.append(_object("v1", "PersistentVolumeClaim", options, name=CLAIM, spec=claim))
     documents += [_object(version, kind, options, spec=spec) for (version, kind), spec in kinds.items()]
-    return yaml_text(config, options, _notes(options), documents)
+    return yaml_text([*notes(config, options), *_notes(options)], documents)
 
 
 def _object(version: str, kind: str, options: ClusterOptions, *, name: str = NAME, **content: Any) -> Part:

@@ -10,21 +10,18 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from affserve.export.contract import JPEG_MODELS, MANIFEST_FILE
 from affserve.export.deployment import container, verify_models
-from affserve.export.deployment.container import NAME, SHM_GIB, TLS_FILES, TLS_PLACE, uses_gpu
+from affserve.export.deployment.container import NAME, SHM_GIB, TLS_FILES, TLS_PLACE, Part, uses_gpu
 from affserve.export.pins import TRITON_CONTAINER_TAG, image
 from affserve.export.repository.check import served_models
 from affserve.export.repository.manifest import EXPORT_COMMAND, read_manifest
 from affserve.export.server.config import ServerConfig
 from affserve.train.errors import RepositoryError, ServerError
-
-Part = dict[str, Any]  # of a manifest
 
 LABELS = {"app.kubernetes.io/name": NAME}
 LAID_OUT = "/tmp/models"  # what the server takes for its repository: links to the models, and nothing else
@@ -172,25 +169,8 @@ def pod_spec(config: ServerConfig) -> Part:
     }
 
 
-def yaml_text(config: ServerConfig, options: ClusterOptions, notes: Iterable[str], documents: Iterable[Part]) -> str:
-    """Return documents as YAML behind what whoever applies them should know; long texts keep their lines."""
-    import yaml
-
-    class Dumper(yaml.SafeDumper):  # type: ignore[misc]  # PyYAML has no types
-        """Writes what stands in two places twice."""
-
-        def ignore_aliases(self, data: Any) -> bool:
-            return True
-
-    def represent(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-        return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if text.count("\n") > 1 else None)
-
-    Dumper.add_representer(str, represent)
-    head = "".join(f"# {note}\n" for note in (*_notes(config, options), *notes))
-    return f"{head}---\n{yaml.dump_all(documents, Dumper=Dumper, sort_keys=False, width=120)}"
-
-
-def _notes(config: ServerConfig, options: ClusterOptions) -> Iterable[str]:
+def notes(config: ServerConfig, options: ClusterOptions) -> Iterator[str]:
+    """Yield what whoever applies the manifests should know."""
     yield f"Serves {options.storage or config.repository.resolve()} with Triton {TRITON_CONTAINER_TAG}, engine set"
     yield f"{config.engine}; printed by affserve serve --print. Before: kubectl create namespace {options.namespace}"
     yield "A pod serves only the very files that were there when this was printed; print again for another version."

@@ -88,90 +88,40 @@ def logger_into(trt: ModuleType, messages: Messages) -> trt.ILogger:
     return Logger()
 
 
-class Progress:
-    """Turns TensorRT's nested phases into one figure that only grows, and stops the build when asked to.
+def monitor_into(trt: ModuleType, tell: Callable[[str], None], cancelled: threading.Event) -> trt.IProgressMonitor:
+    """Return the monitor that tells the names of the outer phases as they begin, and stops the build when cancelled.
 
-    TensorRT calls it from several threads. `report` must not raise: an exception would end in TensorRT's own code.
+    TensorRT calls it from several threads. `tell` must not raise: an exception would end in TensorRT's own code.
     """
-
-    def __init__(self, report: Callable[[str, float], None]) -> None:
-        self.cancelled = threading.Event()
-        self._report = report
-        self._lock = threading.Lock()
-        self._phases: dict[str, _Phase] = {}
-        self._done = 0.0
-
-    def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-        """Take note of a phase that begins."""
-        with self._lock:
-            parent = self._phases.get(parent_phase) if parent_phase is not None else None
-            self._phases[phase_name] = _Phase(parent=parent, steps=max(1, num_steps))
-        self._tell(phase_name)
-
-    def step_complete(self, phase_name: str, step: int) -> bool:
-        """Take note of a step (0 is the first); say whether the build is to go on."""
-        with self._lock:
-            if (phase := self._phases.get(phase_name)) is not None:
-                phase.done = step + 1
-        self._tell(phase_name)
-        return not self.cancelled.is_set()
-
-    def phase_finish(self, phase_name: str) -> None:
-        """Take note of a phase that ends, all its steps done or not."""
-        with self._lock:
-            phase = self._phases.pop(phase_name, None)
-            if phase is not None and phase.parent is None:
-                self._done = max(self._done, 1.0)
-        self._tell(phase_name)
-
-    def _tell(self, phase_name: str) -> None:
-        with self._lock:
-            phase = self._phases.get(phase_name)
-            if phase is not None:
-                self._done = max(self._done, phase.overall())
-            done = self._done
-        self._report(phase_name, done)
-
-
-@dataclass(kw_only=True)
-class _Phase:
-    parent: _Phase | None
-    steps: int
-    done: int = 0  # steps
-
-    def overall(self, inner: float = 0.0) -> float:
-        """Return the part of the outermost phase that is done; inner: the part of the current step that is."""
-        part = min(1.0, (self.done + inner) / self.steps)
-        return part if self.parent is None else self.parent.overall(part)
-
-
-def monitor_into(trt: ModuleType, progress: Progress) -> trt.IProgressMonitor:
-    """Return the monitor that hands everything to `progress`."""
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
+            self._outermost: set[str] = set()
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            progress.phase_start(phase_name, parent_phase, num_steps)
+            if parent_phase is None:
+                self._outermost.add(phase_name)
+            if parent_phase is None or parent_phase in self._outermost:
+                tell(phase_name)
 
         def step_complete(self, phase_name: str, step: int) -> bool:
-            return progress.step_complete(phase_name, step)
+            return not cancelled.is_set()
 
-        def phase_finish(self, phase_name: str) -> None:
-            progress.phase_finish(phase_name)
+        def phase_finish(self, phase_name: str) -> None: ...
 
     return Monitor()
 
 
-def interruptible(work: Callable[[], T], cancelled: threading.Event) -> T:
-    """Do `work` in another thread; at Ctrl-C set `cancelled`, wait until it has ended and raise KeyboardInterrupt.
+def interruptible(work: Callable[[threading.Event], T]) -> T:
+    """Do `work` in another thread; at Ctrl-C set the event it is given, wait for its end and raise KeyboardInterrupt.
 
     The build is one long call into TensorRT, during which a signal would not reach Python in the thread that made it.
     """
+    cancelled = threading.Event()
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="tensorrt") as pool:
         try:
-            return _wait(pool.submit(work))
+            return _wait(pool.submit(work, cancelled))
         except KeyboardInterrupt:
             cancelled.set()
             raise
@@ -186,11 +136,18 @@ def _wait(future: Future[T]) -> T:
                 return future.result()
 
 
-def build(trt: ModuleType, onnx: Path, profile: Profile, progress: Progress, configure: Configure) -> Built:
-    """Build a plan on this thread; ExportError with everything that TensorRT said when it cannot."""
+def build(
+    trt: ModuleType,
+    onnx: Path,
+    profile: Profile,
+    tell: Callable[[str], None],
+    cancelled: threading.Event,
+    configure: Configure,
+) -> Built:
+    """Build a plan on this thread and tell its phases; ExportError with all that TensorRT said when it cannot."""
     messages = Messages()
     logger = logger_into(trt, messages)  # both must outlive the build
-    monitor = monitor_into(trt, progress)
+    monitor = monitor_into(trt, tell, cancelled)
     builder = start_builder(trt, logger, messages)
     network = builder.create_network()
     parse(trt, onnx, network, logger, messages)
@@ -201,7 +158,7 @@ def build(trt: ModuleType, onnx: Path, profile: Profile, progress: Progress, con
     with configure(config) as settings:
         memory = builder.build_serialized_network(network, config)
         if memory is None:
-            if progress.cancelled.is_set():
+            if cancelled.is_set():
                 raise ExportError(f"building a plan from {onnx.name} was cancelled")
             raise ExportError(f"TensorRT could not build a plan from {onnx.name}; it said:{messages.tail()}")
     return Built(

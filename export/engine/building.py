@@ -12,11 +12,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from threading import Event
+from typing import Any
 
 from affserve.export.artefacts.comparing import require
 from affserve.export.engine import builder
 from affserve.export.engine.parity import compare_with_graph
-from affserve.export.engine.plans import PlanRecord, plan_file, record_file, write_record
+from affserve.export.engine.plans import PlanRecord, record_file, write_record
 from affserve.export.engine.profile import PROFILES, EngineOptions, Profile
 from affserve.export.engine.tuning import tuned
 from affserve.export.engine_sets import GPU_ONNX_FILE
@@ -68,16 +70,21 @@ def build_plan(
     """
     version = require_tensorrt(options)
     import tensorrt
+    import torch
 
     from affserve.export.engine import loaded
-    from affserve.export.engine.device import on_gpu
+    from affserve.export.engine.device import cuda_device
 
     started, onnx = time.perf_counter(), folder / GPU_ONNX_FILE
-    done = builder.Progress(in_tenths(f"TensorRT plan of {profile.model.name} for {gpu.name}", progress))
-    configure = partial(tuned, tensorrt, options, gpu)
-    built = builder.interruptible(
-        lambda: on_gpu(gpu, lambda: builder.build(tensorrt, onnx, profile, done, configure)), done.cancelled
-    )
+
+    def tell(phase: str) -> None:
+        progress(f"TensorRT plan of {profile.model.name} for {gpu.name}: {phase}")
+
+    def build(cancelled: Event) -> builder.Built:
+        with torch.cuda.device(cuda_device(gpu)):
+            return builder.build(tensorrt, onnx, profile, tell, cancelled, partial(tuned, tensorrt, options, gpu))
+
+    built = builder.interruptible(build)
     engine = loaded.open_engine(built.plan, gpu)
     inspector = loaded.verify(engine, profile, built.outputs, onnx)
     checks = compare_with_graph(loaded.PlanRunner(engine, profile, built.outputs), onnx, profile)
@@ -86,37 +93,36 @@ def build_plan(
         f"the TensorRT plan does not compute what {onnx.name} computes; it was not written",
         "build again without a timing cache, or report this table",
     )
-    record = PlanRecord(
-        model=profile.model.name,
-        built_by="affserve",
+    return keep(
+        built,
+        onnx,
+        profile,
+        started,
         tensorrt=version,
         gpu=gpu.name,
         compute_capabilities=[gpu.compute_capability],
         driver=gpu.driver,
-        onnx_sha256=file_sha256(onnx),
-        plan_sha256=hashlib.sha256(built.plan).hexdigest(),
-        bytes=len(built.plan),
-        seconds=round(time.perf_counter() - started, 1),
-        flags=built.flags,
-        profile=profile.as_lists(),
         inspector=inspector,
         parity=[asdict(one) for one in checks],
         notices=built.notices,
     )
-    write_plan(folder / plan_file(gpu.compute_capability), built.plan, record)
+
+
+def keep(built: builder.Built, onnx: Path, profile: Profile, started_s: float, **known: Any) -> PlanRecord:
+    """Write a plan beside the graph it was built from; known: what its sidecar says besides, which is returned."""
+    record = PlanRecord(
+        model=profile.model.name,
+        built_by="affserve",
+        onnx_sha256=file_sha256(onnx),
+        plan_sha256=hashlib.sha256(built.plan).hexdigest(),
+        bytes=len(built.plan),
+        seconds=round(time.perf_counter() - started_s, 1),
+        flags=built.flags,
+        profile=profile.as_lists(),
+        **known,
+    )
+    write_plan(onnx.with_name(record.file), built.plan, record)
     return record
-
-
-def in_tenths(what: str, progress: Progress) -> Callable[[str, float], None]:
-    """Return what tells of a build's progress once for every tenth of it; called from several threads of TensorRT."""
-    told: set[int] = set()
-
-    def report(phase: str, done: float) -> None:
-        if (tenth := int(10 * done)) not in told:
-            told.add(tenth)
-            progress(f"{what}: {10 * tenth} % ({phase})")
-
-    return report
 
 
 def require_tensorrt(options: EngineOptions) -> str:

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeVar
-
 import torch  # noqa: TID253 - this file is about its devices
 
 from affserve.export.machine.gpus import Gpu
 from affserve.train.errors import ExportError
-
-T = TypeVar("T")
 
 
 def cuda_device(gpu: Gpu) -> torch.device:
@@ -25,9 +20,3 @@ def cuda_device(gpu: Gpu) -> torch.device:
         f"PyTorch {torch.__version__} does not see {gpu}; it sees {', '.join(seen) or 'no GPU'}: unset "
         "CUDA_VISIBLE_DEVICES, or install a PyTorch with CUDA"
     )
-
-
-def on_gpu(gpu: Gpu, work: Callable[[], T]) -> T:
-    """Do `work` with `gpu` as this thread's current CUDA device."""
-    with torch.cuda.device(cuda_device(gpu)):
-        return work()

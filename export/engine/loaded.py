@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from affserve.export.contract import ModelSpec, TensorSpec
 from affserve.export.engine.builder import Messages, logger_into
-from affserve.export.engine.device import cuda_device, on_gpu
+from affserve.export.engine.compiled import TYPES
+from affserve.export.engine.device import cuda_device
 from affserve.export.engine.profile import Profile
 from affserve.export.machine.gpus import Gpu
 from affserve.train.errors import ExportError
@@ -29,18 +30,6 @@ from affserve.train.errors import ExportError
 # FP32 from an FP16 graph it holds twice the bytes.
 LARGEST_WEIGHT_RATIO = 1.5
 PLAN_OVERHEAD_BYTES = 32 << 20  # kernels and tables; a plan is otherwise its weights
-# In this order: "bfloat16" has "float" in it, and "uint8" has "int8".
-TYPE_WORDS = {
-    "bf16": "BF16",
-    "bfloat16": "BF16",
-    "half": "FP16",
-    "fp16": "FP16",
-    "float16": "FP16",
-    "float": "FP32",
-    "fp32": "FP32",
-    "uint8": "UINT8",
-    "int8": "INT8",
-}
 ENGINE_TYPES = {"UINT8": trt.DataType.UINT8, "FP32": trt.DataType.FLOAT}
 
 
@@ -58,19 +47,14 @@ class Engine:
 
 def open_engine(plan: bytes, gpu: Gpu) -> Engine:
     """Load a plan; ExportError when TensorRT does not take it."""
-    messages = Messages()
+    messages, device = Messages(), cuda_device(gpu)
     logger = logger_into(trt, messages)
-
-    def load() -> tuple[trt.Runtime, trt.ICudaEngine]:
+    with torch.cuda.device(device):
         runtime = trt.Runtime(logger)
-        return runtime, runtime.deserialize_cuda_engine(plan)
-
-    runtime, engine = on_gpu(gpu, load)
+        engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
         raise ExportError(f"TensorRT {trt.__version__} does not load the plan it has built; it said:{messages.tail()}")
-    return Engine(
-        engine=engine, runtime=runtime, logger=logger, messages=messages, device=cuda_device(gpu), plan_bytes=len(plan)
-    )
+    return Engine(engine=engine, runtime=runtime, logger=logger, messages=messages, device=device, plan_bytes=len(plan))
 
 
 def verify(loaded: Engine, profile: Profile, outputs: Sequence[str], onnx: Path) -> dict[str, Any]:
@@ -158,14 +142,8 @@ def summarise(report: Mapping[str, Any]) -> dict[str, Any]:
     """Return the inspector's JSON in short."""
     layers = report.get("Layers", [])
     outputs = [tensor for layer in layers if isinstance(layer, dict) for tensor in layer.get("Outputs", [])]
-    types = Counter(_type_of(tensor) for tensor in outputs if isinstance(tensor, dict))
+    types = Counter(TYPES.get(tensor.get("DataType"), "other") for tensor in outputs)
     return {"layers": len(layers), "types": dict(types.most_common())}
-
-
-def _type_of(tensor: Mapping[str, Any]) -> str:
-    """Name a tensor's type; TensorRT 11 says "DataType": "Half", earlier ones hid it in a sentence on the format."""
-    text = str(tensor.get("DataType") or tensor.get("Format/Datatype") or "").lower()
-    return next((name for word, name in TYPE_WORDS.items() if word in text), "other")
 
 
 class PlanRunner:

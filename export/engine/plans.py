@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from affserve.export.engine_sets import RTX_PLAN_FILE
 from affserve.export.machine.gpus import Gpu, driver_obstacle
 from affserve.export.pins import TENSORRT_REQUIREMENT, TENSORRT_VERSION, image, rtx_requirement
-from affserve.train.errors import RepositoryError
+from affserve.train.errors import RepositoryError, remedy
 from affserve.train.files import file_sha256, write_file
 
 RECORD_SCHEMA = 2
@@ -25,6 +25,12 @@ RECORD_SCHEMA = 2
 # name a plan for each, so that one built later is found without touching them.
 COMPUTE_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "10.3", "12.0", "12.1")
 REBUILD = "affserve export --build-engines, or with the script of affserve export --print-trtexec REPOSITORY"
+NO_RECORD = f"a plan without it cannot be told from another machine's: rebuild it with {REBUILD}"
+
+NO_GPU = (
+    "and this machine shows none (nvidia-smi finds no GPU): install the NVIDIA driver, or serve on the CPU with "
+    "--engine cpu"
+)
 
 
 def plan_file(compute_capability: str) -> str:
@@ -73,12 +79,12 @@ def write_record(path: Path, record: PlanRecord) -> None:
 def read_record(path: Path) -> PlanRecord:
     """Read a sidecar back; RepositoryError when it is missing or not one of this schema."""
     try:
-        return parse_record(path.read_bytes(), str(path))
+        content = path.read_bytes()
     except OSError as error:
-        raise RepositoryError(
-            f"{path} cannot be read: {error}; a plan without it cannot be told from another machine's: rebuild it "
-            f"with {REBUILD}"
-        ) from error
+        if remedy(error) is not None:  # the machine's fault, not the file's
+            raise
+        raise RepositoryError(f"{path} cannot be read: {error}; {NO_RECORD}") from error
+    return parse_record(content, str(path))
 
 
 def parse_record(text: bytes, path: str) -> PlanRecord:
@@ -86,13 +92,9 @@ def parse_record(text: bytes, path: str) -> PlanRecord:
     try:
         content = json.loads(text)
     except ValueError as error:
-        raise RepositoryError(
-            f"{path} cannot be read: {error}; a plan without it cannot be told from another machine's: rebuild it "
-            f"with {REBUILD}"
-        ) from error
-    known = {entry.name for entry in fields(PlanRecord)}
+        raise RepositoryError(f"{path} cannot be read: {error}; {NO_RECORD}") from error
     found = content.get("schema") if isinstance(content, dict) else type(content).__name__
-    if found != RECORD_SCHEMA or not set(content) <= known:
+    if found != RECORD_SCHEMA:
         raise RepositoryError(
             f"{path} has schema {found!r}, this affserve reads {RECORD_SCHEMA}: use the affserve that wrote it, or "
             f"rebuild the plan with {REBUILD}"
@@ -100,7 +102,7 @@ def parse_record(text: bytes, path: str) -> PlanRecord:
     try:
         return PlanRecord(**content)
     except TypeError as error:
-        raise RepositoryError(f"{path} is incomplete: {error}; rebuild the plan with {REBUILD}") from error
+        raise RepositoryError(f"{path} is none of this schema: {error}; rebuild the plan with {REBUILD}") from error
 
 
 def verify_plan(plan: Path, onnx: Path) -> PlanRecord:
@@ -126,10 +128,7 @@ def obstacle(record: PlanRecord, gpus: Sequence[Gpu], tensorrt: str | None = TEN
     if record.tensorrt != tensorrt:
         return _other_version(record, name, tensorrt)
     if not gpus:
-        return (
-            f"{name} needs an NVIDIA GPU with compute capability {kinds} and this machine shows none (nvidia-smi finds "
-            "no GPU): install the NVIDIA driver, or serve on the CPU with --engine cpu"
-        )
+        return f"{name} needs an NVIDIA GPU with compute capability {kinds} {NO_GPU}"
     fitting = [gpu for gpu in gpus if gpu.compute_capability in record.compute_capabilities]
     if not fitting or (record.rtx and len(fitting) < len(gpus)):  # Triton starts an instance on every GPU
         found = ", ".join(str(gpu) for gpu in gpus)
@@ -155,10 +154,12 @@ def _other_version(record: PlanRecord, name: str, tensorrt: str | None) -> str:
 
 
 def missing_plan(model: str, available: Iterable[str], gpus: Sequence[Gpu]) -> str | None:
-    """Say which GPU of this machine has no plan of a model; None when each has one.
+    """Say which GPU of this machine has no plan of a model, or that there is none; None when each has one.
 
     available: the compute capabilities that there are plans for.
     """
+    if not gpus:
+        return f"{model} is configured for TensorRT, needs an NVIDIA GPU {NO_GPU}"
     have = set(available)
     without = [gpu for gpu in gpus if gpu.compute_capability not in have]
     if not without:

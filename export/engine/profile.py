@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from affserve.export.contract import CLIP_ENCODER, TEMPORAL_HEAD, ModelSpec
 from affserve.export.machine.gpus import Gpu
-from affserve.train.errors import ExportError
 from affserve.train.windows import WINDOW_FRAMES
 
 OPTIMUM_FRAMES = 64  # two chunks of two clients; what the encoder's kernels are chosen for
@@ -29,12 +28,6 @@ class EngineOptions:
     workspace_bytes: int = 4 << 30  # scratch memory a kernel may use on the GPU
     timing_cache: Path | None = None  # measurements kept between builds; one file per GPU kind beside this name
     any_version: bool = False  # build with another TensorRT than the serving container's
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.optimisation_level <= 5:
-            raise ExportError(f"optimisation_level is {self.optimisation_level}; expected 0 to 5")
-        if self.workspace_bytes < 1 << 20:
-            raise ExportError(f"workspace_bytes is {self.workspace_bytes}; expected at least 1 MiB (1048576)")
 
     def timing_cache_file(self, gpu: Gpu) -> Path | None:
         """Return the timing cache of one kind of GPU: caches of different ones cannot be merged."""

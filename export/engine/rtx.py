@@ -6,24 +6,23 @@ and its answers by the self-test of the server that loads it. Kernels are compil
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
 from affserve.export.engine import builder, compiled
-from affserve.export.engine.building import in_tenths, write_plan
+from affserve.export.engine.building import keep
 from affserve.export.engine.plans import PlanRecord
 from affserve.export.engine.profile import RTX_PROFILES, Profile
-from affserve.export.engine_sets import GPU_ONNX_FILE, RTX_PLAN_FILE
+from affserve.export.engine_sets import GPU_ONNX_FILE
 from affserve.export.machine.gpus import installed_tensorrt
 from affserve.export.pins import RTX_CAPABILITIES, RTX_MODULE, RTX_VERSION, rtx_requirement
 from affserve.train.errors import ExportError
-from affserve.train.files import file_sha256
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -48,29 +47,26 @@ def build_rtx_plan(folder: Path, profile: Profile, progress: Callable[[str], Non
     """
     library = require_rtx()
     started, onnx = time.perf_counter(), folder / GPU_ONNX_FILE
-    done = builder.Progress(in_tenths(f"plan of {profile.model.name} for RTX cards, no GPU needed", progress))
+
+    def tell(phase: str) -> None:
+        progress(f"plan of {profile.model.name} for RTX cards, no GPU needed: {phase}")
+
     built = builder.interruptible(
-        lambda: builder.build(library, onnx, profile, done, lambda config: portable(library, config)), done.cancelled
+        lambda cancelled: builder.build(library, onnx, profile, tell, cancelled, partial(portable, library))
     )
     layers, softmaxes = compiled.read_layers(built.account), compiled.attentions(onnx)
     compiled.check(layers, softmaxes, f"the plan of {profile.model.name} for RTX cards")
-    record = PlanRecord(
-        model=profile.model.name,
-        built_by="affserve",
+    return keep(
+        built,
+        onnx,
+        profile,
+        started,
         tensorrt=library.__version__,
         rtx=True,
         compute_capabilities=list(RTX_CAPABILITIES),
-        onnx_sha256=file_sha256(onnx),
-        plan_sha256=hashlib.sha256(built.plan).hexdigest(),
-        bytes=len(built.plan),
-        seconds=round(time.perf_counter() - started, 1),
-        flags=built.flags,
-        profile=profile.as_lists(),
         inspector=compiled.summarise(layers, softmaxes),
         notices=[NOT_COMPARED, *built.notices],
     )
-    write_plan(folder / RTX_PLAN_FILE, built.plan, record)
-    return record
 
 
 def can_build_rtx() -> bool:

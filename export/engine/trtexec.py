@@ -23,13 +23,9 @@ NOT_COMPARED = "built by trtexec: its answers have not been compared with those 
 
 
 def trtexec_command(
-    onnx: PurePath, profile: Profile, plan: PurePath, options: EngineOptions, timing_cache: PurePath | None = None
+    onnx: PurePath, profile: Profile, plan: PurePath, options: EngineOptions, cache: PurePath | None
 ) -> list[str]:
-    """Return the trtexec command line that builds what `build_plan` builds.
-
-    timing_cache: where trtexec sees it; options.timing_cache unless given.
-    """
-    cache = timing_cache or options.timing_cache
+    """Return the trtexec command line that builds what `build_plan` builds; cache: where it sees the timing cache."""
     smallest, optimum, largest = zip(*profile.shapes.values(), strict=True)
     return [
         "trtexec",

@@ -17,7 +17,7 @@ from torch import Tensor, nn  # noqa: TID253 - this file is about it
 from torch.nn.utils import parametrize  # noqa: TID253
 
 from affserve.export.contract import TASK_OUTPUTS
-from affserve.export.graphs.layers import CpuConvolution, Dialect, LeanOutput, Product, SelfAttention
+from affserve.export.graphs.layers import CpuConvolution, Dialect, HeadBlock, LeanOutput, SelfAttention
 from affserve.export.graphs.stream import StreamHead
 from affserve.train.errors import ExportError
 from affserve.train.models.temporal_head import (
@@ -136,29 +136,16 @@ def _convolution(layer: nn.Module, dialect: Dialect) -> nn.Module:
     return kind(conv.weight, cast(Tensor, conv.bias), conv.dilation[0], padding)
 
 
-class LeanTransformer(nn.Module):
-    """Self-attention and a feed-forward layer, normalised after each or before each."""
+class LeanTransformer(HeadBlock):
+    """Self-attention of a whole segment and a feed-forward layer."""
 
     def __init__(self, block: TransformerBlock, dialect: Dialect) -> None:
-        super().__init__()
+        super().__init__(block)
         self.attention = SelfAttention(block.qkv.weight, block.qkv.bias, block.out, block.heads, dialect)
-        self.norm1, self.norm2, self.pre_norm = block.norm1, block.norm2, block.pre_norm
-        self.up, self.down = Product.of(block.up), Product.of(block.down)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, T, C) -> (B, T, C)."""
-        if self.pre_norm:
-            a = self.norm1(x)  # (B, T, C)
-            x = x + self.attention(a, a)  # (B, T, C)
-            return x + self.feed(self.norm2(x))  # (B, T, C)
-        x = self.norm1(x + self.attention(x, x))  # (B, T, C)
-        y: Tensor = self.norm2(x + self.feed(x))  # (B, T, C)
-        return y
-
-    def feed(self, x: Tensor) -> Tensor:
-        """x: (B, T, C) -> (B, T, C)."""
-        y: Tensor = self.down(F.relu(self.up(x)))
-        return y
+        return self.around(lambda seen: cast(Tensor, self.attention(seen, seen)), x)
 
 
 class HeadGraph(nn.Module):

@@ -8,6 +8,7 @@ also in Triton's native backend), convolutions as matrix products, pixels as the
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import Enum
 from typing import cast
 
@@ -15,7 +16,7 @@ import torch  # noqa: TID253 - this file is about it
 import torch.nn.functional as F  # noqa: TID253
 from torch import Tensor, nn  # noqa: TID253
 
-from affserve.train.models.temporal_head import OutputLayers
+from affserve.train.models.temporal_head import OutputLayers, TransformerBlock
 
 
 class Dialect(Enum):
@@ -86,6 +87,29 @@ class SelfAttention(nn.Module):
             version=1,
         )
         return attended
+
+
+class HeadBlock(nn.Module):
+    """A Transformer block of a head but for its attention; normalised after each layer or before each."""
+
+    def __init__(self, block: TransformerBlock) -> None:
+        super().__init__()
+        self.norm1, self.norm2, self.pre_norm = block.norm1, block.norm2, block.pre_norm
+        self.up, self.down = Product.of(block.up), Product.of(block.down)
+
+    def around(self, attention: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """x: (B, T, C) -> (B, T, C)."""
+        if self.pre_norm:
+            x = x + attention(self.norm1(x))  # (B, T, C)
+            return x + self.feed(self.norm2(x))  # (B, T, C)
+        x = self.norm1(x + attention(x))  # (B, T, C)
+        y: Tensor = self.norm2(x + self.feed(x))  # (B, T, C)
+        return y
+
+    def feed(self, x: Tensor) -> Tensor:
+        """x: (B, T, C) -> (B, T, C)."""
+        y: Tensor = self.down(F.relu(self.up(x)))
+        return y
 
 
 class CpuConvolution(nn.Module):

@@ -47,9 +47,9 @@ def export_head(graph: HeadGraph, path: Path, dialect: Dialect = Dialect.STANDAR
     save(_convert(module, {FEATURES.name: example}, dynamic_axis=1, outputs=list(graph.tasks)), path)
 
 
-def export_stream(graph: HeadGraph, path: Path) -> int:
+def export_stream(graph: HeadGraph, path: Path) -> None:
     """Write heads that stream as `features` (1, T, 512) and `state` (S,) float32 -> (1, T, K) per task and
-    `next_state` (S,), for any 1 <= T <= 300; return S.
+    `next_state` (S,), for any 1 <= T <= 300.
     """
     module = StreamGraph(graph)
     examples = {
@@ -57,7 +57,6 @@ def export_stream(graph: HeadGraph, path: Path) -> int:
         STATE.name: torch.zeros(module.state_values),
     }
     save(_convert(module, examples, dynamic_axis=1, outputs=[*module.tasks, NEXT_STATE.name]), path)
-    return int(module.state_values)
 
 
 def save(model: onnx.ModelProto, path: Path) -> None:

@@ -13,10 +13,9 @@ from collections.abc import Iterator, Sequence
 from typing import cast
 
 import torch  # noqa: TID253 - this file is about it
-import torch.nn.functional as F  # noqa: TID253
 from torch import Tensor, nn  # noqa: TID253 - this file is about it
 
-from affserve.export.graphs.layers import LeanOutput, Product
+from affserve.export.graphs.layers import HeadBlock, LeanOutput, Product
 from affserve.train.errors import ExportError
 from affserve.train.models.temporal_head import (
     OutputLayers,
@@ -141,28 +140,22 @@ class StreamResidual(nn.Module):
         return out
 
 
-class StreamTransformer(nn.Module):
-    """Attention to the last W frames and a feed-forward layer, normalised after each or before each."""
+class StreamTransformer(HeadBlock):
+    """Attention to the last W frames and a feed-forward layer."""
 
     def __init__(self, block: TransformerBlock, context: int) -> None:
-        super().__init__()
+        super().__init__(block)
         self.context, self.heads = context, block.heads
         self.width = block.out.in_features
         # Softmax takes q k / sqrt(C / heads): the root goes into q, which also keeps the product small in float16.
         scale = torch.ones(3 * self.width)
         scale[: self.width] = (self.width // self.heads) ** -0.5
         self.qkv = Product((block.qkv.weight * scale[:, None]).T, block.qkv.bias * scale)
-        self.out, self.up, self.down = Product.of(block.out), Product.of(block.up), Product.of(block.down)
-        self.norm1, self.norm2, self.pre_norm = block.norm1, block.norm2, block.pre_norm
+        self.out = Product.of(block.out)
 
     def forward(self, x: Tensor, keys: Tensor, unseen: Tensor, tape: Tape) -> Tensor:
         """x: (1, T, C), keys: (T * W,), unseen: (T, W, 1) -> (1, T, C)."""
-        if self.pre_norm:
-            x = x + self.attend(self.norm1(x), keys, unseen, tape)  # (1, T, C)
-            return x + self.feed(self.norm2(x))  # (1, T, C)
-        x = self.norm1(x + self.attend(x, keys, unseen, tape))  # (1, T, C)
-        y: Tensor = self.norm2(x + self.feed(x))  # (1, T, C)
-        return y
+        return self.around(lambda seen: self.attend(seen, keys, unseen, tape), x)
 
     def attend(self, x: Tensor, keys: Tensor, unseen: Tensor, tape: Tape) -> Tensor:
         """x: (1, T, C) -> (1, T, C)."""
@@ -176,11 +169,6 @@ class StreamTransformer(nn.Module):
         y = weights.transpose(2, 3) @ v  # (heads, T, 1, C/heads)
         out: Tensor = self.out(y.reshape(heads, -1, width).transpose(0, 1).reshape(1, -1, self.width))
         return out
-
-    def feed(self, x: Tensor) -> Tensor:
-        """x: (1, T, C) -> (1, T, C)."""
-        y: Tensor = self.down(F.relu(self.up(x)))
-        return y
 
 
 def _pointwise(layer: nn.Module) -> Product:

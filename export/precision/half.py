@@ -8,7 +8,7 @@ ONNX Runtime's own converter is not used: it gives an invalid graph where two is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +47,10 @@ def _half(name: str) -> str:
     return f"{name}.half"
 
 
+def _halves(names: Iterable[str], renamed: set[str]) -> list[str]:
+    return [_half(name) if name in renamed else name for name in names]
+
+
 def _cast(source: str, target: str, to: int) -> onnx.NodeProto:
     return helper.make_node("Cast", [source], [target], f"{target}.cast", to=to)
 
@@ -60,8 +64,7 @@ def _copy(node: onnx.NodeProto, inputs: Sequence[str], outputs: Sequence[str]) -
 
 def _in_half(node: onnx.NodeProto, renamed: set[str]) -> onnx.NodeProto:
     """Let a node read and write half precision; what is no float passes through under its own name."""
-    inputs = [_half(name) if name in renamed else name for name in node.input]
-    copy = _copy(node, inputs, [_half(name) if name in renamed else name for name in node.output])
+    copy = _copy(node, _halves(node.input, renamed), _halves(node.output, renamed))
     for attribute in copy.attribute:
         if node.op_type == "Cast" and attribute.name == "to" and attribute.i == TensorProto.FLOAT:
             attribute.i = TensorProto.FLOAT16
@@ -75,14 +78,14 @@ def _as_island(node: onnx.NodeProto, wide: set[str], renamed: set[str]) -> list[
     outputs = [f"{name}.wide" for name in node.output]
     return [
         *(
-            _cast(_half(name) if name in renamed else name, wider, TensorProto.FLOAT)
-            for name, wider in zip(node.input, inputs, strict=True)
+            _cast(half, wider, TensorProto.FLOAT)
+            for name, half, wider in zip(node.input, _halves(node.input, renamed), inputs, strict=True)
             if name in computed
         ),
         _copy(node, inputs, outputs),
         *(
-            _cast(wider, _half(name) if name in renamed else name, TensorProto.FLOAT16)
-            for name, wider in zip(node.output, outputs, strict=True)
+            _cast(wider, half, TensorProto.FLOAT16)
+            for half, wider in zip(_halves(node.output, renamed), outputs, strict=True)
         ),
     ]
 

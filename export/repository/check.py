@@ -20,7 +20,7 @@ from affserve.export.engine import plans
 from affserve.export.engine_sets import GPU_ONNX_FILE, ONNX_FILE, RTX_PLAN_FILE
 from affserve.export.machine.gpus import Gpu, find_gpus, installed_tensorrt
 from affserve.export.pins import RTX_MODULE
-from affserve.export.repository.manifest import EXPORT_COMMAND, Manifest, read_manifest
+from affserve.export.repository.manifest import EXPORT_COMMAND, Manifest, read_manifest, reading
 from affserve.export.repository.templates import read_config, served_version
 from affserve.train.errors import RepositoryError
 from affserve.train.files import file_sha256
@@ -66,8 +66,6 @@ def verify_repository(root: Path, engine: str = engine_sets.CPU, *, trust: bool 
     models = [_find_model(root, model.name, engine) for model in served_models(root)]
     planned = [model for model in models if model.config.platform == TENSORRT_PLATFORM]
     gpus = find_gpus() if planned else []
-    for model in planned:
-        _require_gpu(model.name, gpus)
     files = [file for model in models if (file := _listed_file(root, model)) is not None]
     manifest = read_manifest(root)
     if not trust:
@@ -141,20 +139,11 @@ def _listed_file(root: Path, model: ServedModel) -> str | None:
     return file
 
 
-def _require_gpu(model: str, gpus: Sequence[Gpu]) -> None:
-    if not gpus:
-        raise RepositoryError(
-            f"{model} is configured for TensorRT and this machine shows no NVIDIA GPU: serve on the CPU with "
-            f"--engine {engine_sets.CPU}, or install the NVIDIA driver"
-        )
-
-
 def check_plans(model: str, folder: Path, gpus: Sequence[Gpu]) -> None:
     """RepositoryError unless every GPU has a plan in a version's folder that was made for it, from this graph.
 
     Triton starts an instance on every GPU.
     """
-    _require_gpu(model, gpus)
     here = {one for one in plans.COMPUTE_CAPABILITIES if (folder / plans.plan_file(one)).is_file()}
     problem = plans.missing_plan(model, here, gpus)
     for capability in sorted({gpu.compute_capability for gpu in gpus} & here):
@@ -181,7 +170,9 @@ def _check_hashes(root: Path, manifest: Manifest, served: Sequence[str]) -> None
             f"by {EXPORT_COMMAND}; remove it or export again"
         )
     for file in served:
-        if (found := file_sha256(root / file)) != expected[file]:
+        with reading(root / file):
+            found = file_sha256(root / file)
+        if found != expected[file]:
             raise RepositoryError(
                 f"{root / file} was altered after export: its sha256 is {found[:12]}..., {MANIFEST_FILE} says "
                 f"{expected[file][:12]}...; put the exported file back or write it again with: {EXPORT_COMMAND} ..."

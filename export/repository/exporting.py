@@ -60,17 +60,11 @@ class ExportOptions:
     precision: Precision | None = None  # None: the fastest that passes, for each model and use on its own
     cpu_engines: tuple[str, ...] = CPU_ENGINES  # to choose from for a CPU, where they are installed
     version: int | None = None  # None: replace the whole repository; N: add or replace only this version
-    threads: int | None = None  # at which speeds are compared; None: as many as a server here would use
     engines: EngineOptions | None = None  # how to build TensorRT plans on this machine; None: none are built
     postprocess: str | None = None  # file of what clients make of the answers, or none; None: as the heads declare
     rtx: RtxPlans = "none"  # plans for RTX cards, which any machine with the extra `rtx` builds
 
     def __post_init__(self) -> None:
-        unknown = set(self.uses) - set(FILE_OF_USE)
-        if unknown or not self.uses:
-            raise ExportError(f"uses are {self.uses}; expected some of {', '.join(FILE_OF_USE)}")
-        if self.version is not None and self.version < 1:
-            raise ExportError(f"version is {self.version}; expected 1 or more")
         if (self.engines is not None or self.rtx != "none") and GPU not in self.uses:
             raise ExportError("TensorRT plans are built from the GPU's graph; export it, too, with --target all")
         check_usable(self.uses, self.precision, self.cpu_engines)
@@ -166,13 +160,11 @@ def _make(
         material,
         progress,
         timed=candidates(CPU, *asked[1:]) if CPU in options.uses else (),
-        threads=options.threads,
     )
     chosen = choose(artefacts, *asked)
     if (stream := sources.description.stream) is not None:
-        precision, late = options.precision, stream.lookahead_frames
-        made = make_stream(sources.encoder, truth, late, folder, material, precision, progress, threads=options.threads)
-        chosen.append(made)
+        late = stream.lookahead_frames
+        chosen.append(make_stream(sources.encoder, truth, late, folder, material, options.precision, progress))
     return chosen
 
 

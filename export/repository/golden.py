@@ -9,12 +9,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
 from affserve.export.artefacts.comparing import Features, Floats
 from affserve.export.contract import CLIP_ENCODER, FRAMES, TEMPORAL_HEAD
+from affserve.export.repository.manifest import WRITE_AGAIN, reading
 from affserve.train.errors import RepositoryError
 
 if TYPE_CHECKING:
@@ -57,21 +59,18 @@ def write_golden(root: Path, version: int, truth: Truth) -> list[str]:
 
 
 def read_golden(root: Path, version: int) -> Golden:
-    """Read what `write_golden` wrote; RepositoryError when it cannot be read."""
-    encoder, head = (_read(root / golden_file(one.name, version)) for one in (CLIP_ENCODER, TEMPORAL_HEAD))
+    """Read what `write_golden` wrote; RepositoryError for anything else."""
     try:
+        encoder, head = (_read(root / golden_file(one.name, version)) for one in (CLIP_ENCODER, TEMPORAL_HEAD))
         frames, values, middle = encoder[FRAMES.name], encoder[_FEATURES], encoder[_MIDDLE]
         window = head.pop(_FEATURES)
-    except KeyError as error:
-        raise RepositoryError(f"{root}: a {GOLDEN_FILE} has no {error}; write the repository again") from error
+    except (KeyError, TypeError, ValueError, EOFError, BadZipFile) as error:
+        raise RepositoryError(f"{root}: a {GOLDEN_FILE} holds something else ({error}); {WRITE_AGAIN}") from error
     return Golden(
         frames=frames, features=Features(values=values, faces=len(values), middle=middle), window=window, outputs=head
     )
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return dict(arrays)
-    except (OSError, ValueError, EOFError) as error:
-        raise RepositoryError(f"{path} cannot be read: {error}; write the repository again") from error
+    with reading(path), path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+        return dict(arrays)

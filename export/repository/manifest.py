@@ -6,14 +6,15 @@ are not in it: they may be added later, on the machine that serves. Every plan h
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from affserve.export.contract import CPU, MANIFEST_FILE, HeadDescription, StreamDescription
-from affserve.train.errors import RepositoryError
+from affserve.train.errors import RepositoryError, remedy
 from affserve.train.processing.record import parse_processing
 
 MANIFEST_SCHEMA = 3
@@ -123,7 +124,7 @@ def _parse(content: bytes, source: str) -> dict[str, Any]:
         found = document.get("schema") if isinstance(document, dict) else type(document).__name__
         raise RepositoryError(
             f"{source} has schema {found!r}, this affserve reads {MANIFEST_SCHEMA}: use the affserve that wrote it, or "
-            f"write the repository again with: {EXPORT_COMMAND} ..."
+            f"{WRITE_AGAIN}"
         )
     return document
 
@@ -146,7 +147,16 @@ def read_manifest(root: Path) -> Manifest | None:
     path = root / MANIFEST_FILE
     if not path.exists():
         return None
-    try:
+    with reading(path):
         return Manifest.from_json(path.read_bytes(), str(path))
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Make a RepositoryError of what keeps a file from being read; a limit of the machine is not the file's fault."""
+    try:
+        yield
     except OSError as error:
+        if remedy(error) is not None:
+            raise
         raise RepositoryError(f"{path} cannot be read: {error}; {WRITE_AGAIN}") from error

@@ -11,10 +11,10 @@ from __future__ import annotations
 import contextlib
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from typing import Any
 
 from affserve.export.contract import MANIFEST_FILE, MODELS
 from affserve.export.repository.manifest import EXPORT_COMMAND, Manifest
@@ -23,38 +23,6 @@ from affserve.train.files import replace_folder, write_file
 
 STORES = ("botocore", "aiobotocore", "aiohttp", "gcsfs", "huggingface_hub")  # whose libraries have errors of their own
 LOCAL_SCHEMES = ("file://", "local://")
-
-
-class Target(Protocol):
-    """A place for one repository."""
-
-    @property
-    def name(self) -> str:
-        """Return the path or URL, for messages."""
-
-    def read(self, file: str) -> bytes | None:
-        """Return a file's content; None when there is no such file."""
-
-    def size(self, file: str) -> int | None:
-        """Return a file's size in bytes; None when there is no such file."""
-
-    def occupied(self) -> bool:
-        """Say whether anything is there."""
-
-    def check_free(self, present: Manifest | None, version: int | None) -> None:
-        """ExportError when a version (None: a whole repository) cannot be placed in one step beside what is there."""
-
-    def staging(self) -> contextlib.AbstractContextManager[Path]:
-        """Yield an empty folder to build in; it is gone afterwards, or has been placed."""
-
-    def place_whole(self, staging: Path) -> None:
-        """Make the staged repository the one that is there, in place of any other."""
-
-    def place_version(self, staging: Path, version: int) -> None:
-        """Add one staged version (or replace it), then the staged configurations and manifest."""
-
-    def write(self, files: Mapping[str, bytes]) -> None:
-        """Write small files, each whole, in this order."""
 
 
 def open_target(text: str) -> Target:
@@ -121,17 +89,21 @@ class LocalTarget:
 
     @property
     def name(self) -> str:
+        """The path, for messages."""
         return str(self.root)
 
     def read(self, file: str) -> bytes | None:
+        """Return a file's content; None when there is no such file."""
         path = self.root / file
         return path.read_bytes() if path.is_file() else None
 
     def size(self, file: str) -> int | None:
+        """Return a file's size in bytes; None when there is no such file."""
         path = self.root / file
         return path.stat().st_size if path.is_file() else None
 
     def occupied(self) -> bool:
+        """Say whether anything is there."""
         return self.root.exists() and (not self.root.is_dir() or any(self.root.iterdir()))
 
     def check_free(self, present: Manifest | None, version: int | None) -> None:
@@ -149,11 +121,13 @@ class LocalTarget:
             shutil.rmtree(folder, ignore_errors=True)
 
     def place_whole(self, staging: Path) -> None:
+        """Make the staged repository the one that is there, in place of any other."""
         with self._explained():
             staging.chmod(0o755)  # mkdtemp's 0700 would lock out a server of another user
             replace_folder(staging, self.root)
 
     def place_version(self, staging: Path, version: int) -> None:
+        """Add one staged version (or replace it), then the staged configurations and manifest."""
         with self._explained():
             for model in MODELS:
                 if (made := staging / model / str(version)).is_dir():  # not every head streams
@@ -162,6 +136,7 @@ class LocalTarget:
         self.write({file: (staging / file).read_bytes() for file in in_order(staging) if version_of(file) is None})
 
     def write(self, files: Mapping[str, bytes]) -> None:
+        """Write small files, each whole, in this order."""
         with self._explained():
             for file, content in files.items():
                 (self.root / file).parent.mkdir(parents=True, exist_ok=True)
@@ -232,14 +207,14 @@ class RemoteTarget:
             yield Path(folder)
 
     def place_whole(self, staging: Path) -> None:
-        self._upload(staging, in_order(staging))
+        self._upload(staging)
 
     def place_version(self, staging: Path, version: int) -> None:
         with self._explained():
             for model in MODELS:  # what an earlier export of this version left must not stay beside the new files
                 if self.fs.exists(old := f"{self.root}/{model}/{version}"):
                     self.fs.rm(old, recursive=True)
-        self._upload(staging, in_order(staging))
+        self._upload(staging)
 
     def write(self, files: Mapping[str, bytes]) -> None:
         with self._explained():
@@ -247,9 +222,9 @@ class RemoteTarget:
                 self.fs.makedirs(str(PurePosixPath(self.root, file).parent), exist_ok=True)
                 self.fs.pipe_file(f"{self.root}/{file}", content)
 
-    def _upload(self, staging: Path, files: Sequence[str]) -> None:
+    def _upload(self, staging: Path) -> None:
         with self._explained():
-            for file in files:
+            for file in in_order(staging):
                 place = f"{self.root}/{file}"
                 self.fs.makedirs(str(PurePosixPath(place).parent), exist_ok=True)
                 self.fs.put_file(str(staging / file), place)
@@ -259,6 +234,10 @@ class RemoteTarget:
 
     def _explained(self) -> contextlib.AbstractContextManager[None]:
         return _explained(f"{self.url} cannot be read or written", "check the address and who may read or write there")
+
+
+Target = LocalTarget | RemoteTarget
+"""A place for one repository; what a method does is said once, of a folder."""
 
 
 def in_order(staging: Path) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from affserve.export.artefacts.comparing import Check, feature_checks, output_checks
+from affserve.export.artefacts.comparing import Check, fault, feature_checks, output_checks, text
 from affserve.export.contract import CLIP_ENCODER, CPU, FEATURES, FRAMES, GPU, TEMPORAL_HEAD, TEMPORAL_STREAM, ModelSpec
 from affserve.export.engine_sets import ENGINE_SETS
 from affserve.export.precision.tolerances import TOLERANCES, Precision, Tolerance
@@ -47,11 +47,10 @@ def self_test(ask: Ask, root: Path, manifest: Manifest, engine: str) -> None:
     }
     if record.stream is not None:
         tables[TEMPORAL_STREAM.name] = _stream_checks(ask, record, golden)
-    failed = [check for checks in tables.values() for check in checks if not check.passed]
-    if failed:
+    if found := fault(check for checks in tables.values() for check in checks):
         raise SelfTestError(
             f"{root} served with --engine {engine} does not answer as PyTorch did when it was exported "
-            f"({failed[0].what.strip()} is {failed[0].figure:.4g}, limit {failed[0].limit:g}):\n{_text(tables)}\n"
+            f"({found}):\n{text(tables)}\n"
             "expected every line within its limit; export it again on this machine, or serve with another --engine"
         )
 
@@ -78,7 +77,3 @@ def _limits(record: VersionRecord, model: str, engine: str) -> Tolerance:
     artefact = next(one for one in record.artefacts if one.model == model and one.use == (GPU if on_gpu else CPU))
     precision = Precision(artefact.precision)
     return TOLERANCES[Precision.FP16 if on_gpu and precision is Precision.FP32 else precision]
-
-
-def _text(tables: dict[str, list[Check]]) -> str:
-    return "\n".join(line for name, checks in tables.items() for line in (f"{name}:", *(f"  {one}" for one in checks)))

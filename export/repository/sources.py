@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,30 +41,21 @@ def load_sources(encoder_path: Path, head_paths: Sequence[Path], postprocess: st
     encoder, encoder_checkpoint = load_encoder(encoder_path)
     loaded = [load_head(path) for path in head_paths]
     checkpoints = [checkpoint for _, checkpoint in loaded]
-    _check_heads_fit(encoder_checkpoint, checkpoints)
+    for head in checkpoints:
+        check_fits(head, encoder_checkpoint.fingerprint)
     graph = HeadGraph([head for head, _ in loaded])
-    description = _describe(encoder_checkpoint, graph.tasks, checkpoints)
     return Sources(
         encoder=encoder,
         graph=graph,
-        description=replace(
-            description,
-            stream=_stream_of(graph) if graph.streams else None,
-            processing=chosen_processing(postprocess, description.labels, [one.processing for one in checkpoints]),
-        ),
+        description=_describe(encoder_checkpoint, graph, checkpoints, postprocess),
         encoder_record=_record(encoder_checkpoint),
         head_records=tuple(map(_record, checkpoints)),
     )
 
 
-def _check_heads_fit(encoder: Checkpoint, heads: Sequence[Checkpoint]) -> None:
-    if not heads:
-        raise ExportError("no head was given; expected at least one temporal head checkpoint")
-    for head in heads:
-        check_fits(head, encoder.fingerprint)
-
-
-def _describe(encoder: Checkpoint, tasks: Sequence[str], heads: Sequence[Checkpoint]) -> HeadDescription:
+def _describe(
+    encoder: Checkpoint, graph: HeadGraph, heads: Sequence[Checkpoint], postprocess: str | None
+) -> HeadDescription:
     corpora = sorted({checkpoint.provenance.trained_on for checkpoint in (encoder, *heads)})
     windows = {
         (one.provenance.window_frames or WINDOW_FRAMES, one.provenance.stride_frames or STRIDE_FRAMES) for one in heads
@@ -72,12 +63,15 @@ def _describe(encoder: Checkpoint, tasks: Sequence[str], heads: Sequence[Checkpo
     if len(windows) > 1:
         raise ExportError(f"the heads differ in window and stride: {sorted(windows)} frames; expected the same for all")
     window, stride = windows.pop()
+    labels = {key: TASKS[key].names for key in graph.tasks}
     return HeadDescription(
-        labels={key: TASKS[key].names for key in tasks},
+        labels=labels,
         window_frames=window,
         stride_frames=stride,
         trained_on="+".join(corpora),
         encoder=encoder.fingerprint,
+        stream=_stream_of(graph) if graph.streams else None,
+        processing=chosen_processing(postprocess, labels, [head.processing for head in heads]),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -27,7 +27,6 @@ def read_config(path: Path) -> Any:
 def write_config(
     template: Path,
     place: Path,
-    tasks: Sequence[str],
     description: HeadDescription | None,
     version: int,
     computed_by: tuple[str, str] | None = None,
@@ -43,15 +42,15 @@ def write_config(
         text = _computed_by(text, *computed_by)
     if description is not None:
         heading, config = text.splitlines()[0], text_format.Parse(text, model_config_pb2.ModelConfig())
-        text = f"{heading}\n{text_format.MessageToString(_described(config, tasks, description))}"
+        text = f"{heading}\n{text_format.MessageToString(_described(config, description))}"
     place.write_text(
         f"{text}# Others are kept for going back: affserve export --activate N REPOSITORY\n"
         f"version_policy {{ specific {{ versions: [ {version} ] }} }}\n"
     )
 
 
-def _described(config: Any, tasks: Sequence[str], description: HeadDescription) -> Any:
-    untrained = [key for key in TASK_OUTPUTS if key not in tasks]
+def _described(config: Any, description: HeadDescription) -> Any:
+    untrained = [key for key in TASK_OUTPUTS if key not in description.labels]
     for output in [output for output in config.output if output.name in untrained]:
         config.output.remove(output)
     for step in config.ensemble_scheduling.step:
@@ -75,10 +74,9 @@ def _computed_by(text: str, backend: str, precision: str) -> str:
 
 def served_version(config: Any, folder: Path) -> int | None:
     """Return the version that Triton serves of the model in `folder`: the one its policy names, else the highest."""
-    present = {int(entry.name) for entry in folder.iterdir() if entry.is_dir() and entry.name.isdecimal()}
     if config.version_policy.WhichOneof("policy_choice") == "specific":
         return max(config.version_policy.specific.versions, default=None)
-    return max(present, default=None)
+    return max((int(one.name) for one in folder.iterdir() if one.is_dir() and one.name.isdecimal()), default=None)
 
 
 def write_configs(
@@ -99,7 +97,7 @@ def write_configs(
             place = folder / template.relative_to(TEMPLATES)
             place.parent.mkdir(parents=True, exist_ok=True)
             engine = computed_by.get(model) if template.stem == engine_sets.CPU else None
-            write_config(template, place, tuple(description.labels), described, version, engine)
+            write_config(template, place, described, version, engine)
 
 
 def config_files(folder: Path) -> dict[str, bytes]:

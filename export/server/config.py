@@ -15,14 +15,7 @@ from affserve.export import engine_sets
 from affserve.export.engine_sets import ENGINE_SETS
 from affserve.export.machine.cores import Parallelism, choose_parallelism, usable_cores
 from affserve.export.machine.ports import PortTakenError, choose_ports, listening
-from affserve.export.server.security import (
-    PRIVATE,
-    ServerTls,
-    is_loopback,
-    is_private,
-    restricted_interfaces,
-    restriction,
-)
+from affserve.export.server.security import PRIVATE, ServerTls, is_loopback, is_private, restriction
 from affserve.train.errors import ServerError
 
 PORT_FIELDS = ("grpc_port", "http_port", "metrics_port")
@@ -53,21 +46,8 @@ class ServerConfig:
     drain_timeout_s: float = 30.0  # for requests in flight when stopping, s; 0: end at once (draining takes 1.5 s)
 
     def __post_init__(self) -> None:
-        for field in PORT_FIELDS:
-            port = getattr(self, field)
-            if port is not None and not 0 <= port <= 65535:
-                raise ServerError(f"{field} is {port}; expected 0 (any free one) to 65535")
-        for field in ("threads", "instances"):
-            count = getattr(self, field)
-            if count is not None and count < 1:
-                raise ServerError(f"{field} is {count}; expected at least 1")
         if self.engine != engine_sets.AUTO and self.engine not in ENGINE_SETS:
             raise ServerError(f"engine is {self.engine}; expected {engine_sets.AUTO}, {', '.join(ENGINE_SETS)}")
-        if self.startup_timeout_s <= 0 or self.drain_timeout_s < 0:
-            raise ServerError(
-                f"startup_timeout_s is {self.startup_timeout_s:g}, drain_timeout_s is {self.drain_timeout_s:g}; "
-                "expected more than 0 s and at least 0 s"
-            )
         given = [(field, port) for field in PORT_FIELDS if (port := getattr(self, field))]
         for (one, port), (other, same) in itertools.combinations(given, 2):
             if port == same:
@@ -147,20 +127,16 @@ def serving_options(config: ServerConfig, models: Path, callers: Path | None) ->
 
 
 def _interfaces(config: ServerConfig) -> Options:
-    closed = restricted_interfaces(shared_memory=config.shares_memory)
+    closed = restriction(shared_memory=config.shares_memory)
     options: Options = {
         "grpc-address": config.host,
         "grpc-port": config.grpc_port,
-        "grpc-restricted-protocol": restriction(closed),
+        "grpc-restricted-protocol": closed,
         "allow-http": _word(config.serves_http),
         "allow-metrics": _word(config.metrics_port is not None),
     }
     if config.serves_http:
-        options |= {
-            "http-address": config.host,
-            "http-port": config.http_port,
-            "http-restricted-api": restriction(closed),
-        }
+        options |= {"http-address": config.host, "http-port": config.http_port, "http-restricted-api": closed}
     if config.metrics_port is not None:
         options |= {"metrics-address": config.metrics_host, "metrics-port": config.metrics_port}
     return options

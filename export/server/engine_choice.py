@@ -68,7 +68,7 @@ def notice(engine: str, manifest: Manifest | None, installation: Installation) -
     if manifest is None or engine != engine_sets.CPU:
         return ""
     chosen = manifest.versions[manifest.served].computed_by()
-    others = dict(stand_ins(installation))
+    others = stand_ins(installation)
     models = {model: others[backend] for model, (backend, _) in chosen.items() if backend in others}
     if not models:
         return ""

@@ -26,7 +26,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 SHARED_MEMORY = Path("/dev/shm")
 KILL = b"k"
@@ -44,41 +44,30 @@ _SECCOMP_FILTER_FLAG_SPEC_ALLOW = 1 << 2  # else older kernels slow the whole pr
 _KERNEL_NUMBERS = {"x86_64": (0xC000003E, 317, 91), "aarch64": (0xC00000B7, 277, 52)}
 
 
-def start_guardian(
-    command: list[str],
-    *,
-    environment: dict[str, str],
-    log: Path,
-    log_limit_bytes: int,
-    folder: Path,
-    shm_prefix: str,
-    models: int,
-    drain_timeout_s: float,
-    lock: int,
-) -> tuple[subprocess.Popen[bytes], int]:
-    """Start `command` under a guardian in a session of its own; return the guardian and the process id of `command`.
+class Guarded(NamedTuple):
+    """What a guardian runs, and what belongs to it."""
 
-    log: where `command` writes; copied to `<log>.1` and started over when it exceeds log_limit_bytes.
-    folder: removed when the server is stopped. lock: on the folder; the guardian keeps it open, too. shm_prefix: files
-    below /dev/shm that begin so belong to the server. models: how many it serves. drain_timeout_s: how long requests in
-    flight may take when it is stopped.
+    command: list[str]
+    log: str  # where it writes
+    log_limit_bytes: int  # then the log is copied to `<log>.1` and started over
+    folder: str  # removed when the server is stopped
+    shm_prefix: str  # files below /dev/shm that begin so belong to the server
+    models: int  # how many it serves
+    drain_timeout_s: float  # how long requests in flight may take when it is stopped
+
+
+def start_guardian(guarded: Guarded, *, environment: dict[str, str], lock: int) -> tuple[subprocess.Popen[bytes], int]:
+    """Start a command under a guardian in a session of its own; return the guardian and the process id of the command.
+
+    lock: on the folder; the guardian keeps it open, too.
     """
-    settings = {
-        "command": command,
-        "log": str(log),
-        "log_limit_bytes": log_limit_bytes,
-        "folder": str(folder),
-        "shm_prefix": shm_prefix,
-        "models": models,
-        "drain_timeout_s": drain_timeout_s,
-    }
-    with log.open("ab") as output:
+    with open(guarded.log, "ab") as output:
         guardian = subprocess.Popen(
-            [sys.executable, "-I", "-S", __file__, json.dumps(settings)],
+            [sys.executable, "-I", "-S", __file__, json.dumps(guarded)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=output,
-            cwd=folder,
+            cwd=guarded.folder,
             env=environment,
             start_new_session=True,
             pass_fds=(lock,),
@@ -100,28 +89,28 @@ def close_shared_memory(prefix: str) -> None:
             file.chmod(0o600)
 
 
-def guard(settings: dict[str, Any]) -> int:
-    """Run the command of `settings` until it ends or the lifeline does; return its exit code."""
+def guard(guarded: Guarded) -> int:
+    """Run a command until it ends or the lifeline does; return its exit code."""
     wake = _wake_on_child()
-    log = Path(settings["log"])
+    log = Path(guarded.log)
     with log.open("ab") as output:
         server = subprocess.Popen(
-            settings["command"],
+            guarded.command,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
             preexec_fn=_Bond(ctypes.CDLL(None), os.getpid()),
         )
     print(server.pid, flush=True)
-    ended_by_us = _wait(server, wake, lambda: limit_log(log, settings["log_limit_bytes"]))
+    ended_by_us = _wait(server, wake, lambda: limit_log(log, guarded.log_limit_bytes))
     if ended_by_us and os.read(sys.stdin.fileno(), 1) != KILL:
-        _drain(server, log, settings["models"], settings["drain_timeout_s"])
+        _drain(server, log, guarded.models, guarded.drain_timeout_s)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(server.pid, signal.SIGKILL)  # its stubs, too
     code = server.wait()
-    remove_shared_memory(settings["shm_prefix"])
+    remove_shared_memory(guarded.shm_prefix)
     if ended_by_us:
-        shutil.rmtree(settings["folder"], ignore_errors=True)
+        shutil.rmtree(guarded.folder, ignore_errors=True)
     return code if code >= 0 else 128 - code
 
 
@@ -215,4 +204,4 @@ def _drain(server: subprocess.Popen[bytes], log: Path, models: int, timeout_s: f
 
 
 if __name__ == "__main__":
-    sys.exit(guard(json.loads(sys.argv[1])))
+    sys.exit(guard(Guarded(*json.loads(sys.argv[1]))))

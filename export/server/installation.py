@@ -31,12 +31,11 @@ STUB = "triton_python_backend_stub"
 
 @dataclass(frozen=True, kw_only=True)
 class Installation:
-    """A tritonserver: the binary and, when it is the wheel's, the folders of the wheel."""
+    """A tritonserver: the binary and, when it is the wheel's, the folder of the wheel."""
 
     binary: Path
     version: tuple[int, ...] | None  # None: unknown until it runs
     wheel: Path | None = None  # pytriton/tritonserver: backends/python, python_backend_stubs
-    libraries: Path | None = None  # nvidia_pytriton.libs
 
 
 def find_installation() -> Installation:
@@ -48,14 +47,8 @@ def find_installation() -> Installation:
     spec = importlib.util.find_spec(WHEEL_MODULE)
     if spec is None or spec.origin is None:
         raise MissingExtraError(WHEEL, "serve")
-    package = Path(spec.origin).parent
-    wheel = package / "tritonserver"
-    return Installation(
-        binary=wheel / "bin" / "tritonserver",
-        version=WHEEL_VERSION,
-        wheel=wheel,
-        libraries=package.parent / "nvidia_pytriton.libs",
-    )
+    wheel = Path(spec.origin).parent / "tritonserver"
+    return Installation(binary=wheel / "bin" / "tritonserver", version=WHEEL_VERSION, wheel=wheel)
 
 
 def _declared_version(binary: Path) -> tuple[int, ...] | None:
@@ -78,13 +71,13 @@ def shared_modules() -> list[Path]:
     return sorted(BACKENDS.glob("*.py"))
 
 
-def stand_ins(installation: Installation) -> list[tuple[str, str]]:
+def stand_ins(installation: Installation) -> dict[str, str]:
     """Return which backends of the wheel's server another one stands in for, because their engine is not installed.
 
     ONNX Runtime computes every graph of the set `cpu`; OpenVINO only computes some of them faster.
     """
     missing = installation.wheel is not None and importlib.util.find_spec(OPENVINO) is None
-    return [(OPENVINO, ONNX_RUNTIME)] if missing else []
+    return {OPENVINO: ONNX_RUNTIME} if missing else {}
 
 
 def requirements(backend: Path) -> list[str]:
@@ -126,7 +119,7 @@ def server_environment(installation: Installation, folder: Path) -> dict[str, st
     environment = dict(os.environ)
     # glibc would move this up to the largest buffer freed, and requests of 5 MB would fray the server's heap.
     environment.setdefault("MALLOC_MMAP_THRESHOLD_", "262144")
-    if installation.wheel is None or installation.libraries is None:
+    if installation.wheel is None:
         return environment
     sites = {package: _site(package) for backend in own_backends() for package in requirements(backend)}
     for package in requirements(BACKEND_MODEL):
@@ -135,7 +128,8 @@ def server_environment(installation: Installation, folder: Path) -> dict[str, st
     roots = [site for site in sites.values() if site is not None]
     _prepend(environment, "PYTHONPATH", *roots)
     _prepend(environment, "PATH", Path(sys.executable).parent)  # where the stub looks for python3 and its pyvenv.cfg
-    _prepend(environment, "LD_LIBRARY_PATH", installation.libraries, *_python_library(folder))
+    libraries = installation.wheel.parents[1] / "nvidia_pytriton.libs"
+    _prepend(environment, "LD_LIBRARY_PATH", libraries, *_python_library(folder))
     return environment
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,7 @@ import tritonclient.grpc as triton
 from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException
 
-from affserve.export.contract import FRAMES, MODELS, ModelSpec, TensorSpec
+from affserve.export.contract import FRAMES, ModelSpec, TensorSpec
 from affserve.export.server.security import CallerTls
 
 # tritonclient drops its message sizes when channel arguments are given, and probes of one process must not share the
@@ -46,10 +46,6 @@ class Prober:
         metadata = self._client.get_server_metadata(client_timeout=timeout_s)
         return metadata.name, metadata.version
 
-    def says_ready(self, timeout_s: float) -> bool:
-        """Return the server's own opinion."""
-        return bool(self._client.is_server_ready(client_timeout=timeout_s))
-
     def infer(self, model: ModelSpec, timeout_s: float) -> None:
         """Have `model` answer one frame of zeros; InferenceServerException when it does not."""
         batch = [1] * (model.max_batch_size > 0)
@@ -63,11 +59,6 @@ class Prober:
             tensors[-1].set_data_from_numpy(inputs[spec.name])
         answer = self._client.infer(model.name, tensors, client_timeout=timeout_s, **_whole_stream(model))
         return {output.name: answer.as_numpy(output.name) for output in answer.get_response().outputs}
-
-    def infer_all(self, timeout_s: float, models: Iterable[ModelSpec] = tuple(MODELS.values())) -> None:
-        """Have each model answer one frame of zeros."""
-        for model in models:
-            self.infer(model, timeout_s)
 
     def config(self, model: ModelSpec, timeout_s: float) -> Any:
         """Return the model_config_pb2.ModelConfig by which the server serves a model."""

@@ -152,11 +152,10 @@ def check_host(version: tuple[int, ...] | None, host: str, *, accepted: bool) ->
     )
 
 
-def restricted_interfaces(*, shared_memory: bool) -> tuple[str, ...]:
-    """Return the interfaces that nobody may use; shared_memory: whether callers may register regions."""
-    return ALWAYS_RESTRICTED if shared_memory else (*ALWAYS_RESTRICTED, SHARED_MEMORY_INTERFACE)
+def restriction(*, shared_memory: bool) -> str:
+    """Return the value of Triton's --grpc-restricted-protocol and --http-restricted-api: a key that nobody can send.
 
-
-def restriction(interfaces: tuple[str, ...]) -> str:
-    """Return the value of Triton's --grpc-restricted-protocol and --http-restricted-api: a key that nobody can send."""
-    return f"{','.join(interfaces)}:{UNSENDABLE_HEADER}=closed"
+    shared_memory: whether callers may register regions.
+    """
+    closed = ALWAYS_RESTRICTED if shared_memory else (*ALWAYS_RESTRICTED, SHARED_MEMORY_INTERFACE)
+    return f"{','.join(closed)}:{UNSENDABLE_HEADER}=closed"

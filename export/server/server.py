@@ -31,7 +31,7 @@ from affserve.export.repository.self_test import self_test
 from affserve.export.server import triton_log
 from affserve.export.server.config import ServerConfig, arguments, serving_options, wheel_arguments
 from affserve.export.server.engine_choice import machine_obstacle, notice
-from affserve.export.server.guardian import KILL, close_shared_memory, remove_shared_memory, start_guardian
+from affserve.export.server.guardian import KILL, Guarded, close_shared_memory, remove_shared_memory, start_guardian
 from affserve.export.server.installation import (
     Installation,
     find_installation,
@@ -45,15 +45,12 @@ from affserve.export.server.security import CallerTls, check_host, is_private, s
 from affserve.export.sharing import signing
 from affserve.train.errors import RepositoryError, ServerError, remedy
 
-__all__ = ["ServerConfig", "TritonServer", "UnpreparedError"]
-
 POLL_S = 0.02
-LAST_RESORT = list(ENGINE_SETS)[-1]
-UNSERVABLE = (ServerError, RepositoryError)
+*FASTER, LAST_RESORT = ENGINE_SETS  # every machine has a CPU
 LOOK_PERIOD_S = 0.3
 LAST_WORDS_S = 2.0
-ATTEMPTS = 5  # to start, where ports were taken meanwhile
-CRASHES = 2  # of these that may end in a crash: Triton's own at its start, seen on a busy machine, do not come twice
+PORTS_TAKEN = 5  # starts that may find a port taken meanwhile
+CRASHES = 2  # those that may end in a crash: Triton's own at its start, seen on a busy machine, do not come twice
 CRASH_CODES = {128 + signal.SIGABRT, 128 + signal.SIGSEGV, 128 + signal.SIGBUS}
 OTHER_SERVER_TIMEOUT_S = 1.0  # to say who it is
 LOG_LIMIT_BYTES = 8 << 20  # then it starts over, and one file of that size before it is kept
@@ -167,17 +164,17 @@ class TritonServer:
         if asked.engine != engine_sets.AUTO:
             return self._start_set(asked, installation)
         self.passed_over = {}
-        for name in ENGINE_SETS:
+        for name in FASTER:
             if (trouble := machine_obstacle(name, installation)) is not None:
                 self.passed_over[name] = trouble.text
                 continue
             try:
                 return self._start_set(dataclasses.replace(asked, engine=name), installation)
-            except UNSERVABLE as error:
-                if name == LAST_RESORT or self._cancelled.is_set():
+            except (ServerError, RepositoryError) as error:
+                if self._cancelled.is_set():
                     raise
                 self.passed_over[name] = str(error).partition("\n")[0]
-        raise AssertionError("unreachable: the last set is tried on every machine")
+        return self._start_set(dataclasses.replace(asked, engine=LAST_RESORT), installation)
 
     def _start_set(self, requested: ServerConfig, installation: Installation) -> None:
         """Start the server with an engine set that is named."""
@@ -186,19 +183,19 @@ class TritonServer:
         self._manifest = verified(requested)
         self.notice = notice(requested.engine, self._manifest, installation)
         self.models = served_models(requested.repository)
-        crashes = 0
-        for attempts_left in reversed(range(ATTEMPTS)):
+        taken = crashes = 0
+        while True:
             self.config = self._with_ports(requested)
             try:
                 return self._start_on_ports(installation)
             except PortTakenError:
-                if self.config == requested or not attempts_left:
+                taken += 1
+                if self.config == requested or taken == PORTS_TAKEN:
                     raise
             except CrashedError:
                 crashes += 1
-                if crashes == CRASHES or not attempts_left:
+                if crashes == CRASHES:
                     raise
-        return None
 
     @staticmethod
     def _with_ports(requested: ServerConfig) -> ServerConfig:
@@ -217,26 +214,24 @@ class TritonServer:
             folder = self._own.path
             environment = server_environment(installation, folder)
             environment["AFFSERVE_THREADS"] = str(self.config.parallelism.threads)
-            command = self._command(installation, folder)
-            self._log_start = self._log.stat().st_size if self._log.exists() else 0
-            self._guardian, self.pid = start_guardian(
-                command,
-                environment=environment,
-                log=self._log,
+            guarded = Guarded(
+                command=self._command(installation, folder),
+                log=str(self._log.absolute()),
                 log_limit_bytes=LOG_LIMIT_BYTES,
-                folder=folder,
-                lock=self._own.lock,
+                folder=str(folder),
                 shm_prefix=self._identity,
                 models=len(self.models),
                 drain_timeout_s=self.config.drain_timeout_s,
             )
+            self._log_start = self._log.stat().st_size if self._log.exists() else 0
+            self._guardian, self.pid = start_guardian(guarded, environment=environment, lock=self._own.lock)
             self._wait_until_ready()
             undo.pop_all()
 
     def _command(self, installation: Installation, folder: Path) -> list[str]:
         config = self.config
-        others = {**dict(stand_ins(installation)), **dict.fromkeys(config.without, engine_sets.ONNX_RUNTIME)}
-        models = lay_out_models(config.repository, config.engine, self.config.parallelism.instances, folder, others)
+        others = {**stand_ins(installation), **dict.fromkeys(config.without, engine_sets.ONNX_RUNTIME)}
+        models = lay_out_models(config.repository, config.engine, config.parallelism.instances, folder, others)
         callers = config.tls.trusted_callers(folder) if config.tls is not None else None
         options = serving_options(config, models, callers)
         command = [str(installation.binary), f"--id={self._identity}", *arguments(options)]
@@ -246,7 +241,8 @@ class TritonServer:
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + self.config.startup_timeout_s
         self._wait_for_port(self.config.host, self.config.grpc_port, deadline)
-        self._tls = self._caller_tls()
+        tls = self.config.tls
+        self._tls = None if tls is None else supervisor_tls(tls, self.config.host, self.config.grpc_port)
         with self.prober() as prober:
             while True:
                 self._check_start(deadline)
@@ -274,10 +270,6 @@ class TritonServer:
             self._check_start(deadline)
             time.sleep(POLL_S)
 
-    def _caller_tls(self) -> CallerTls | None:
-        config = self.config
-        return None if config.tls is None else supervisor_tls(config.tls, config.host, config.grpc_port)
-
     def prober(self) -> Prober:
         """Return a caller of this server; it is to be used as a context manager."""
         return Prober(self.grpc_url, tls=self._tls)
@@ -288,7 +280,8 @@ class TritonServer:
             raise PortTakenError(
                 f"port {self.config.grpc_port} was taken by another server ({name}) while ours started"
             )
-        prober.infer_all(timeout_s, self.models)
+        for model in self.models:
+            prober.infer(model, timeout_s)
         return version
 
     def _prove(self, prober: Prober, timeout_s: float) -> None:
@@ -333,15 +326,6 @@ class TritonServer:
     def _failure(self, what: str) -> str:
         advice = f": {known}" if (known := triton_log.advice(self.log(), self.exit_code)) else ""
         return f"tritonserver for {self.config.repository} {what}{advice}. Its log says:\n{self.log_tail()}"
-
-    def healthy(self, timeout_s: float = 10.0) -> bool:
-        """Say whether every model answers a true request within the time."""
-        with self.prober() as prober:
-            try:
-                prober.infer_all(timeout_s, self.models)
-                return prober.says_ready(timeout_s)
-            except InferenceServerException:
-                return False
 
     def stop(self) -> None:
         """Let requests in flight finish, end the server and remove all it made; harmless when not started."""

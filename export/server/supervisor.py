@@ -188,21 +188,18 @@ class SupervisedServer:
         """Return what is wrong with the answers; being slow is not, as long as some come."""
         try:
             with self._server.prober() as prober:
+                before, now = self._answered, _answered(prober)
                 for model in self._probed:
-                    self._probe_model(prober, model)
-                self._answered = {one.name: one.succeeded for one in prober.statistics(PROBE_TIMEOUT_S)}
+                    # One that has answered others is well: a probe would only wait in the same queue.
+                    if now.get(model.name, 0) == before.get(model.name, 0):
+                        prober.infer(model, PROBE_TIMEOUT_S)
+                    self._last_answer_s[model.name] = time.monotonic()
+                self._answered = _answered(prober)
         except InferenceServerException as error:
             if "DEADLINE_EXCEEDED" not in str(error.status()):
                 return f"a request failed: {error.message()}"
             return silence(self._last_answer_s.values(), time.monotonic())
         return None
-
-    def _probe_model(self, prober: Prober, model: ModelSpec) -> None:
-        """Ask the model, unless it has answered somebody else: a probe would only wait in the same queue."""
-        answered = {one.name: one.succeeded for one in prober.statistics(PROBE_TIMEOUT_S)}
-        if answered.get(model.name, 0) == self._answered.get(model.name, 0):
-            prober.infer(model, PROBE_TIMEOUT_S)
-        self._last_answer_s[model.name] = time.monotonic()
 
     def _tell_errors(self) -> None:
         """Tell of what the server has logged as errors since the last time, such as requests it had to refuse.
@@ -290,6 +287,10 @@ class SupervisedServer:
         self._failure = ServerError(reason)
         self._tell({"event": "gave up", "reason": reason, "url": self.grpc_url})
         self._ended.set()
+
+
+def _answered(prober: Prober) -> dict[str, int]:
+    return {one.name: one.succeeded for one in prober.statistics(PROBE_TIMEOUT_S)}
 
 
 def silence(last_answers_s: Iterable[float], now_s: float) -> str | None:

@@ -26,6 +26,7 @@ from tiny_server import (
     assert_nothing_left,
     family,
     has_ended,
+    healthy,
     make_frames,
     needs_wheel,
     serve_command,
@@ -69,7 +70,7 @@ def test_a_body_of_many_chunks_reaches_nothing_that_it_could_crash(tiny: Path) -
                 while caller.recv(65536):
                     pass
         assert server.exit_code is None
-        assert server.healthy()
+        assert healthy(server)
 
 
 def crash_by_truncated_region(url: str) -> None:

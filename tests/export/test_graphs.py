@@ -167,7 +167,7 @@ STREAMS = {
 def test_a_stream_graph_is_the_trained_head_and_its_own_to_the_bit_in_any_steps(tmp_path: Path, kind: str) -> None:
     graph = STREAMS[kind]
     late = graph.configs[0].lookahead_frames
-    assert export_stream(graph, tmp_path / "s.onnx") > 0
+    export_stream(graph, tmp_path / "s.onnx")
     session = open_graph(tmp_path / "s.onnx", 1)
     at_once, alone = (streamed(session, WINDOW, frames, late) for frames in (0, 60))
     expected = dict(zip(graph.tasks, run_torch(graph, WINDOW), strict=True))

@@ -31,6 +31,7 @@ from tiny_server import (
     ask,
     assert_nothing_left,
     family,
+    healthy,
     make_frames,
     needs_wheel,
     serve_command,
@@ -51,6 +52,7 @@ from affserve.export.server import guardian, supervisor
 from affserve.export.server.config import ServerConfig
 from affserve.export.server.events import Event
 from affserve.export.server.probe import Prober
+from affserve.export.server.security import UNSENDABLE_HEADER
 from affserve.export.server.server import TritonServer
 from affserve.export.server.supervisor import SupervisedServer
 from affserve.train.errors import RepositoryError, ServerError
@@ -186,11 +188,11 @@ def test_who_reads_the_key_in_the_command_line_opens_nothing_with_it(tiny: Path,
         taken = [call for call, answer in answers.items() if "grpc-status\x010" in answer or "200 OK" in answer]
         assert not taken, {call: answers[call] for call in taken}
         assert not witness.exists(), "another user's program ran as the server's user"
-        assert server.healthy()
+        assert healthy(server)
 
 
 def test_no_model_can_be_loaded_even_where_the_interface_is_open(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("affserve.export.server.config.restricted_interfaces", lambda **_: ("trace",))
+    monkeypatch.setattr("affserve.export.server.config.restriction", lambda **_: f"trace:{UNSENDABLE_HEADER}=closed")
     with (
         TritonServer(ServerConfig(repository=tiny, drain_timeout_s=0)) as server,
         contextlib.closing(triton.InferenceServerClient(server.grpc_url)) as client,
@@ -199,7 +201,7 @@ def test_no_model_can_be_loaded_even_where_the_interface_is_open(tiny: Path, mon
         for change in (client.load_model, client.unload_model):
             with pytest.raises(InferenceServerException, match="explicit model load / unload is not allowed"):
                 change("affect")
-        assert server.healthy()
+        assert healthy(server)
 
 
 def test_what_lies_beside_our_models_is_not_loaded(own: Path, tmp_path: Path) -> None:

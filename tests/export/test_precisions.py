@@ -242,7 +242,7 @@ def make(
 ) -> list[Artefact]:
     material = Material(calibration=calibration, parity=FACES)
     truth = parity.establish(encoder.eval(), HeadGraph([tiny_head()]).eval(), FACES)
-    return make_artefacts(encoder, truth, folder, wanted, material, timed=candidates(CPU, None), threads=1)
+    return make_artefacts(encoder, truth, folder, wanted, material, timed=candidates(CPU, None))
 
 
 def test_artefacts_of_all_precisions_pass_and_those_that_are_rivals_are_timed(tmp_path: Path) -> None:
@@ -253,7 +253,6 @@ def test_artefacts_of_all_precisions_pass_and_those_that_are_rivals_are_timed(tm
     assert [(one.model, one.candidate) for one in made] == [
         (model, candidate) for model in models for candidate in every
     ]
-    assert set(tmp_path.iterdir()) == {one.path for one in made}
     for one in made:
         # A tower this small and untrained tells no faces apart in few bits; OpenVINO fails with the head, and may.
         if one.engine == ONNX_RUNTIME and one.precision is not Precision.INT8:

@@ -270,7 +270,7 @@ def test_a_place_where_nothing_can_be_written_is_named(checkpoints: tuple[Path, 
 @pytest.mark.parametrize("name", [engine_sets.CUDA, engine_sets.TENSORRT])
 def test_a_repository_for_cpus_is_not_served_from_a_gpu(repository: Path, name: str) -> None:
     assert verify_repository(repository, engine_sets.CPU) is not None
-    with pytest.raises(RepositoryError, match=r"--target gpu|shows no NVIDIA GPU|has no model\.sm"):
+    with pytest.raises(RepositoryError, match=r"--target gpu|this machine shows none|has no model\.sm"):
         verify_repository(repository, name)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,8 @@ from affserve.export import engine_sets
 from affserve.export.engine_sets import ENGINE_SETS
 from affserve.export.graphs.head import HeadGraph
 from affserve.export.graphs.onnx_file import export_head
+from affserve.export.repository.golden import read_golden
+from affserve.export.repository.manifest import read_manifest
 from affserve.export.repository.self_test import SelfTestError
 from affserve.export.server.config import ServerConfig
 from affserve.export.server.engine_choice import Obstacle
@@ -151,6 +154,29 @@ def test_a_golden_file_that_was_altered_is_refused(repository: Path, tmp_path: P
     golden.write_bytes(golden.read_bytes()[:-1] + b"x")
     with pytest.raises(RepositoryError, match=r"golden\.npz was altered after export"):
         TritonServer(ServerConfig(repository=tmp_path / "repository", drain_timeout_s=0)).start()
+
+
+def test_only_the_machines_own_limits_are_not_the_files_fault(repository: Path, tmp_path: Path) -> None:
+    """What has come to a limit may be readable in a moment: a server waits, and says what the machine lacks."""
+    before, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, most))
+    try:
+        for read in (lambda: read_golden(repository, 1), lambda: read_manifest(repository)):
+            with pytest.raises(OSError, match="Too many open files"):
+                read()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (before, most))
+    with pytest.raises(RepositoryError, match=r"golden\.npz cannot be read: .*; write it again with: affserve export"):
+        read_golden(tmp_path, 1)
+
+
+def test_golden_inputs_that_hold_something_else_are_refused(repository: Path, tmp_path: Path) -> None:
+    golden = tmp_path / "repository/clip_encoder/1/golden.npz"
+    shutil.copytree(repository, tmp_path / "repository")
+    for content in (b"", b"PK\x03\x04 of no archive", (repository / "temporal_head/1/golden.npz").read_bytes()):
+        golden.write_bytes(content)
+        with pytest.raises(RepositoryError, match=r"holds something else \(.*write it again with"):
+            read_golden(tmp_path / "repository", 1)
 
 
 def test_a_set_that_this_machine_cannot_run_is_refused_before_anything_starts(tiny: Path) -> None:

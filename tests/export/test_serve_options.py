@@ -19,7 +19,7 @@ import psutil
 import pytest
 import tritonclient.grpc as triton
 import trustme
-from tiny_server import RECOVERY_S, ask, expected_features, make_frames, needs_wheel, serve_command, wait_for
+from tiny_server import RECOVERY_S, ask, expected_features, healthy, make_frames, needs_wheel, serve_command, wait_for
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
@@ -110,7 +110,7 @@ def test_closed_interface_refuses_http_callers_without_the_key(closed: TritonSer
 
 
 def test_open_interfaces_still_answer(closed: TritonServer) -> None:
-    assert closed.healthy()
+    assert healthy(closed)
     with urllib.request.urlopen(f"http://{closed.http_url}/v2/models/affect/config", timeout=RECOVERY_S) as answer:
         assert json.load(answer)["name"] == "affect"
 

@@ -25,6 +25,7 @@ from tiny_server import (
     assert_nothing_left,
     family,
     has_ended,
+    healthy,
     leftovers,
     needs_wheel,
     pause,
@@ -57,7 +58,7 @@ def test_paths_with_a_space_are_served(tiny: Path, tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "my temporary"))
     config = ServerConfig(repository=tmp_path / "my repository", drain_timeout_s=0)
     with TritonServer(config) as server:
-        assert server.healthy()
+        assert healthy(server)
 
     monkeypatch.setattr(own_folder, "_PLAIN", re.compile(".*"))  # all the same: noticed at once, with its own words
     with pytest.raises(ServerError, match=r"process behind a model has ended. Its log says:\n.*my: No such file"):
@@ -255,7 +256,7 @@ def test_a_server_that_crashes_while_it_starts_is_started_once_more(tiny: Path, 
     try:
         with contextlib.nullcontext() if starts else pytest.raises(ServerError, match="signal 6 ended it"):
             server.start()
-        assert not starts or server.healthy()
+        assert not starts or healthy(server)
     finally:
         server.stop()
         thread.join()

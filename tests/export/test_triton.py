@@ -23,6 +23,7 @@ from tiny_server import (
     Tensors,
     ask,
     expected_features,
+    healthy,
     make_frames,
     needs_wheel,
     run_in_process,
@@ -194,9 +195,9 @@ def test_a_bf16_model_is_served_with_and_without_openvino(without: tuple[str, ..
 
 def test_healthy_tells_a_dead_model_from_a_living_one(tiny: Path) -> None:
     with TritonServer(ServerConfig(repository=tiny, drain_timeout_s=0)) as unwatched:
-        assert unwatched.healthy()
+        assert healthy(unwatched)
         os.kill(stub_of(unwatched.pid, "temporal_head"), signal.SIGKILL)
-        assert not unwatched.healthy()
+        assert not healthy(unwatched)
 
 
 def test_contract_and_ensemble_are_what_is_served(server: SupervisedServer) -> None:
