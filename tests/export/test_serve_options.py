@@ -226,9 +226,10 @@ def call(url: str, tls: CallerTls | None) -> str:
 
 
 def test_command_encrypts_asks_for_certificates_and_keeps_a_log(
-    tiny: Path, tmp_path: Path, certificates: Authority
+    tiny: Path, tmp_path: Path, certificates: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (chain, key), log = certificates.server, tmp_path / "logs" / "serve.jsonl"
+    (chain, key), log = certificates.server, Path("logs/serve.jsonl")
+    monkeypatch.chdir(tmp_path)  # a path that is meant from here
     options = [f"--tls-cert={chain}", f"--tls-key={key}", f"--tls-ca={certificates.ca}"]
     with serve_command(tiny, *options, "--metrics-port=0", f"--log={log}") as (process, line):
         assert " on grpcs://127.0.0.1:" in line, process.stderr and process.stderr.read()
