@@ -17,7 +17,7 @@ def write_columns(
 ) -> None:
     """Write a CSV file, and beside it what each of its columns means; table: what it was made of."""
     write_meanings(path, meanings, table, key=key)
-    write_whole(path, (",".join(columns) + "\n" + lines_of(columns.values())).encode())
+    write_whole(path, lines_of([name, *cells] for name, cells in columns.items()).encode())
 
 
 def write_meanings(path: Path, meanings: Iterable[Column], table: Table, *, key: Sequence[str]) -> None:

@@ -34,8 +34,8 @@ def routes(page: Page) -> list[BaseRoute]:
 
     def csv(request: Request) -> Response:
         table, rows = _part(page, request)
-        cells = lines_of([printed(table, name, rows) for name in table])
-        return Response(",".join(table) + "\n" + cells, media_type="text/csv")
+        text = lines_of([name, *printed(table, name, rows)] for name in table)
+        return Response(text, media_type="text/csv")
 
     def png(request: Request) -> Response:
         (table, places), tally = _part(page, request), Tally()

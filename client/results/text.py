@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -43,8 +44,10 @@ def json_cells(table: Table, name: str, *, as_made: bool = False) -> list[str]:
 
 
 def lines_of(columns: Iterable[Sequence[str]], separator: str = ",") -> str:
-    """Return rows of cells as lines of text."""
-    return "".join(separator.join(cells) + "\n" for cells in zip(*columns, strict=True))
+    """Return rows of cells as lines of text, in quotes where a column that somebody added needs them."""
+    text = io.StringIO()
+    csv.writer(text, delimiter=separator, lineterminator="\n").writerows(zip(*columns, strict=True))
+    return text.getvalue()
 
 
 def json_lines_of(columns: Mapping[str, Sequence[str]]) -> str:
