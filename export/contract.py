@@ -67,7 +67,7 @@ STATE = TensorSpec(name="state", datatype="FP32", shape=(-1,))  # of a stream, k
 NEXT_STATE = TensorSpec(name="next_state", datatype="FP32", shape=(-1,))
 
 
-STREAM_PREFIX, PROCESSING_PREFIX = "stream.", "processing."  # of parameters
+LABELS_PREFIX, STREAM_PREFIX, PROCESSING_PREFIX = "labels.", "stream.", "processing."  # of parameters
 
 
 def _per_frame(spec: TensorSpec) -> TensorSpec:
@@ -123,11 +123,7 @@ class StreamDescription:
     @classmethod
     def from_parameters(cls, parameters: Mapping[str, str]) -> StreamDescription | None:
         """Read the description back; None for a head that does not stream."""
-        values = {
-            key.removeprefix(STREAM_PREFIX): int(value)
-            for key, value in parameters.items()
-            if key.startswith(STREAM_PREFIX)
-        }
+        values = {name: int(value) for name, value in _below(STREAM_PREFIX, parameters).items()}
         return cls(**values) if values else None
 
 
@@ -149,7 +145,7 @@ class HeadDescription:
 
     def to_parameters(self) -> dict[str, str]:
         """Return the description as string parameters of a Triton model config."""
-        labels = {f"labels.{task}": ",".join(names) for task, names in self.labels.items()}
+        labels = {f"{LABELS_PREFIX}{task}": ",".join(names) for task, names in self.labels.items()}
         return {
             **labels,
             "window_frames": str(self.window_frames),
@@ -163,11 +159,7 @@ class HeadDescription:
     @classmethod
     def from_parameters(cls, parameters: Mapping[str, str], source: str) -> HeadDescription:
         """Read the description back; `source` names the model for the RepositoryError when something is missing."""
-        labels = {
-            key.removeprefix("labels."): tuple(value.split(","))
-            for key, value in parameters.items()
-            if key.startswith("labels.")
-        }
+        labels = {task: tuple(names.split(",")) for task, names in _below(LABELS_PREFIX, parameters).items()}
         if not labels:
             raise RepositoryError(
                 f"{source} tells no labels (found parameters: {', '.join(sorted(parameters)) or 'none'}; expected "
@@ -198,15 +190,15 @@ class HeadDescription:
         )
 
 
+def _below(prefix: str, parameters: Mapping[str, str]) -> dict[str, str]:
+    return {key.removeprefix(prefix): value for key, value in parameters.items() if key.startswith(prefix)}
+
+
 def _processing_of(
     parameters: Mapping[str, str], labels: Mapping[str, tuple[str, ...]], source: str
 ) -> dict[str, Record]:
     try:
-        document = {
-            key.removeprefix(PROCESSING_PREFIX): json.loads(value)
-            for key, value in parameters.items()
-            if key.startswith(PROCESSING_PREFIX)
-        }
+        document = {task: json.loads(value) for task, value in _below(PROCESSING_PREFIX, parameters).items()}
         return parse_processing(document, labels, source)
     except (ValueError, DataError) as error:
         raise RepositoryError(
