@@ -31,6 +31,7 @@ def printable(text: str) -> str:
     return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a write to a full disk ends in
 _REMEDIES = {
     errno.EMFILE: "allow more open files, with ulimit -n 4096 before the command",
     errno.ENFILE: "this machine has too many open files: end what has them open",

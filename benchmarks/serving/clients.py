@@ -14,7 +14,6 @@ from threading import BrokenBarrierError
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from affserve.benchmarks.measuring.samples import fitted
 from affserve.client.client import AffectClient
@@ -74,14 +73,10 @@ def _run_clients(url: str, count: int, frames: int) -> list[float]:
 
 
 def _one_client(url: str, frames: int, seed: int, together: Barrier, results: Queue[float]) -> None:
-    crops = _noise(frames, seed)
+    crops = np.random.default_rng(seed).integers(0, 256, (frames, *FRAMES.shape), dtype=np.uint8)
     with AffectClient(url) as client:
         client.encode(crops[:CHUNK_FRAMES])
         together.wait(START_TIMEOUT_S)
         started = time.perf_counter()
         client.encode(crops)
         results.put(time.perf_counter() - started)
-
-
-def _noise(frames: int, seed: int = 0) -> NDArray[np.uint8]:
-    return np.random.default_rng(seed).integers(0, 256, (frames, *FRAMES.shape), dtype=np.uint8)

@@ -37,7 +37,10 @@ def measure_gpus(
         sides = {str(gpu): url for gpu, url in zip(gpus, urls, strict=True)}
         if len(gpus) > 1:
             sides[ALL] = ",".join(urls)
-        clients = {name: stack.enter_context(_client(url)) for name, url in sides.items()}
+        clients = {
+            name: stack.enter_context(AffectClient(url, chunks_in_flight=CHUNKS_IN_FLIGHT * len(url.split(","))))
+            for name, url in sides.items()
+        }
         for name, client in clients.items():
             progress(f"GPU {name}: warming up")
             client.encode(crops)
@@ -47,10 +50,6 @@ def measure_gpus(
         alone = statistics.mean(rows[str(gpu)]["frames_per_s"] for gpu in gpus)
         measured["scaling_factor"] = round(rows[ALL]["frames_per_s"] / alone, 3)
     return measured
-
-
-def _client(url: str) -> AffectClient:
-    return AffectClient(url, chunks_in_flight=CHUNKS_IN_FLIGHT * len(url.split(",")))
 
 
 def _in_turns(

@@ -22,7 +22,7 @@ from affserve.client.video.source import read_image
 from affserve.train.corpus.affwild2 import TRAIN, VALIDATION, Corpus, open_corpus
 from affserve.train.corpus.folds import deal
 from affserve.train.errors import DataError
-from affserve.train.evaluation.metrics import f1_of_classes, people_drawn
+from affserve.train.evaluation.metrics import people_drawn, score_each
 from affserve.train.evaluation.trained_model import load_served_heads
 from affserve.train.features.extraction import extract
 from affserve.train.features.store import FeatureStore
@@ -205,7 +205,7 @@ def _scored(truth: Mapping[tuple[str, int], int], given: Answers, person: Mappin
 
 def _f1(labels: NDArray[np.int64], chosen: NDArray[np.int64]) -> NDArray[np.float64]:
     """Return the F1 of the expressions that are judged, (7,)."""
-    return f1_of_classes(labels[:, None].astype(np.float64), np.eye(EXPRESSION.outputs)[chosen])[:JUDGED]
+    return score_each("one_of", labels[:, None].astype(np.float64), np.eye(EXPRESSION.outputs)[chosen])[:JUDGED]
 
 
 def _two(labels: NDArray[np.int64], chosen: NDArray[np.int64]) -> tuple[float, float]:

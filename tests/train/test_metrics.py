@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import confusion_matrix, f1_score
 from torchmetrics.functional.regression import concordance_corrcoef, pearson_corrcoef
 
-from affserve.train.evaluation.metrics import ccc, chosen_class, confusion_counts, f1_of_classes, f1_of_units, pearson
+from affserve.train.evaluation.metrics import ccc, chosen_class, confusion_counts, pearson, score_each
 from affserve.train.evaluation.scores import score
 from affserve.train.labels import ACTION_UNITS, EXPRESSION, VALENCE_AROUSAL
 
@@ -99,7 +99,7 @@ def test_f1_of_classes_equals_scikit_learn(case: str) -> None:
     truth, probability = class_labels(case)
     called = probability.argmax(axis=1)
     expected = f1_score(truth, called, labels=range(8), average=None, zero_division=0)
-    np.testing.assert_allclose(f1_of_classes(truth[:, None], probability), expected, atol=1e-6)
+    np.testing.assert_allclose(score_each("one_of", truth[:, None], probability), expected, atol=1e-6)
     np.testing.assert_array_equal(confusion_counts(truth, called, 8), confusion_matrix(truth, called, labels=range(8)))
     key = EXPRESSION.key
     scored = score({key: probability}, {key: truth[:, None].astype(np.float32)}, {key: np.ones(len(truth), bool)})
@@ -123,7 +123,7 @@ def test_action_unit_f1_equals_scikit_learn(active: float, called: float) -> Non
     truth = (rng.random((500, 12)) < active).astype(np.float32)
     probability = np.where(rng.random((500, 12)) < called, 0.5, 0.4999)
     expected = f1_score(truth, probability >= 0.5, average=None, zero_division=0)
-    np.testing.assert_allclose(f1_of_units(truth, probability), expected, atol=1e-6)
+    np.testing.assert_allclose(score_each("any_of", truth, probability), expected, atol=1e-6)
     key = ACTION_UNITS.key
     scored = score({key: probability}, {key: truth}, {key: np.ones(500, bool)})
     assert scored.by_task[key] == pytest.approx(
@@ -135,4 +135,4 @@ def test_an_answer_that_is_not_a_number_is_no_expression() -> None:
     probability = np.eye(8)[[0, 2, 0]]
     probability[0] = np.nan
     assert chosen_class(probability).tolist() == [-1, 2, 0]
-    assert f1_of_classes(np.array([[0], [2], [0]]), probability)[0] == pytest.approx(2 / 3)
+    assert score_each("one_of", np.array([[0], [2], [0]]), probability)[0] == pytest.approx(2 / 3)

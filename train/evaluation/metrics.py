@@ -61,19 +61,11 @@ def is_active(outputs: Floats) -> NDArray[np.bool_]:
     return outputs >= ACTIVE_PROBABILITY
 
 
-def ccc_of_each(truth: Floats, outputs: Floats) -> NDArray[np.float64]:
-    """CCC of each column of two (N, K) arrays, (K,)."""
-    return np.array([ccc(x, y) for x, y in zip(truth.T, outputs.T, strict=True)])
-
-
-def f1_of_classes(truth: Floats, outputs: Floats) -> NDArray[np.float64]:
-    """F1 of each class, (K,), from class indices (N, 1) and outputs (N, K)."""
-    return f1_of_sums(sums_of("one_of", truth, outputs))
-
-
-def f1_of_units(truth: Floats, outputs: Floats) -> NDArray[np.float64]:
-    """F1 of each unit, (K,), from two (N, K) arrays, on the frames that have a label of it: truth is not -1."""
-    return f1_of_sums(sums_of("any_of", truth, outputs))
+def score_each(kind: Kind, truth: Floats, outputs: Floats) -> NDArray[np.float64]:
+    """CCC or F1 of each output, (K,), from labels (N, columns) and outputs (N, K); of a unit where truth is not -1."""
+    if kind == "regression":
+        return np.array([ccc(x, y) for x, y in zip(truth.T, outputs.T, strict=True)])
+    return f1_of_sums(sums_of(kind, truth, outputs))
 
 
 def sums_of(kind: Kind, truth: Floats, outputs: Floats) -> NDArray[np.float64]:
@@ -111,11 +103,6 @@ FROM_SUMS: dict[Kind, Callable[[Floats], NDArray[np.float64]]] = {
     "regression": ccc_of_sums,
     "one_of": f1_of_sums,
     "any_of": f1_of_sums,
-}
-SCORE_EACH: dict[Kind, Callable[[Floats, Floats], NDArray[np.float64]]] = {
-    "regression": ccc_of_each,
-    "one_of": f1_of_classes,
-    "any_of": f1_of_units,
 }
 MEASURES: dict[Kind, str] = {"regression": "CCC", "one_of": "F1", "any_of": "F1"}  # of one output
 METRIC_NAMES: dict[Kind, str] = {"regression": "mean CCC", "one_of": "macro F1", "any_of": "mean F1"}  # of a task

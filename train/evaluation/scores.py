@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from affserve.train.corpus.annotations import labelled_columns
-from affserve.train.evaluation.metrics import FROM_SUMS, SCORE_EACH, chosen_class, confusion_counts, sums_of
+from affserve.train.evaluation.metrics import FROM_SUMS, chosen_class, confusion_counts, score_each, sums_of
 from affserve.train.labels import EXPRESSION, TASKS, Kind, Task
 
 OFFICIAL = "official"  # each labelled frame once, after overlapping segments are averaged: the challenge's way
@@ -58,7 +58,7 @@ def score(predicted: Arrays, truth: Arrays, valid: Arrays, person: Arrays | None
     for key in (key for key in TASKS if key in predicted and valid[key].any()):
         chosen = valid[key]
         task, labels = TASKS[key], truth[key][chosen]
-        values = SCORE_EACH[task.kind](labels, predicted[key][chosen])
+        values = score_each(task.kind, labels, predicted[key][chosen])
         labelled = np.broadcast_to(labelled_columns(task, labels), task.outputs)
         parts[key] = {name: float(values[k]) for k, name in enumerate(task.names) if labelled[k]}
         by_task[key] = float(np.mean(values[labelled]))

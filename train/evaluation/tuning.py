@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from affserve.train.corpus.annotations import labelled_columns
 from affserve.train.errors import DataError
-from affserve.train.evaluation.metrics import f1_of_sums, sums_of
+from affserve.train.evaluation.metrics import confusion_counts, f1_of_sums, sums_of
 from affserve.train.evaluation.scores import RESAMPLINGS
 from affserve.train.labels import TASKS, Kind
 from affserve.train.processing.processor import processed
@@ -173,7 +173,7 @@ def best_biases(probabilities: NDArray[np.float32], truth: NDArray[np.int64]) ->
 
 
 def _macro_f1(truth: NDArray[np.int64], called: NDArray[np.int64], classes: int) -> float:
-    confusion = np.bincount(truth * classes + called, minlength=classes * classes).reshape(classes, classes)
+    confusion = confusion_counts(truth, called, classes)
     return float(_f1(np.stack([np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0)]).astype(np.float64)))
 
 

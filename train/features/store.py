@@ -12,7 +12,6 @@ None is forced to the disk: one that a power cut spoils is found like any other 
 
 from __future__ import annotations
 
-import errno
 import functools
 import json
 import os
@@ -28,7 +27,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from affserve.train.errors import DataError, OutputError
+from affserve.train.errors import NO_SPACE, DataError, OutputError
 from affserve.train.files import staged_file, write_file
 
 SCHEMA_VERSION = 2
@@ -37,7 +36,6 @@ DTYPE = np.dtype("<f2")  # of a stored number
 CRC_BYTES = 4
 BLOCK_BYTES = 1 << 20  # read at once to compare a checksum
 LEFT_BEHIND_S = 3600  # nobody writes one video for so long: a file aside that is older is a killed process's
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True, kw_only=True)

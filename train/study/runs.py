@@ -43,7 +43,6 @@ class Runs:
     config: StudyConfig
     out: Path
     _folds: dict[int, Corpus] = field(default_factory=dict)  # as far as they were needed
-    _features: dict[str, Path] = field(default_factory=dict)  # by encoder
 
     def encoder(self, fold: int) -> str:
         """Fine-tune an encoder on a fold's training set; return what to tell of it."""

@@ -15,7 +15,6 @@ renamed into it: what stands there is always whole.
 
 from __future__ import annotations
 
-import errno
 import json
 import pickle
 import shutil
@@ -30,7 +29,7 @@ import torch  # noqa: TID253 - this file is about it
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
-from affserve.train.errors import CheckpointError
+from affserve.train.errors import NO_SPACE, CheckpointError
 from affserve.train.evaluation.scores import Scores
 from affserve.train.files import replace_folder, sole_user, staged_file, write_file
 from affserve.train.models.checkpoint import CONFIG_FILE
@@ -39,7 +38,6 @@ from affserve.train.trainer.ranks import Ranks
 SCHEMA = 1
 RUN_FILE = "run.json"
 STATE_FILE = "state.pt"
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 Fresh = bool | Literal["if-changed"]
 """Whether a training starts over: never (another configuration in its place is an error), always, or if it changed."""
@@ -180,9 +178,9 @@ def _full_disk(error: BaseException) -> str | None:
     """Return the system's words if an error, or what lies under it, is about room on a disk."""
     under: BaseException | None = error
     while under is not None:  # PyTorch's writer covers the error of its file by one of its own
-        if isinstance(under, OSError) and under.errno in DISK_ERRORS:
+        if isinstance(under, OSError) and under.errno in NO_SPACE:
             return str(under.strerror)
-        if isinstance(under, SafetensorError) and any(f"(os error {code})" in str(under) for code in DISK_ERRORS):
+        if isinstance(under, SafetensorError) and any(f"(os error {code})" in str(under) for code in NO_SPACE):
             return str(under)
         under = under.__context__
     return None
