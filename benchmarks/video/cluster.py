@@ -67,13 +67,14 @@ def cluster(cores: Sequence[Sequence[int]]) -> Iterator[tuple[Any, list[Any]]]:
     from ray.cluster_utils import Cluster
 
     own = os.sched_getaffinity(0)
-    made = Cluster()
+    made = Cluster(shutdown_at_exit=False)
     try:
         _patiently(lambda: made.add_node(num_cpus=0, include_dashboard=False, **SMALL))
         yield made, [_add_node(made, of_node) for of_node in cores]
     finally:
         os.sched_setaffinity(0, own)
         made.shutdown()  # type: ignore[no-untyped-call]
+        made.global_state.disconnect()  # type: ignore[no-untyped-call]
 
 
 def _add_node(made: Any, cores: Sequence[int]) -> Any:

@@ -119,7 +119,10 @@ class SupervisedServer:
 
     def wait(self) -> None:
         """Block until the server is stopped; ServerError when it could not be kept alive."""
-        self._ended.wait()
+        while not self._ended.wait(WATCH_PERIOD_S):
+            # The kernel may give a signal to another thread; Python handles it when this one wakes, which nothing else
+            # sees to: on a busy machine one SIGTERM in some 50 was never answered.
+            continue
         if self._failure is not None:
             raise self._failure
 

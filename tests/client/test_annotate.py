@@ -140,7 +140,7 @@ def test_what_a_node_had_is_done_by_another_one_when_it_is_killed(
     server_url: str, corpus: Path, expected: Path, tmp_path: Path
 ) -> None:
     cluster_utils = pytest.importorskip("ray.cluster_utils")
-    cluster = cluster_utils.Cluster()
+    cluster = cluster_utils.Cluster(shutdown_at_exit=False)
     try:
         joined(cluster, include_dashboard=False)
         victim = joined(cluster)
@@ -151,6 +151,7 @@ def test_what_a_node_had_is_done_by_another_one_when_it_is_killed(
         assert driver.returncode == 0, told
     finally:
         cluster.shutdown()
+        cluster.global_state.disconnect()
     assert rows(tmp_path) == rows(expected)
     assert report(tmp_path) == {"done": 4, "done_before": 0, "failed": 0}
     workers = json.loads((tmp_path / "report.json").read_text())["workers"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import re
 import shutil
@@ -164,6 +165,13 @@ def test_command_drains_and_leaves_nothing(own: Path) -> None:
         assert process.stdout is not None
         assert process.stdout.read() == ""
         assert_nothing_left(processes, name)
+
+
+def test_a_signal_that_another_thread_takes_ends_it(tiny: Path) -> None:
+    with serve_command(tiny) as (process, _):
+        threads = {int(name) for name in os.listdir(f"/proc/{process.pid}/task")} - {process.pid}
+        ctypes.CDLL(None).tgkill(process.pid, max(threads), signal.SIGTERM)  # the kernel may choose any
+        assert process.wait(RECOVERY_S) == 0
 
 
 def test_server_does_not_outlive_a_killed_command(tiny: Path) -> None:

@@ -86,7 +86,8 @@ async function sendPictures(camera, socket, over) {
       const jpeg = await canvas.convertToBlob({ type: "image/jpeg", quality: 0.85 }), head = new DataView(new ArrayBuffer(12));
       head.setUint32(0, index, true);
       head.setFloat64(4, (at - began) / 1000, true);
-      if (!over()) socket.send(await new Blob([head.buffer, jpeg]).arrayBuffer());
+      const message = await new Blob([head.buffer, jpeg]).arrayBuffer();
+      if (!over() && socket.readyState === WebSocket.OPEN) socket.send(message);  // it may have closed meanwhile
     }
     await new Promise((done) => setTimeout(done, Math.max(0, 1000 / CAMERA.fps - (performance.now() - at))));
   }
