@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import av
@@ -13,8 +16,6 @@ from affserve.benchmarks.measuring.films import BACKGROUND, TILE_PX, mosaic
 from affserve.benchmarks.measuring.samples import linear_fit, power_exponent
 from affserve.benchmarks.serving.clients import measure_clients
 from affserve.benchmarks.serving.gpu_scaling import measure_gpus
-from affserve.benchmarks.video import cluster, kills
-from affserve.benchmarks.video.kills import measure_kills
 from affserve.benchmarks.video.scale import ScaleOptions, measure_scale, turns
 from affserve.client.video.source import open_source
 from affserve.train.errors import DataError
@@ -69,14 +70,12 @@ def test_gpus_are_compared_one_by_one_and_together(repository: Path) -> None:
     assert measured["scaling_factor"] == pytest.approx(measured["gpus"]["all"]["frames_per_s"] / alone, rel=0.01)
 
 
-def test_a_killed_worker_costs_nothing(
-    film: Path, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_worker_costs_nothing(film: Path, repository: Path, tmp_path: Path) -> None:
     pytest.importorskip("ray")
-    for name, value in {"KINDS": ("worker",), "ROUNDS": 1, "CLIPS": 6, "CLIP_FRAMES": 200, "LATER_S": 0.1}.items():
-        monkeypatch.setattr(kills, name, value)
-    monkeypatch.setattr(cluster, "CLIPS", 6)
-    measured = measure_kills(repository, film, tmp_path, lambda _: None)
+    case = [sys.executable, Path(__file__).parents[1] / "kill_case.py", repository, film, tmp_path]
+    done = subprocess.run(case, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    measured = json.loads(done.stdout.splitlines()[-1])
     (one,) = measured["kills"]
     assert one["hit"]
     assert one["processes"] == 1
