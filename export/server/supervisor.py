@@ -105,6 +105,7 @@ class SupervisedServer:
             self._server.start()
         except BaseException:
             self._own.remove()
+            self._own = None  # to be removed once: its file descriptor may be somebody else's by then
             raise
         self._config = self._server.config  # from here on with these ports and this engine set
         self._mark_ready()
