@@ -6,6 +6,7 @@ Everything heavy is imported inside a command's body, so that `affserve --help` 
 from __future__ import annotations
 
 import errno
+import os
 import resource
 import signal
 import sys
@@ -23,6 +24,7 @@ from affserve.client.commands.live import live
 from affserve.client.commands.results import convert, summary
 from affserve.client.commands.status import status
 from affserve.client.commands.view import view
+from affserve.export.engine_sets import NO_TELEMETRY
 from affserve.export.export_cli import export
 from affserve.export.serve_cli import serve
 from affserve.export.server.events import write_to_stderr
@@ -139,6 +141,7 @@ def main() -> None:
     Ctrl-C ends with 130, also where a command was started with SIGINT ignored, as a shell does in the background.
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.environ |= NO_TELEMETRY | os.environ  # what is set already stays
     try:
         _run()
     finally:

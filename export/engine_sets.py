@@ -12,6 +12,7 @@ AUTO = "auto"  # the fastest set that this machine can run
 CPU, CUDA, RTX, TENSORRT = "cpu", "cuda", "rtx", "tensorrt"
 
 ONNX_RUNTIME, OPENVINO = "onnxruntime", "openvino"  # what computes a model of the set cpu, as Triton calls its backend
+NO_TELEMETRY = {"ORT_DISABLE_TELEMETRY": "1"}  # in the environment: ONNX Runtime's wheels report to Microsoft without
 
 ONNX_FILE = "model.onnx"  # for a CPU
 GPU_ONNX_FILE = "model.gpu.onnx"  # for ONNX Runtime on a GPU, and what plans are built from

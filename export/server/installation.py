@@ -15,7 +15,7 @@ import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
-from affserve.export.engine_sets import ONNX_RUNTIME, OPENVINO
+from affserve.export.engine_sets import NO_TELEMETRY, ONNX_RUNTIME, OPENVINO
 from affserve.train.errors import MissingExtraError, ServerError
 
 WHEEL = "nvidia-pytriton"
@@ -116,7 +116,7 @@ def lay_out_backends(installation: Installation, folder: Path) -> Path | None:
 
 def server_environment(installation: Installation, folder: Path) -> dict[str, str]:
     """Return the environment in which the server's Python is this Python, activated or not."""
-    environment = dict(os.environ)
+    environment = NO_TELEMETRY | os.environ
     # glibc would move this up to the largest buffer freed, and requests of 5 MB would fray the server's heap.
     environment.setdefault("MALLOC_MMAP_THRESHOLD_", "262144")
     if installation.wheel is None:

@@ -167,6 +167,12 @@ def test_command_drains_and_leaves_nothing(own: Path) -> None:
         assert_nothing_left(processes, name)
 
 
+def test_nothing_is_noted_for_others(tiny: Path) -> None:
+    with serve_command(tiny) as (process, _):
+        opened = {file.path for one in family(process)[0] for file in one.open_files()}
+    assert not [path for path in opened if "onnxruntime.db" in path]  # where its wheels keep what they report
+
+
 def test_a_signal_that_another_thread_takes_ends_it(tiny: Path) -> None:
     with serve_command(tiny) as (process, _):
         threads = {int(name) for name in os.listdir(f"/proc/{process.pid}/task")} - {process.pid}
