@@ -181,7 +181,7 @@ def test_windows_are_the_same_in_worker_processes(tmp_path: Path) -> None:
     windows = WindowDataset(load_videos(corpus, folder, [EXPRESSION], TRAIN), window=12, stride=8)
     windows[0]  # what a process opens does not travel
     here = next(iter(DataLoader(windows, batch_size=len(windows))))
-    # No DataLoader's worker: its handler of SIGCHLD stays, and after AMX was used in this process it has no room to run.
+    # No DataLoader's worker: its handler of SIGCHLD has no room to run after AMX was used in this process.
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         there = default_collate(list(pool.map(windows.__getitem__, range(len(windows)))))
     for key in ("features", "present"):
