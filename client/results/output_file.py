@@ -50,10 +50,16 @@ class OutputFile:
         """Open the part, and lock it before it has its name: it is taken for left behind as soon as nobody does."""
         unlocked = self._part.with_name(f"{self._part.name}.new")
         file = open(unlocked, "wb")  # noqa: SIM115 closed by close()
-        self._lock = os.dup(file.fileno())
-        with suppress(OSError):  # a file system without locks: then nobody ever removes it for us
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.rename(unlocked, self._part)
+        try:
+            self._lock = os.dup(file.fileno())
+            with suppress(OSError):  # a file system without locks: then nobody ever removes it for us
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.rename(unlocked, self._part)
+        except OSError:
+            file.close()
+            unlocked.unlink(missing_ok=True)
+            self._unlock()
+            raise
         return file
 
     @property

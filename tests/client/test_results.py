@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -167,6 +168,19 @@ def test_killed_process_leaves_nothing_under_the_name(tmp_path: Path) -> None:
         assert process.stdout.readline() == b"half\n"
         process.send_signal(signal.SIGKILL)
     assert not path.exists()
+
+
+def test_a_file_that_cannot_be_locked_leaves_nothing(tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.dup(0)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free + 1, limits[1]))  # enough for the file, not for its lock
+    try:
+        with pytest.raises(OutputError, match="ulimit -n 4096"):
+            OutputFile(tmp_path / "rows.csv")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_unwritable_places_fail_before_the_work(tmp_path: Path) -> None:
