@@ -372,8 +372,8 @@ def _array(name: str, cells: Sequence[Any]) -> NDArray[Any]:
         return np.array(cells, dtype=object)
     try:
         return np.array(cells, dtype=np.float64)  # None becomes NaN
-    except (ValueError, TypeError):  # text that somebody added, or that stands where it must not: see reading.py
-        return np.array(cells, dtype=object)
+    except (ValueError, TypeError):  # what somebody added, or what stands where it must not: see reading.py
+        return np.array([None if cell is None else str(cell) for cell in cells], dtype=object)
 
 
 def rows_of(columns: Mapping[str, NDArray[Any]], labels: Mapping[str, Sequence[str]]) -> Rows:
